@@ -1,0 +1,7 @@
+//! Undermesh: a service mesh that lives under the pods.
+//!
+//! One module per stage of a connection's way through the agent; `docs/architecture.md` has the map and the
+//! arrows between the modules, which a test enforces.
+
+pub mod cli;
+pub mod model;

@@ -1,0 +1,42 @@
+//! What the agent knows of the world: workloads, Services and their endpoints, as one immutable [`Snapshot`].
+//!
+//! These types are plain values. They never touch a socket, a clock or a log, and they do not know which
+//! documents they were made from (`config` does) nor how they reach the kernel (`capture` does).
+
+mod service;
+mod snapshot;
+mod workload;
+
+pub use service::{
+    Endpoint, EndpointLoad, LoadGuard, Service, ServicePort, SessionAffinity, TrafficDistribution, TrafficScope,
+};
+pub use snapshot::{Destination, Snapshot};
+pub use workload::{Enrolment, MtlsMode, PodPaths, Workload, WorkloadUid};
+
+use std::fmt;
+use std::sync::Arc;
+
+/// An interned name: cloning it costs a reference count.
+pub type Name = Arc<str>;
+
+/// The namespace and name of a Kubernetes object, printed as `namespace/name`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectRef {
+    /// The object's namespace.
+    pub namespace: Name,
+    /// The object's name.
+    pub name: Name,
+}
+
+impl ObjectRef {
+    /// Names an object.
+    pub fn new(namespace: impl Into<Name>, name: impl Into<Name>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}

@@ -1,0 +1,130 @@
+//! A Service and the endpoints behind it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::{Name, ObjectRef, Workload};
+
+/// A Kubernetes Service with at least one cluster IP. Headless Services have no address of their own: a client
+/// dials a pod, and the dialled pod is what it gets.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Namespace and name.
+    pub id: ObjectRef,
+    /// `spec.clusterIPs`.
+    pub addresses: Vec<IpAddr>,
+    /// The TCP ports, in the order of the manifest.
+    pub ports: Vec<ServicePort>,
+    /// `spec.sessionAffinity`.
+    pub session_affinity: SessionAffinity,
+    /// `spec.internalTrafficPolicy`.
+    pub internal_traffic: TrafficScope,
+    /// `spec.trafficDistribution`.
+    pub distribution: TrafficDistribution,
+}
+
+impl Service {
+    /// The port that clients dial as `port`, if the Service has it.
+    pub fn port(&self, port: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|p| p.port == port)
+    }
+}
+
+/// One TCP port of a Service.
+#[derive(Clone, Debug)]
+pub struct ServicePort {
+    /// `name`; empty where the only port has none.
+    pub name: Name,
+    /// The port that clients dial.
+    pub port: u16,
+    /// `appProtocol`.
+    pub app_protocol: Option<Name>,
+    /// Every endpoint of this port, of both address families, fit to be used or not.
+    pub endpoints: Arc<[Endpoint]>,
+}
+
+/// One address that may serve a Service port, with what Kubernetes says of it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Pod address and target port.
+    pub address: SocketAddr,
+    /// `conditions.ready` (always true where the Service publishes addresses that are not ready).
+    pub ready: bool,
+    /// `conditions.serving`.
+    pub serving: bool,
+    /// `conditions.terminating`.
+    pub terminating: bool,
+    /// The node it runs on.
+    pub node: Option<Name>,
+    /// The zone it runs in.
+    pub zone: Option<Name>,
+    /// `hints.forZones`.
+    pub for_zones: Vec<Name>,
+    /// `hints.forNodes`.
+    pub for_nodes: Vec<Name>,
+    /// The pod behind the address, where it is known.
+    pub workload: Option<Arc<Workload>>,
+    /// Open connections to this address from this node; the same counter in every snapshot.
+    pub load: EndpointLoad,
+}
+
+/// `spec.sessionAffinity`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionAffinity {
+    /// Each connection is balanced on its own.
+    None,
+    /// Connections of one client address go to one endpoint until none was made for this long.
+    ClientIp {
+        /// `sessionAffinityConfig.clientIP.timeoutSeconds`, 10,800 s unless given.
+        timeout: Duration,
+    },
+}
+
+/// `spec.internalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrafficScope {
+    /// All endpoints of the cluster.
+    Cluster,
+    /// Only those of the client's node; none there means none at all.
+    Local,
+}
+
+/// `spec.trafficDistribution` (KEP-4444, KEP-3015).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrafficDistribution {
+    /// No preference.
+    Anywhere,
+    /// `PreferSameZone`, also spelt `PreferClose`.
+    PreferSameZone,
+    /// `PreferSameNode`, then the same zone.
+    PreferSameNode,
+}
+
+/// Counts the open connections to one endpoint. Clones share the counter.
+#[derive(Clone, Debug, Default)]
+pub struct EndpointLoad(Arc<AtomicU32>);
+
+impl EndpointLoad {
+    /// Connections open now.
+    pub fn open(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts one connection for as long as the guard lives.
+    pub fn enter(&self) -> LoadGuard {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        LoadGuard(self.0.clone())
+    }
+}
+
+/// One counted connection; see [`EndpointLoad::enter`].
+#[derive(Debug)]
+pub struct LoadGuard(Arc<AtomicU32>);
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

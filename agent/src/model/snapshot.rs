@@ -1,0 +1,47 @@
+//! The whole of what is known at one moment.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet};
+
+use super::{Service, Workload, WorkloadUid};
+
+/// Everything that a connection's decisions are made from, immutable. The maps are persistent: the next snapshot
+/// shares all that did not change, so one change costs the logarithm of the cluster's size.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Counts the snapshots of this process, from 1; 0 is the empty one before the first.
+    pub generation: u64,
+    /// What stands behind each address that the mesh has heard of: pods and cluster IPs, captured or not.
+    pub destinations: OrdMap<IpAddr, Destination>,
+    /// Every pod that has not finished, with or without an address.
+    pub workloads: OrdMap<WorkloadUid, Arc<Workload>>,
+    /// The addresses known to the mesh, hence captured: those of pods that want enrolment, and of Services with at
+    /// least one such endpoint. Never that of the API server's own Service (`default/kubernetes`).
+    pub captured: OrdSet<IpAddr>,
+}
+
+/// What a destination address stands for.
+#[derive(Clone, Debug)]
+pub enum Destination {
+    /// A pod's own address.
+    Workload(Arc<Workload>),
+    /// A Service's cluster IP.
+    Service(Arc<Service>),
+}
+
+impl Snapshot {
+    /// What the address stands for, if the mesh has heard of it.
+    pub fn destination(&self, address: IpAddr) -> Option<&Destination> {
+        self.destinations.get(&address.to_canonical())
+    }
+
+    /// The pod that has the address.
+    pub fn workload(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        match self.destination(address) {
+            Some(Destination::Workload(workload)) => Some(workload),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! A workload: one pod, as the mesh sees it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use super::{Name, ObjectRef};
+
+/// `metadata.uid`, or `namespace/name` where a manifest carries none. Two pods of one name, one after the other,
+/// differ in it.
+pub type WorkloadUid = Name;
+
+/// One pod that has not finished.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Tells this pod from a later one of the same name.
+    pub uid: WorkloadUid,
+    /// Namespace and name of the pod.
+    pub pod: ObjectRef,
+    /// What the pod is a replica of, for telemetry: the Deployment, StatefulSet, Job..., or the pod's own name.
+    pub workload: Name,
+    /// The pod's service account (`default` where none is named): its identity.
+    pub service_account: Name,
+    /// `status.podIPs`: the only addresses that the mesh steers. Empty while the pod has none, and for pods on the
+    /// host's network, whose address is the node's.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.nodeName`.
+    pub node: Option<Name>,
+    /// Whether the pod is to be in the mesh, and if not, why.
+    pub enrolment: Enrolment,
+    /// Whether the pod takes plaintext from outside of the mesh.
+    pub mtls: MtlsMode,
+    /// Where the pod's namespace and cgroup are, if its manifest says so.
+    pub paths: Option<PodPaths>,
+}
+
+/// Whether a pod is to be in the mesh: a wish, not yet a fact.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Enrolment {
+    /// The pod or its namespace asks for it and nothing speaks against it.
+    Wanted,
+    /// It does not ask for it.
+    NotWanted,
+    /// It asks for it but cannot have it: the reason, as a sentence for the user.
+    Impossible(String),
+}
+
+impl Enrolment {
+    /// True for a pod that is to be enrolled.
+    pub fn is_wanted(&self) -> bool {
+        matches!(self, Self::Wanted)
+    }
+}
+
+/// The `undermesh.io/mtls` annotation of a pod or its namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MtlsMode {
+    /// Plaintext from outside of the mesh is let in.
+    #[default]
+    Permissive,
+    /// Plaintext is refused from the first SYN, also while the agent is down.
+    Strict,
+}
+
+/// Where a pod of this node lives (annotations `undermesh.io/netns` and `undermesh.io/cgroup`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodPaths {
+    /// A path that opens the pod's network namespace.
+    pub netns: PathBuf,
+    /// The pod's directory in the cgroup2 tree.
+    pub cgroup: PathBuf,
+}
