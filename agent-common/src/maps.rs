@@ -1,0 +1,154 @@
+//! What the maps hold. Field names are for the reader of `bpftool map dump`.
+
+use crate::Address;
+
+/// Counts the layouts of the structs in this module; a pinned map of another layout is never adopted.
+pub const LAYOUT: u32 = 1;
+
+/// An agent whose heartbeat is older than this, in nanoseconds, is taken for hung.
+pub const HEARTBEAT_LIMIT_NS: u64 = 3_000_000_000;
+
+/// `agents[0]`: how the agent of this node is doing and what is to happen when it is gone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Agent {
+    /// `CLOCK_MONOTONIC` in nanoseconds when every worker of the agent was last seen working.
+    pub heartbeat_ns: u64,
+    /// Hash of the object that the attached programs were loaded from.
+    pub build: u64,
+    /// [`LAYOUT`] of the agent that wrote this.
+    pub layout: u32,
+    /// 1: without an agent, connections are refused (`--on-agent-down closed`); 0: they go their direct way.
+    pub closed_when_down: u32,
+}
+
+/// `destinations[address]`: an address known to the mesh.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Destination {
+    /// The code that stands for the address; see [`crate::code`].
+    pub code: u32,
+}
+
+/// How many addresses of one pod are steered: `status.podIPs` holds at most one of each family.
+pub const POD_ADDRESSES: usize = 2;
+
+/// `pods[network namespace cookie]`: an enrolled pod.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    /// `status.podIPs`; unused ones are `::`.
+    pub addresses: [Address; POD_ADDRESSES],
+    /// The interface that has these addresses.
+    pub interface: u32,
+    /// 1: plaintext is refused from the first SYN.
+    pub strict: u32,
+}
+
+impl Pod {
+    /// Whether the address is one of the pod's own.
+    #[inline(always)]
+    pub const fn owns(&self, address: &Address) -> bool {
+        self.addresses[0].same(address) || self.addresses[1].same(address)
+    }
+
+    /// The pod's address of the family of `like`.
+    #[inline(always)]
+    pub const fn address_like(&self, like: &Address) -> Option<Address> {
+        let v4 = like.as_ip4().is_some();
+        let [a, b] = self.addresses;
+        if !a.same(&UNSPECIFIED) && a.as_ip4().is_some() == v4 {
+            Some(a)
+        } else if !b.same(&UNSPECIFIED) && b.as_ip4().is_some() == v4 {
+            Some(b)
+        } else {
+            None
+        }
+    }
+}
+
+const UNSPECIFIED: Address = Address::from_ip6([0; 4]);
+
+/// Key of `listeners`: the agent's listening sockets in the pods.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Listener {
+    /// The pod's network namespace.
+    pub netns_cookie: u64,
+    /// [`OUTBOUND`] or [`INBOUND`].
+    pub direction: u32,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// [`Listener::direction`] of connections that the pod makes.
+pub const OUTBOUND: u32 = 0;
+/// [`Listener::direction`] of connections that the pod receives.
+pub const INBOUND: u32 = 1;
+
+impl Listener {
+    /// The listener of one direction in one pod.
+    #[inline(always)]
+    pub const fn new(netns_cookie: u64, direction: u32) -> Self {
+        Self { netns_cookie, direction, padding: 0 }
+    }
+}
+
+/// `counters[network namespace cookie]`, per CPU: what the kernel programs did without the agent seeing it. Cookie 0
+/// stands for namespaces that are no pod's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Connects rewritten to a code.
+    pub captured: u64,
+    /// Connects that went their direct way because the agent was gone or hung.
+    pub bypassed_agent_down: u64,
+    /// Connects refused because the agent was gone or hung.
+    pub refused_agent_down: u64,
+    /// Connects from a network namespace of the application's own that went their direct way.
+    pub bypassed_inner_netns: u64,
+    /// Connects from a network namespace of the application's own that were refused.
+    pub refused_inner_netns: u64,
+    /// Connects over an interface that is not the mesh's (`SO_BINDTODEVICE`).
+    pub bypassed_interface: u64,
+    /// Inbound connections that went straight to the application because the agent was gone or hung.
+    pub inbound_bypassed_agent_down: u64,
+    /// Inbound connections refused because the agent was gone or hung.
+    pub inbound_refused_agent_down: u64,
+    /// Inbound plaintext connections refused by a strict pod.
+    pub inbound_refused_strict: u64,
+    /// Direct dials of the agent's own listeners, refused.
+    pub refused_listener_dial: u64,
+    /// TCP connections that the pod's sockets made.
+    pub tcp_active_opens: u64,
+    /// TCP connections that the pod's sockets accepted.
+    pub tcp_passive_opens: u64,
+    /// Segments that the pod's sockets sent again, counted when a connection ends.
+    pub tcp_retransmits: u64,
+}
+
+#[cfg(feature = "user")]
+mod user {
+    use super::*;
+    use crate::{Endpoint, Tuple};
+
+    // SAFETY: all of these are `repr(C)`, integers only, without implicit padding (checked below).
+    unsafe impl aya::Pod for Agent {}
+    unsafe impl aya::Pod for Destination {}
+    unsafe impl aya::Pod for Pod {}
+    unsafe impl aya::Pod for Listener {}
+    unsafe impl aya::Pod for Counters {}
+    unsafe impl aya::Pod for Address {}
+    unsafe impl aya::Pod for Endpoint {}
+    unsafe impl aya::Pod for Tuple {}
+}
+
+const _: () = {
+    use crate::{Endpoint, Tuple};
+    assert!(size_of::<Agent>() == 8 + 8 + 4 + 4);
+    assert!(size_of::<Pod>() == 2 * 16 + 4 + 4);
+    assert!(size_of::<Listener>() == 8 + 4 + 4);
+    assert!(size_of::<Counters>() == 13 * 8);
+    assert!(size_of::<Endpoint>() == 16 + 2 + 2);
+    assert!(size_of::<Tuple>() == 16 + 16 + 2 + 2);
+};

@@ -1,0 +1,99 @@
+//! `sk_lookup`: which socket in a pod gets an inbound connection.
+//!
+//! One instance per pod: the program cannot ask for its namespace's cookie, so it carries it.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::{bpf_sk_lookup, sk_action};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::sk_lookup;
+use aya_ebpf::programs::SkLookupContext;
+use undermesh_common::lookup::{Down, Inbound, Steer, when_down};
+use undermesh_common::maps::{INBOUND, Listener, OUTBOUND};
+use undermesh_common::{Address, Endpoint, Tuple};
+
+use crate::maps::{LISTENERS, PODS, VOUCHED, agent, count};
+
+const PASS: u32 = sk_action::SK_PASS;
+/// The kernel answers with a reset: the client finds ECONNREFUSED.
+const DROP: u32 = sk_action::SK_DROP;
+const IPPROTO_TCP: u32 = 6;
+const AF_INET: u32 = 2;
+
+/// The cookie of the network namespace that this instance is attached to; set by the loader.
+#[unsafe(no_mangle)]
+static NETNS_COOKIE: Global<u64> = Global::new(0);
+
+#[sk_lookup]
+pub fn steer(ctx: SkLookupContext) -> u32 {
+    // SAFETY: the kernel hands out a valid context.
+    let lookup = unsafe { &*ctx.lookup };
+    if lookup.protocol != IPPROTO_TCP {
+        return PASS;
+    }
+    let cookie = NETNS_COOKIE.load();
+    // No entry: the pod is being un-enrolled, this program is about to go, and nothing is steered any more.
+    // SAFETY: the entry is only read, before anything could remove it.
+    let Some(pod) = (unsafe { PODS.get(cookie) }) else { return PASS };
+    let (local, remote) = ends(lookup);
+    let inbound =
+        Inbound { pod, local: &local.address, local_port: local.port, remote: &remote.address };
+    match inbound.steer() {
+        Steer::Pass => PASS,
+        Steer::RefuseListenerDial => {
+            count(cookie, |c| c.refused_listener_dial += 1);
+            DROP
+        }
+        // SK_PASS without a socket would lead to the application's own wildcard listener.
+        Steer::Outbound => assign(&ctx, cookie, OUTBOUND).map_or(DROP, |()| PASS),
+        // SAFETY: only asked whether there is an entry.
+        Steer::Inbound | Steer::Strict if unsafe { VOUCHED.get(Tuple::new(remote, local)) }.is_some() => PASS,
+        Steer::Inbound => to_agent(&ctx, cookie, local.port),
+        Steer::Strict => {
+            count(cookie, |c| c.inbound_refused_strict += 1);
+            DROP
+        }
+    }
+}
+
+#[inline(always)]
+fn to_agent(ctx: &SkLookupContext, cookie: u64, port: u16) -> u32 {
+    let agent = agent();
+    // SAFETY: no argument to get wrong.
+    let hung = agent.is_hung(unsafe { bpf_ktime_get_ns() });
+    if !hung && assign(ctx, cookie, INBOUND).is_ok() {
+        return PASS;
+    }
+    match when_down(agent.closed_when_down != 0, port) {
+        Down::Pass => {
+            count(cookie, |c| c.inbound_bypassed_agent_down += 1);
+            PASS
+        }
+        Down::Refuse => {
+            count(cookie, |c| c.inbound_refused_agent_down += 1);
+            DROP
+        }
+    }
+}
+
+#[inline(always)]
+fn assign(ctx: &SkLookupContext, cookie: u64, direction: u32) -> Result<(), i32> {
+    LISTENERS.redirect_sk_lookup(ctx, Listener::new(cookie, direction), 0)
+}
+
+#[inline(always)]
+fn ends(lookup: &bpf_sk_lookup) -> (Endpoint, Endpoint) {
+    let (local, remote) = if lookup.family == AF_INET {
+        (Address::from_ip4(lookup.local_ip4), Address::from_ip4(lookup.remote_ip4))
+    } else {
+        (Address::from_ip6(words(&lookup.local_ip6)), Address::from_ip6(words(&lookup.remote_ip6)))
+    };
+    (
+        Endpoint::new(local, lookup.local_port as u16),
+        Endpoint::new(remote, u16::from_be(lookup.remote_port)),
+    )
+}
+
+#[inline(always)]
+fn words(w: &[u32; 4]) -> [u32; 4] {
+    [w[0], w[1], w[2], w[3]]
+}
