@@ -42,7 +42,11 @@ impl Connect<'_> {
     #[inline(always)]
     pub fn decide(&self) -> ConnectVerdict {
         let Some(pod) = self.pod else {
-            return if self.closed { ConnectVerdict::RefuseInnerNetns } else { ConnectVerdict::PassInnerNetns };
+            return if self.closed {
+                ConnectVerdict::RefuseInnerNetns
+            } else {
+                ConnectVerdict::PassInnerNetns
+            };
         };
         if pod.owns(self.destination) {
             ConnectVerdict::PassOwn
@@ -94,8 +98,13 @@ mod tests {
     fn connects_are_captured_unless_something_speaks_against_it() {
         use ConnectVerdict::*;
         let pod = pod();
-        let base =
-            Connect { destination: &address("10.96.0.1"), pod: Some(&pod), interface: 0, agent_up: true, closed: false };
+        let base = Connect {
+            destination: &address("10.96.0.1"),
+            pod: Some(&pod),
+            interface: 0,
+            agent_up: true,
+            closed: false,
+        };
         let down = Connect { agent_up: false, ..base };
         let inner = Connect { pod: None, ..base };
         for (name, connect, expected) in [

@@ -102,7 +102,11 @@ mod tests {
             (1, "10.0.0.9", "192.168.7.5", 80, Pass),
             (1, "127.0.0.1", "127.128.0.16", 80, Outbound),
         ] {
-            assert_eq!(check(strict, remote, local, port), expected, "{remote} -> {local}:{port} strict={strict}");
+            assert_eq!(
+                check(strict, remote, local, port),
+                expected,
+                "{remote} -> {local}:{port} strict={strict}"
+            );
         }
     }
 

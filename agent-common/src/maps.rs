@@ -129,8 +129,31 @@ pub struct Counters {
 
 #[cfg(feature = "user")]
 mod user {
+    use core::iter::Sum;
+
     use super::*;
     use crate::{Endpoint, Tuple};
+
+    impl<'a> Sum<&'a Counters> for Counters {
+        fn sum<I: Iterator<Item = &'a Counters>>(per_cpu: I) -> Self {
+            per_cpu.fold(Self::default(), |mut sum, cpu| {
+                sum.captured += cpu.captured;
+                sum.bypassed_agent_down += cpu.bypassed_agent_down;
+                sum.refused_agent_down += cpu.refused_agent_down;
+                sum.bypassed_inner_netns += cpu.bypassed_inner_netns;
+                sum.refused_inner_netns += cpu.refused_inner_netns;
+                sum.bypassed_interface += cpu.bypassed_interface;
+                sum.inbound_bypassed_agent_down += cpu.inbound_bypassed_agent_down;
+                sum.inbound_refused_agent_down += cpu.inbound_refused_agent_down;
+                sum.inbound_refused_strict += cpu.inbound_refused_strict;
+                sum.refused_listener_dial += cpu.refused_listener_dial;
+                sum.tcp_active_opens += cpu.tcp_active_opens;
+                sum.tcp_passive_opens += cpu.tcp_passive_opens;
+                sum.tcp_retransmits += cpu.tcp_retransmits;
+                sum
+            })
+        }
+    }
 
     // SAFETY: all of these are `repr(C)`, integers only, without implicit padding (checked below).
     unsafe impl aya::Pod for Agent {}

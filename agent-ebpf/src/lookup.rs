@@ -35,8 +35,7 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     // SAFETY: the entry is only read, before anything could remove it.
     let Some(pod) = (unsafe { PODS.get(cookie) }) else { return PASS };
     let (local, remote) = ends(lookup);
-    let inbound =
-        Inbound { pod, local: &local.address, local_port: local.port, remote: &remote.address };
+    let inbound = Inbound { pod, local: &local.address, local_port: local.port, remote: &remote.address };
     match inbound.steer() {
         Steer::Pass => PASS,
         Steer::RefuseListenerDial => {
@@ -87,10 +86,7 @@ fn ends(lookup: &bpf_sk_lookup) -> (Endpoint, Endpoint) {
     } else {
         (Address::from_ip6(words(&lookup.local_ip6)), Address::from_ip6(words(&lookup.remote_ip6)))
     };
-    (
-        Endpoint::new(local, lookup.local_port as u16),
-        Endpoint::new(remote, u16::from_be(lookup.remote_port)),
-    )
+    (Endpoint::new(local, lookup.local_port as u16), Endpoint::new(remote, u16::from_be(lookup.remote_port)))
 }
 
 #[inline(always)]

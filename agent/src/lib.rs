@@ -3,5 +3,6 @@
 //! One module per stage of a connection's way through the agent; `docs/architecture.md` has the map and the
 //! arrows between the modules, which a test enforces.
 
+pub mod capture;
 pub mod cli;
 pub mod model;

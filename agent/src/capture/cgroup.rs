@@ -1,0 +1,52 @@
+//! cgroup2 directories: a pod's, and the agent's own.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
+
+/// Opens a directory of a cgroup2 tree.
+pub fn open(path: &Path) -> io::Result<File> {
+    let dir = File::open(path)?;
+    if fstatfs(&dir)?.filesystem_type() != CGROUP2_SUPER_MAGIC {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a cgroup2 directory; on a machine with cgroup v1 and v2 name the one in the cgroup2 mount",
+        ));
+    }
+    Ok(dir)
+}
+
+/// Whether any process is left in the cgroup or below it. One that cannot be read has been removed.
+pub fn is_populated(path: &Path) -> bool {
+    fs::read_to_string(path.join("cgroup.events"))
+        .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+}
+
+/// The directory of the calling process.
+pub fn own() -> io::Result<PathBuf> {
+    let memberships = fs::read_to_string("/proc/self/cgroup")?;
+    let inside = memberships
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .ok_or_else(|| io::Error::other("this process is in no cgroup2 tree"))?;
+    Ok(mount_point()?.join(inside))
+}
+
+/// Where a cgroup2 tree is mounted.
+pub fn mount_point() -> io::Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    mounts
+        .lines()
+        .find_map(|line| {
+            let (fields, kind) = line.split_once(" - ")?;
+            kind.starts_with("cgroup2 ").then(|| fields.split(' ').nth(4).map(PathBuf::from))?
+        })
+        .ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                "no cgroup2 is mounted; mount it: mount -t cgroup2 cgroup2 /sys/fs/cgroup",
+            )
+        })
+}

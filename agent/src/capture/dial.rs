@@ -1,0 +1,103 @@
+//! Dials from inside a pod.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::sync::{Mutex, PoisonError};
+
+use aya::maps::{HashMap as BpfHashMap, MapData};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpSocket, TcpStream};
+use undermesh_common::Endpoint;
+
+use super::programs::Programs;
+use super::{CaptureError, PodNet};
+
+/// Makes connections from inside pods, and vouches for them where asked. One per worker thread: dialling moves the
+/// thread into the pod's namespace.
+#[derive(Debug)]
+pub struct Dialer {
+    dials: Mutex<BpfHashMap<MapData, u64, Endpoint>>,
+}
+
+/// A connection to be made.
+#[derive(Clone, Debug)]
+pub struct Dial<'a> {
+    /// The pod to dial from.
+    pub from: &'a PodNet,
+    /// Where to.
+    pub to: SocketAddr,
+    /// The source address, where the application had bound one; else the kernel chooses, as it would have for the
+    /// application.
+    pub source: Option<IpAddr>,
+    /// The client that the connection stands for: makes the receiving pod trust the connection and its application
+    /// see this address. Only for destinations on this node.
+    pub on_behalf_of: Option<SocketAddr>,
+    /// TCP keep-alive, so that a peer that vanished is noticed.
+    pub keepalive: Option<&'a TcpKeepalive>,
+}
+
+impl Dialer {
+    pub(super) fn new(programs: &Programs) -> Result<Self, CaptureError> {
+        Ok(Self { dials: Mutex::new(programs.hash_map("dials")?) })
+    }
+
+    /// Connects. The caller bounds the time.
+    pub async fn dial(&self, dial: Dial<'_>) -> io::Result<TcpStream> {
+        let socket = self.socket(&dial)?;
+        let cookie = match dial.on_behalf_of {
+            Some(client) => Some(self.announce(&socket, client)?),
+            None => None,
+        };
+        let connected = socket.connect(dial.to).await;
+        if let (Some(cookie), Err(_)) = (cookie, &connected) {
+            self.withdraw(cookie);
+        }
+        connected
+    }
+
+    fn socket(&self, dial: &Dial<'_>) -> io::Result<TcpSocket> {
+        dial.from.netns.enter()?;
+        let socket =
+            Socket::new(Domain::for_address(dial.to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        socket.set_tcp_nodelay(true)?;
+        if let Some(keepalive) = dial.keepalive {
+            socket.set_tcp_keepalive(keepalive)?;
+        }
+        if let Some(source) = dial.source {
+            set_bind_address_no_port(&socket)?;
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+        }
+        // SAFETY: the descriptor is a TCP socket that nothing else owns any more.
+        Ok(unsafe { TcpSocket::from_raw_fd(socket.into_raw_fd()) })
+    }
+
+    /// The kernel vouches for the connection when it has chosen the source port, right before the SYN.
+    fn announce(&self, socket: &TcpSocket, client: SocketAddr) -> io::Result<u64> {
+        let cookie = SockRef::from(socket).cookie()?;
+        let mut dials = self.dials.lock().unwrap_or_else(PoisonError::into_inner);
+        dials.insert(cookie, Endpoint::from(client), 0).map_err(io::Error::other)?;
+        Ok(cookie)
+    }
+
+    /// A connect that failed before its SYN left its announcement behind; after it, there is nothing to remove.
+    fn withdraw(&self, cookie: u64) {
+        let _ = self.dials.lock().unwrap_or_else(PoisonError::into_inner).remove(&cookie);
+    }
+}
+
+/// Keeps every destination's own space of source ports although the address is bound (ip(7), Linux 4.2).
+fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is one int.
+    let ret = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,79 @@
+//! The agent's listeners inside a pod.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use undermesh_common::code;
+
+use super::Netns;
+
+/// Connections that wait to be accepted, per listener; the namespace's `net.core.somaxconn` may be lower.
+const BACKLOG: i32 = 4096;
+
+/// One worker's listeners in one pod. Each is one of a SO_REUSEPORT group in which the kernel spreads connections.
+#[derive(Debug)]
+pub struct PodListeners {
+    /// Gets what the pod dials.
+    pub outbound: TcpListener,
+    /// Gets what dials the pod.
+    pub inbound: TcpListener,
+}
+
+/// Opens `workers` sets of listeners. They are bound to reserved codes, so nothing of the application's can reach
+/// them or collide with them but for one ephemeral port, and `sk_lookup` steers connections of both families to them.
+pub fn open(netns: &Netns, workers: usize) -> io::Result<Vec<PodListeners>> {
+    netns.run(|| {
+        let family = Family::of_this_namespace();
+        let mut sets: Vec<PodListeners> = Vec::with_capacity(workers);
+        let mut port = 0;
+        for _ in 0..workers {
+            let outbound = listen(family.bind_address(code::OUTBOUND_LISTENER, port))?;
+            port = outbound.local_addr()?.port();
+            let inbound = listen(family.bind_address(code::INBOUND_LISTENER, port))?;
+            sets.push(PodListeners { outbound, inbound });
+        }
+        Ok(sets)
+    })?
+}
+
+#[derive(Clone, Copy)]
+enum Family {
+    /// One socket for both families: `sk_lookup` may give an IPv4 connection to a dual-stack IPv6 socket.
+    Dual,
+    /// The namespace has no IPv6.
+    V4,
+}
+
+impl Family {
+    fn of_this_namespace() -> Self {
+        let probe = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
+        if TcpListener::bind(probe).is_ok() { Self::Dual } else { Self::V4 }
+    }
+
+    fn bind_address(self, code: u32, port: u16) -> SocketAddr {
+        match self {
+            Self::Dual => {
+                let words = code::ip6(code).map(u32::to_ne_bytes);
+                let mut octets = [0; 16];
+                octets.as_chunks_mut::<4>().0.copy_from_slice(&words);
+                (Ipv6Addr::from(octets), port).into()
+            }
+            Self::V4 => (Ipv4Addr::from(u32::from_be(code::ip4(code))), port).into(),
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_port(true)?;
+    // Accepted sockets inherit these.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}

@@ -1,0 +1,320 @@
+//! Capture: the kernel side of the agent.
+//!
+//! Loads and pins the programs, enrols pods, tells the kernel which addresses the mesh knows and says what a captured
+//! connection's original destination was. The only module that knows aya, network namespaces and cgroups. It does not
+//! know why a pod is enrolled, nor what becomes of a connection.
+
+mod cgroup;
+mod codes;
+mod counters;
+mod dial;
+mod listener;
+mod netns;
+mod pod;
+mod preflight;
+mod programs;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use imbl::OrdSet;
+use tracing::{debug, info, warn};
+
+use crate::model::{Snapshot, Workload, WorkloadUid};
+
+pub use codes::{Code, CodeTable};
+pub use counters::PodCounters;
+pub use dial::Dialer;
+pub use listener::PodListeners;
+pub use netns::Netns;
+pub use pod::PodNet;
+pub use preflight::Preflight;
+pub use undermesh_common::maps::Counters;
+
+use codes::Codes;
+use pod::Enrolled;
+use programs::Programs;
+
+/// What new connections of enrolled pods find while the agent is gone or hung (`--on-agent-down`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnAgentDown {
+    /// They go straight to their destination.
+    #[default]
+    Open,
+    /// They are refused.
+    Closed,
+}
+
+/// What the user may set.
+#[derive(Clone, Debug)]
+pub struct CaptureSettings {
+    /// Folder of the pins, on a bpffs.
+    pub bpffs: PathBuf,
+    /// What happens without an agent.
+    pub on_agent_down: OnAgentDown,
+    /// How many listeners share each pod's connections: one per worker.
+    pub workers: usize,
+}
+
+/// Why something about a pod or the kernel could not be done. The message names the culprit and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The machine lacks something that the agent needs.
+    #[error("{0}")]
+    Preflight(String),
+    /// The kernel refused the programs or maps.
+    #[error("loading the kernel programs: {0}")]
+    Load(String),
+    /// A step of a pod's enrolment failed.
+    #[error("{step}: {source}")]
+    Pod {
+        /// What was tried, with the path or name it was tried on.
+        step: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A map refused an entry.
+    #[error("map {map}: {reason}")]
+    Map {
+        /// The map's name.
+        map: &'static str,
+        /// What the kernel said.
+        reason: String,
+    },
+}
+
+/// The enrolled pods by address: a fact, where a label is only a wish.
+pub type EnrolledPods = Arc<ArcSwap<imbl::HashMap<IpAddr, Arc<PodNet>>>>;
+
+/// The loaded kernel side and the pods enrolled in it.
+#[derive(Debug)]
+pub struct Capture {
+    programs: Programs,
+    settings: CaptureSettings,
+    codes: Codes,
+    captured: OrdSet<IpAddr>,
+    pods: HashMap<WorkloadUid, Enrolled>,
+    by_address: EnrolledPods,
+    /// Un-enrolled pods that still have connections.
+    retiring: Vec<Arc<PodNet>>,
+}
+
+/// A pod that was just enrolled: its listeners wait to be served, one set per worker.
+#[derive(Debug)]
+pub struct NewPod {
+    /// The pod.
+    pub net: Arc<PodNet>,
+    /// One entry per worker.
+    pub listeners: Vec<PodListeners>,
+}
+
+impl Capture {
+    /// Loads the programs, or takes over the pinned maps of an agent that was here before. Pods that it had enrolled
+    /// stay as they are, captured or in their down mode, until they are enrolled again or [`Self::forget_strangers`].
+    pub fn start(settings: CaptureSettings) -> Result<Self, CaptureError> {
+        Preflight::check(&settings.bpffs)?;
+        let programs = Programs::load(&settings)?;
+        let codes = Codes::adopt(&programs)?;
+        let captured = codes.addresses();
+        if !captured.is_empty() {
+            info!(addresses = captured.len(), "took over the pinned maps of an earlier agent");
+        }
+        Ok(Self {
+            programs,
+            settings,
+            codes,
+            captured,
+            pods: HashMap::new(),
+            by_address: EnrolledPods::default(),
+            retiring: Vec::new(),
+        })
+    }
+
+    /// What stands behind each code, for the proxy.
+    pub fn code_table(&self) -> CodeTable {
+        self.codes.table()
+    }
+
+    /// The enrolled pods by address, for the proxy.
+    pub fn enrolled(&self) -> EnrolledPods {
+        self.by_address.clone()
+    }
+
+    /// A dialler for one worker.
+    pub fn dialer(&self) -> Result<Dialer, CaptureError> {
+        Dialer::new(&self.programs)
+    }
+
+    /// Makes exactly the snapshot's addresses known to the kernel. Touches only what changed.
+    pub fn sync_destinations(&mut self, snapshot: &Snapshot) -> Result<(), CaptureError> {
+        let next = snapshot.captured.clone();
+        let previous = std::mem::replace(&mut self.captured, next);
+        let mut failed = None;
+        for change in previous.diff(&self.captured) {
+            use imbl::ordset::DiffItem;
+            let result = match change {
+                DiffItem::Add(address) => self.codes.add(*address),
+                DiffItem::Remove(address) => self.codes.remove(*address, Instant::now()),
+            };
+            if let Err(error) = result {
+                failed = Some(error);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Whether this very pod (not a predecessor of its name) is enrolled.
+    pub fn is_enrolled(&self, uid: &WorkloadUid) -> bool {
+        self.pods.contains_key(uid)
+    }
+
+    /// The pods that are enrolled now.
+    pub fn enrolled_uids(&self) -> Vec<WorkloadUid> {
+        self.pods.keys().cloned().collect()
+    }
+
+    /// Enrols a running pod. Its existing connections are left alone. On an error nothing of it is left.
+    pub fn enrol(&mut self, workload: &Arc<Workload>) -> Result<NewPod, CaptureError> {
+        let (enrolled, listeners) = Enrolled::enrol(&mut self.programs, workload, self.settings.workers)?;
+        let net = enrolled.net.clone();
+        self.by_address.rcu(|pods| {
+            let mut pods = imbl::HashMap::clone(pods);
+            for address in &net.addresses {
+                pods.insert(*address, net.clone());
+            }
+            pods
+        });
+        self.pods.insert(workload.uid.clone(), enrolled);
+        Ok(NewPod { net, listeners })
+    }
+
+    /// Takes what may change while a pod runs (its mTLS mode) over into the kernel.
+    pub fn update(&mut self, workload: &Workload) -> Result<(), CaptureError> {
+        match self.pods.get_mut(&workload.uid) {
+            Some(enrolled) => enrolled.update(&mut self.programs, workload),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a pod out of the mesh. Connections that the agent relays go on; the caller closes its listeners.
+    pub fn unenrol(&mut self, uid: &WorkloadUid) -> Option<Arc<PodNet>> {
+        let enrolled = self.pods.remove(uid)?;
+        let net = enrolled.net.clone();
+        self.by_address.rcu(|pods| {
+            let mut pods = imbl::HashMap::clone(pods);
+            for address in &net.addresses {
+                // A successor may have the address by now.
+                if pods.get(address).is_some_and(|other| Arc::ptr_eq(other, &net)) {
+                    pods.remove(address);
+                }
+            }
+            pods
+        });
+        enrolled.unenrol(&mut self.programs);
+        self.retiring.push(net.clone());
+        Some(net)
+    }
+
+    /// Removes pins of pods that an earlier agent had enrolled and that are not to be enrolled now.
+    pub fn forget_strangers(&mut self) {
+        let ours: Vec<u64> = self.pods.values().map(|enrolled| enrolled.net.cookie).collect();
+        match self.programs.forget_pods_except(&ours) {
+            Ok(0) => {}
+            Ok(count) => info!(count, "removed what an earlier agent had left of pods no longer enrolled"),
+            Err(error) => warn!(%error, "cannot remove what an earlier agent left"),
+        }
+    }
+
+    /// Housekeeping, every few seconds: codes that no connection shows any more, namespaces of pods that have gone.
+    pub fn tidy(&mut self, now: Instant) {
+        self.codes.tidy(now);
+        let enrolled = &self.pods;
+        self.retiring.retain(|net| {
+            // One reference here; the others are connections.
+            let in_use = Arc::strong_count(net) > 1;
+            let enrolled_again = enrolled.values().any(|pod| pod.net.cookie == net.cookie);
+            if !in_use && !enrolled_again {
+                debug!(pod = %net.pod, "the last connection of an un-enrolled pod has ended");
+                net.leave();
+            }
+            in_use
+        });
+    }
+
+    /// Pods whose last process has exited: their connections serve nobody any more.
+    pub fn ended(&self) -> Vec<WorkloadUid> {
+        let gone = |enrolled: &&Enrolled| !enrolled.is_populated();
+        self.pods.values().filter(gone).map(|enrolled| enrolled.uid.clone()).collect()
+    }
+
+    /// Tells the kernel that every worker was seen working at `at_ns` (`CLOCK_MONOTONIC`).
+    pub fn heartbeat(&self) -> Result<Heartbeat, CaptureError> {
+        self.programs.heartbeat(self.settings.on_agent_down)
+    }
+
+    /// What the kernel programs counted, per pod, and last for namespaces of the applications' own.
+    pub fn counters(&self) -> Result<PodCounters, CaptureError> {
+        PodCounters::open(&self.programs)
+    }
+
+    /// Entries in the map of vouched connections.
+    pub fn pins(&self) -> &std::path::Path {
+        &self.settings.bpffs
+    }
+}
+
+/// Removes every link, program and map that agents pinned under `bpffs`, so that no pod is enrolled any more.
+pub fn detach_all(bpffs: &std::path::Path) -> io::Result<usize> {
+    programs::detach_all(bpffs)
+}
+
+/// The agent's sign of life, owned by the thread that watches the workers.
+pub struct Heartbeat {
+    map: aya::maps::Array<aya::maps::MapData, undermesh_common::maps::Agent>,
+    agent: undermesh_common::maps::Agent,
+}
+
+impl Heartbeat {
+    /// Writes the time (`CLOCK_MONOTONIC`, ns) at which every worker was last seen working.
+    pub fn beat(&mut self, at_ns: u64) -> Result<(), CaptureError> {
+        self.agent.heartbeat_ns = at_ns;
+        self.map
+            .set(0, self.agent, 0)
+            .map_err(|error| CaptureError::Map { map: "agents", reason: error.to_string() })
+    }
+}
+
+/// `CLOCK_MONOTONIC` in nanoseconds, the clock of `bpf_ktime_get_ns`.
+pub fn monotonic_ns() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    // The clock exists on every Linux; were it missing, the agent would count as hung, which fails as configured.
+    now.map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
+}
+
+fn step(what: impl Into<String>) -> impl FnOnce(io::Error) -> CaptureError {
+    let step = what.into();
+    move |source| CaptureError::Pod { step, source }
+}
+
+fn map_error(map: &'static str) -> impl Fn(aya::maps::MapError) -> CaptureError {
+    move |error| CaptureError::Map { map, reason: error_chain(&error) }
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,250 @@
+//! One enrolled pod: its place in the maps, its listeners and its programs.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use aya::maps::{HashMap as BpfHashMap, MapData, PerCpuHashMap, PerCpuValues, SockHash};
+use rtnetlink::packet_route::route::{RouteProtocol, RouteScope, RouteType};
+use rtnetlink::{RouteMessageBuilder, new_connection};
+use tracing::debug;
+use undermesh_common::maps::{Counters, INBOUND, Listener, OUTBOUND, POD_ADDRESSES, Pod};
+use undermesh_common::{Address, code};
+
+use super::listener::{self, PodListeners};
+use super::programs::{COOKIE_FREE, Programs, unpin_pod};
+use super::{CaptureError, Netns, cgroup, map_error, step};
+use crate::model::{MtlsMode, ObjectRef, Workload, WorkloadUid};
+
+/// An enrolled pod's network, for whoever dials from it. Connections keep it alive.
+#[derive(Debug)]
+pub struct PodNet {
+    /// Namespace and name.
+    pub pod: ObjectRef,
+    /// The pod when it was enrolled.
+    pub workload: Arc<Workload>,
+    /// What the kernel programs know its network namespace by.
+    pub cookie: u64,
+    /// `status.podIPs`.
+    pub addresses: Vec<IpAddr>,
+    pub(super) netns: Netns,
+}
+
+impl PodNet {
+    /// The pod's address of the family of `like`.
+    pub fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| address.is_ipv4() == like.is_ipv4())
+    }
+
+    /// Takes the route to the IPv6 codes away, when no connection needs it any more.
+    pub(super) fn leave(&self) {
+        if let Err(error) = self.netns.run(|| code_route(RouteChange::Remove)).and_then(|result| result) {
+            // The namespace is going away, or never had IPv6.
+            debug!(pod = %self.pod, %error, "the route to the codes is not there to be removed");
+        }
+    }
+}
+
+/// A pod while it is enrolled.
+#[derive(Debug)]
+pub(super) struct Enrolled {
+    pub(super) uid: WorkloadUid,
+    pub(super) net: Arc<PodNet>,
+    cgroup: PathBuf,
+    pins: PathBuf,
+    entry: Pod,
+}
+
+impl Enrolled {
+    /// Every step that captures comes after all that a captured connection needs.
+    pub(super) fn enrol(
+        programs: &mut Programs,
+        workload: &Arc<Workload>,
+        workers: usize,
+    ) -> Result<(Self, Vec<PodListeners>), CaptureError> {
+        let paths = workload.paths.as_ref().ok_or_else(|| CaptureError::Pod {
+            step: "finding the pod's network namespace and cgroup".into(),
+            source: io::Error::new(
+                io::ErrorKind::NotFound,
+                "the pod has no annotations undermesh.io/netns and undermesh.io/cgroup",
+            ),
+        })?;
+        let netns = Netns::open(&paths.netns).map_err(step(format!("opening {}", paths.netns.display())))?;
+        let cgroup =
+            cgroup::open(&paths.cgroup).map_err(step(format!("opening {}", paths.cgroup.display())))?;
+        let entry = map_entry(&netns, workload)?;
+        if entry.addresses.iter().any(|a| *a != Address::default() && a.as_ip4().is_none()) {
+            netns
+                .run(|| code_route(RouteChange::Add))
+                .and_then(|result| result)
+                .map_err(step("adding the local route to the IPv6 codes"))?;
+        }
+        let listeners = listener::open(&netns, workers).map_err(step("listening inside the pod"))?;
+
+        let label = pin_label(&workload.pod, netns.cookie());
+        let enrolled = Self {
+            uid: workload.uid.clone(),
+            net: Arc::new(PodNet {
+                pod: workload.pod.clone(),
+                workload: workload.clone(),
+                cookie: netns.cookie(),
+                addresses: workload.addresses.clone(),
+                netns,
+            }),
+            cgroup: paths.cgroup.clone(),
+            pins: programs.pod_pins(&label),
+            entry,
+        };
+        match enrolled.capture(programs, &cgroup, &listeners) {
+            Ok(()) => Ok((enrolled, listeners)),
+            Err(error) => {
+                enrolled.unenrol(programs);
+                Err(error)
+            }
+        }
+    }
+
+    fn capture(
+        &self,
+        programs: &mut Programs,
+        cgroup: &std::fs::File,
+        listeners: &[PodListeners],
+    ) -> Result<(), CaptureError> {
+        std::fs::create_dir_all(&self.pins).map_err(step(format!("making {}", self.pins.display())))?;
+        self.write_entries(programs, listeners)?;
+        programs.attach_to_netns(self.net.netns.as_fd(), self.net.cookie, &self.pins)?;
+        for name in COOKIE_FREE {
+            programs.attach_to_cgroup(name, cgroup, &self.pins)?;
+        }
+        Ok(())
+    }
+
+    fn write_entries(&self, programs: &Programs, listeners: &[PodListeners]) -> Result<(), CaptureError> {
+        let cookie = self.net.cookie;
+        let mut counters: PerCpuHashMap<MapData, u64, Counters> =
+            PerCpuHashMap::try_from(programs.open_map("counters")?).map_err(map_error("counters"))?;
+        // An earlier agent's counts go on: they tell what happened while nobody watched.
+        for cookie in [0, cookie] {
+            if counters.get(&cookie, 0).is_err() {
+                let cpus =
+                    aya::util::nr_cpus().map_err(|(_, error)| error).map_err(step("counting the CPUs"))?;
+                let zeros = PerCpuValues::try_from(vec![Counters::default(); cpus])
+                    .map_err(step("counting the CPUs"))?;
+                counters.insert(cookie, zeros, 0).map_err(map_error("counters"))?;
+            }
+        }
+        let mut sockets: SockHash<MapData, Listener> =
+            SockHash::try_from(programs.open_map("listeners")?).map_err(map_error("listeners"))?;
+        // One of each group is enough: the kernel spreads connections over the rest (SO_REUSEPORT).
+        if let Some(set) = listeners.first() {
+            sockets
+                .insert(Listener::new(cookie, INBOUND), set.inbound.as_raw_fd(), 0)
+                .map_err(map_error("listeners"))?;
+            sockets
+                .insert(Listener::new(cookie, OUTBOUND), set.outbound.as_raw_fd(), 0)
+                .map_err(map_error("listeners"))?;
+        }
+        self.write_pod(programs)
+    }
+
+    fn write_pod(&self, programs: &Programs) -> Result<(), CaptureError> {
+        let mut pods: BpfHashMap<MapData, u64, Pod> = programs.hash_map("pods")?;
+        pods.insert(self.net.cookie, self.entry, 0).map_err(map_error("pods"))
+    }
+
+    /// Takes over what may change while the pod runs.
+    pub(super) fn update(
+        &mut self,
+        programs: &mut Programs,
+        workload: &Workload,
+    ) -> Result<(), CaptureError> {
+        let strict = u32::from(workload.mtls == MtlsMode::Strict);
+        if self.entry.strict == strict {
+            return Ok(());
+        }
+        self.entry.strict = strict;
+        self.write_pod(programs)
+    }
+
+    /// Nothing of ours stays but what connections still need.
+    pub(super) fn unenrol(&self, programs: &mut Programs) {
+        if let Err(error) = unpin_pod(&self.pins) {
+            tracing::warn!(pod = %self.net.pod, %error, pins = %self.pins.display(), "cannot remove the pod's pins");
+        }
+        programs.remove_entries(self.net.cookie);
+    }
+
+    pub(super) fn is_populated(&self) -> bool {
+        cgroup::is_populated(&self.cgroup)
+    }
+}
+
+/// A bpffs takes no dots in names.
+fn pin_label(pod: &ObjectRef, cookie: u64) -> String {
+    format!("{}_{}_{cookie}", pod.namespace, pod.name).replace('.', "-")
+}
+
+fn map_entry(netns: &Netns, workload: &Workload) -> Result<Pod, CaptureError> {
+    let mut addresses = [Address::default(); POD_ADDRESSES];
+    for (slot, address) in addresses.iter_mut().zip(&workload.addresses) {
+        *slot = Address::from(*address);
+    }
+    let interface = netns
+        .run(|| interface_of(&workload.addresses))
+        .and_then(|result| result)
+        .map_err(step("finding the pod's interface"))?;
+    Ok(Pod { addresses, interface, strict: u32::from(workload.mtls == MtlsMode::Strict) })
+}
+
+/// The index of the interface that has one of the addresses.
+fn interface_of(addresses: &[IpAddr]) -> io::Result<u32> {
+    let ours = |address: &nix::ifaddrs::InterfaceAddress| {
+        let ip = address.address.and_then(|storage| {
+            let v4 = storage.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
+            v4.or_else(|| storage.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
+        });
+        ip.is_some_and(|ip| addresses.contains(&ip))
+    };
+    let interface = nix::ifaddrs::getifaddrs()?.find(ours).ok_or_else(|| {
+        let list = addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ");
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("no interface of the pod has its status.podIPs ({list})"),
+        )
+    })?;
+    Ok(nix::net::if_::if_nametoindex(interface.interface_name.as_str())?)
+}
+
+enum RouteChange {
+    Add,
+    Remove,
+}
+
+/// `local <code prefix>/64 dev lo` in the calling thread's namespace: makes the IPv6 codes reachable, bound sockets
+/// included.
+fn code_route(change: RouteChange) -> io::Result<()> {
+    const LO: u32 = 1;
+    const LOCAL_TABLE: u32 = 255;
+    let mut octets = [0; 16];
+    octets[..8].copy_from_slice(&code::PREFIX6);
+    let route = RouteMessageBuilder::<Ipv6Addr>::new()
+        .destination_prefix(Ipv6Addr::from(octets), 64)
+        .output_interface(LO)
+        .table_id(LOCAL_TABLE)
+        .kind(RouteType::Local)
+        .scope(RouteScope::Universe)
+        .protocol(RouteProtocol::Static)
+        .build();
+    tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(async {
+        let (connection, handle, _) = new_connection()?;
+        let connection = tokio::spawn(connection);
+        let result = match change {
+            RouteChange::Add => handle.route().add(route).replace().execute().await,
+            RouteChange::Remove => handle.route().del(route).execute().await,
+        };
+        connection.abort();
+        result.map_err(io::Error::other)
+    })
+}

@@ -1,0 +1,360 @@
+//! The loaded programs and the pinned maps.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapInfo};
+use aya::programs::links::FdLink;
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, SockOps};
+use aya::{Ebpf, EbpfLoader};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tracing::{info, warn};
+use undermesh_common::maps::{Agent, LAYOUT};
+
+use super::{CaptureError, CaptureSettings, Heartbeat, OnAgentDown, cgroup, error_chain, map_error, step};
+
+/// The programs of a pod's cgroup, in the order of their attachment: names before connects, so that no captured
+/// socket ever shows a code. They are detached in the opposite order.
+pub(super) const COOKIE_FREE: [&str; 7] =
+    ["watch_tcp", "getpeername4", "getpeername6", "getsockname4", "getsockname6", "connect4", "connect6"];
+
+/// The program of a pod's network namespace, attached before all others.
+pub(super) const STEER: &str = "steer";
+
+const VOUCH_DIAL: &str = "vouch_dial";
+
+const MAPS: [&str; 9] = [
+    "agents",
+    "destinations",
+    "codes",
+    "pods",
+    "listeners",
+    "dials",
+    "vouched",
+    "counters",
+    // aya-log's ring buffer; one for all instances of the programs.
+    "AYA_LOGS",
+];
+
+/// The kernel programs as `cargo xtask build` made them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("UNDERMESH_EBPF_OBJECT"));
+
+/// The loaded object and where it is pinned: `<root>/maps/<map>` and `<root>/pods/<pod>/<program>`.
+#[derive(Debug)]
+pub(super) struct Programs {
+    ebpf: Ebpf,
+    root: PathBuf,
+}
+
+impl Programs {
+    /// Loads the programs with the pinned maps, made now or found.
+    pub(super) fn load(settings: &CaptureSettings) -> Result<Self, CaptureError> {
+        if OBJECT.is_empty() {
+            return Err(CaptureError::Load(
+                "this build has no eBPF object; build it with `cargo xtask build`".into(),
+            ));
+        }
+        let root = settings.bpffs.clone();
+        let maps = root.join("maps");
+        for dir in [&maps, &root.join("pods")] {
+            fs::create_dir_all(dir).map_err(step(format!("making {}", dir.display())))?;
+        }
+        drop_foreign_layout(&maps)?;
+
+        let mut ebpf = load_object(&maps, 0)?;
+        for name in COOKIE_FREE.into_iter().chain([VOUCH_DIAL]) {
+            load_program(&mut ebpf, name)?;
+        }
+        forward_log(&mut ebpf);
+        let mut programs = Self { ebpf, root };
+        programs.clear_leftovers()?;
+        programs.heartbeat(settings.on_agent_down)?.beat(super::monotonic_ns())?;
+        programs.vouch_for_own_dials()?;
+        Ok(programs)
+    }
+
+    /// Opens a pinned map once more, for a reader or writer of its own.
+    pub(super) fn open_map(&self, name: &'static str) -> Result<Map, CaptureError> {
+        MapData::from_pin(self.root.join("maps").join(name))
+            .and_then(Map::from_map_data)
+            .map_err(map_error(name))
+    }
+
+    /// As [`Self::open_map`], for a hash map.
+    pub(super) fn hash_map<K: aya::Pod, V: aya::Pod>(
+        &self,
+        name: &'static str,
+    ) -> Result<BpfHashMap<MapData, K, V>, CaptureError> {
+        BpfHashMap::try_from(self.open_map(name)?).map_err(map_error(name))
+    }
+
+    /// The writer of the agent's sign of life.
+    pub(super) fn heartbeat(&self, on_agent_down: OnAgentDown) -> Result<Heartbeat, CaptureError> {
+        let map = Array::try_from(self.open_map("agents")?).map_err(map_error("agents"))?;
+        let agent = Agent {
+            layout: LAYOUT,
+            closed_when_down: u32::from(on_agent_down == OnAgentDown::Closed),
+            ..Agent::default()
+        };
+        Ok(Heartbeat { map, agent })
+    }
+
+    /// Where the links of one pod are pinned.
+    pub(super) fn pod_pins(&self, label: &str) -> PathBuf {
+        self.root.join("pods").join(label)
+    }
+
+    /// Attaches one of [`COOKIE_FREE`] to a pod's cgroup and pins the link. A link that is pinned there already is
+    /// replaced only once the new one is in force.
+    pub(super) fn attach_to_cgroup(
+        &mut self,
+        name: &'static str,
+        cgroup: &File,
+        pins: &Path,
+    ) -> Result<(), CaptureError> {
+        let link = attach_to_cgroup(&mut self.ebpf, name, cgroup).map_err(|error| CaptureError::Pod {
+            step: format!("attaching {name} to the pod's cgroup"),
+            source: error,
+        })?;
+        pin_over(link, &pins.join(name))
+    }
+
+    /// Loads an instance of [`STEER`] for one namespace, attaches it there and pins the link.
+    pub(super) fn attach_to_netns(
+        &self,
+        netns: impl AsFd,
+        netns_cookie: u64,
+        pins: &Path,
+    ) -> Result<(), CaptureError> {
+        let mut ebpf = load_object(&self.root.join("maps"), netns_cookie)?;
+        load_program(&mut ebpf, STEER)?;
+        let attach = |ebpf: &mut Ebpf| -> Result<FdLink, ProgramError> {
+            let program: &mut SkLookup = program(ebpf, STEER)?;
+            let id = program.attach(netns)?;
+            Ok(program.take_link(id)?.into())
+        };
+        let link = attach(&mut ebpf).map_err(|error| CaptureError::Pod {
+            step: format!("attaching {STEER} to the pod's network namespace"),
+            source: io::Error::other(error_chain(&error)),
+        })?;
+        pin_over(link, &pins.join(STEER))
+    }
+
+    /// Removes the pins of pods whose namespace's cookie is none of `cookies`; says how many.
+    pub(super) fn forget_pods_except(&self, cookies: &[u64]) -> io::Result<usize> {
+        let mut forgotten = 0;
+        for entry in fs::read_dir(self.root.join("pods"))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let cookie =
+                name.to_str().and_then(|n| n.rsplit_once('_')).and_then(|(_, c)| c.parse::<u64>().ok());
+            if cookie.is_some_and(|cookie| cookies.contains(&cookie)) {
+                continue;
+            }
+            unpin_pod(&entry.path())?;
+            if let Some(cookie) = cookie {
+                self.remove_entries(cookie);
+            }
+            forgotten += 1;
+        }
+        Ok(forgotten)
+    }
+
+    /// Removes what the maps hold of a pod. An entry that is not there is as good as removed.
+    pub(super) fn remove_entries(&self, netns_cookie: u64) {
+        if let Ok(mut pods) = self.hash_map::<u64, undermesh_common::maps::Pod>("pods") {
+            let _ = pods.remove(&netns_cookie);
+        }
+        if let Ok(mut counters) = self.open_map("counters").and_then(|map| {
+            aya::maps::PerCpuHashMap::<_, u64, undermesh_common::maps::Counters>::try_from(map)
+                .map_err(map_error("counters"))
+        }) {
+            let _ = counters.remove(&netns_cookie);
+        }
+    }
+
+    /// Connections that an earlier agent vouched for died with it.
+    fn clear_leftovers(&mut self) -> Result<(), CaptureError> {
+        use undermesh_common::{Endpoint, Tuple};
+        let mut vouched = self.hash_map::<Tuple, Endpoint>("vouched")?;
+        for tuple in vouched.keys().filter_map(Result::ok).collect::<Vec<_>>() {
+            let _ = vouched.remove(&tuple);
+        }
+        let mut dials = self.hash_map::<u64, Endpoint>("dials")?;
+        for cookie in dials.keys().filter_map(Result::ok).collect::<Vec<_>>() {
+            let _ = dials.remove(&cookie);
+        }
+        Ok(())
+    }
+
+    /// The agent's sockets belong to its own cgroup; the link lives as long as this process.
+    fn vouch_for_own_dials(&mut self) -> Result<(), CaptureError> {
+        let path = cgroup::own().map_err(step("finding the agent's own cgroup"))?;
+        let own = cgroup::open(&path)
+            .map_err(step(format!("opening the agent's own cgroup {}", path.display())))?;
+        let attach = |ebpf: &mut Ebpf| -> Result<(), ProgramError> {
+            let program: &mut SockOps = program(ebpf, VOUCH_DIAL)?;
+            program.attach(&own, CgroupAttachMode::Single).map(drop)
+        };
+        attach(&mut self.ebpf).map_err(|error| {
+            CaptureError::Load(format!(
+                "attaching {VOUCH_DIAL} to {}: {}",
+                path.display(),
+                error_chain(&error)
+            ))
+        })
+    }
+}
+
+/// Removes every pin below the folder, and the folder; says how many pods were enrolled.
+pub(super) fn detach_all(root: &Path) -> io::Result<usize> {
+    let mut pods = 0;
+    let pods_dir = root.join("pods");
+    if pods_dir.exists() {
+        for entry in fs::read_dir(&pods_dir)? {
+            unpin_pod(&entry?.path())?;
+            pods += 1;
+        }
+    }
+    fs::remove_dir_all(root)?;
+    Ok(pods)
+}
+
+/// Connects first: from then on nothing new is captured, while what is captured keeps its names and its way.
+pub(super) fn unpin_pod(pins: &Path) -> io::Result<()> {
+    for name in COOKIE_FREE.into_iter().rev().chain([STEER]) {
+        match fs::remove_file(pins.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    // Whatever else an agent of another version pinned goes with the folder.
+    fs::remove_dir_all(pins)
+}
+
+fn load_object(maps: &Path, netns_cookie: u64) -> Result<Ebpf, CaptureError> {
+    let mut loader = EbpfLoader::new();
+    // No program needs the kernel's own types; parsing them would take longer than all the rest.
+    loader.btf(None);
+    for name in MAPS {
+        loader.map_pin_path(name, maps.join(name));
+    }
+    loader
+        .override_global("NETNS_COOKIE", &netns_cookie, true)
+        .load(OBJECT)
+        .map_err(|error| CaptureError::Load(explain(&error_chain(&error))))
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), CaptureError> {
+    let mut load = || -> Result<(), ProgramError> {
+        match name {
+            STEER => program::<SkLookup>(ebpf, name)?.load(),
+            VOUCH_DIAL | "watch_tcp" => program::<SockOps>(ebpf, name)?.load(),
+            _ => program::<CgroupSockAddr>(ebpf, name)?.load(),
+        }
+    };
+    load().map_err(|error| CaptureError::Load(format!("{name}: {}", explain(&error_chain(&error)))))
+}
+
+fn attach_to_cgroup(ebpf: &mut Ebpf, name: &'static str, cgroup: &File) -> io::Result<FdLink> {
+    let attach = |ebpf: &mut Ebpf| -> Result<FdLink, ProgramError> {
+        let mode = CgroupAttachMode::Single;
+        if name == "watch_tcp" {
+            let program: &mut SockOps = program(ebpf, name)?;
+            let id = program.attach(cgroup, mode)?;
+            Ok(program.take_link(id)?.try_into().map_err(|_| ProgramError::NotAttached)?)
+        } else {
+            let program: &mut CgroupSockAddr = program(ebpf, name)?;
+            let id = program.attach(cgroup, mode)?;
+            Ok(program.take_link(id)?.try_into().map_err(|_| ProgramError::NotAttached)?)
+        }
+    };
+    attach(ebpf).map_err(|error| io::Error::other(error_chain(&error)))
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, ProgramError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()
+}
+
+/// Pins the link at the path; one that is there goes away only when the new one has taken its place.
+fn pin_over(link: FdLink, path: &Path) -> Result<(), CaptureError> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push("_new");
+    let fresh = PathBuf::from(fresh);
+    let _ = fs::remove_file(&fresh);
+    link.pin(&fresh).map_err(|error| CaptureError::Pod {
+        step: format!("pinning {}", path.display()),
+        source: io::Error::other(error_chain(&error)),
+    })?;
+    fs::rename(&fresh, path).map_err(step(format!("pinning {}", path.display())))
+}
+
+/// Maps of another layout cannot be taken over. Pods keep the programs and maps that they have until they are
+/// enrolled anew.
+fn drop_foreign_layout(maps: &Path) -> Result<(), CaptureError> {
+    let path = maps.join("agents");
+    if !path.exists() {
+        return Ok(());
+    }
+    let layout = || -> Option<u32> {
+        let info = MapInfo::from_pin(&path).ok()?;
+        if info.value_size() as usize != size_of::<Agent>() {
+            return None;
+        }
+        let map = Map::from_map_data(MapData::from_pin(&path).ok()?).ok()?;
+        Array::<_, Agent>::try_from(map).ok()?.get(&0, 0).ok().map(|agent| agent.layout)
+    };
+    // 0: made but not yet written when an earlier agent died.
+    if matches!(layout(), Some(LAYOUT | 0)) {
+        return Ok(());
+    }
+    info!("the pinned maps are of another version of the agent; making new ones");
+    for entry in fs::read_dir(maps).map_err(step(format!("reading {}", maps.display())))? {
+        let entry = entry.map_err(step(format!("reading {}", maps.display())))?;
+        fs::remove_file(entry.path()).map_err(step(format!("removing {}", entry.path().display())))?;
+    }
+    Ok(())
+}
+
+/// aya-log's records go where all others go.
+fn forward_log(ebpf: &mut Ebpf) {
+    let logger = match aya_log::EbpfLogger::init(ebpf) {
+        Ok(logger) => logger,
+        Err(error) => {
+            warn!(%error, "the kernel programs' log cannot be read");
+            return;
+        }
+    };
+    // SAFETY: the logger owns its ring buffer's descriptor and never replaces it.
+    let watched = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+    let Ok(mut logger) = watched else {
+        warn!("the kernel programs' log cannot be watched");
+        return;
+    };
+    tokio::spawn(async move {
+        while let Ok(mut guard) = logger.readable_mut().await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    });
+}
+
+/// Adds what to do to the kernel's terse answers.
+fn explain(error: &str) -> String {
+    let hint = if error.contains("Operation not permitted") {
+        "; the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN"
+    } else if error.contains("Invalid argument") {
+        "; the kernel may lack CONFIG_CGROUP_BPF or CONFIG_BPF_STREAM_PARSER, or be older than 5.15"
+    } else if error.contains("Cannot allocate memory") {
+        "; the memory cgroup of the agent is too small for the maps"
+    } else {
+        ""
+    };
+    format!("{error}{hint}")
+}
