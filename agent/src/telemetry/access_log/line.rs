@@ -1,0 +1,187 @@
+//! The fields of a line. Their names are stable; `docs/metrics.md` lists them.
+
+use std::fmt::{self, Display, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+
+use super::super::connection::{ConnectionFacts, Peer};
+use super::{AccessLogFormat, Message};
+
+/// Appends the line and its end.
+pub(super) fn write(message: &Message, format: AccessLogFormat, out: &mut String) {
+    let line = match message {
+        Message::Closed { connection, reason, duration, at } => Line {
+            at: *at,
+            outcome: "closed",
+            reason: reason.as_str(),
+            facts: &connection.facts,
+            upstream: connection.upstream(),
+            sent: connection.sent(),
+            received: connection.received(),
+            duration: *duration,
+        },
+        Message::Refused { facts, reason, at } => Line {
+            at: *at,
+            outcome: "refused",
+            reason: reason.as_str(),
+            facts,
+            upstream: facts.upstream,
+            sent: 0,
+            received: 0,
+            duration: Duration::ZERO,
+        },
+        Message::Flush(_) => return,
+    };
+    // Writing to a String cannot fail.
+    let _ = match format {
+        AccessLogFormat::Json => Json { out, first: true }.line(&line),
+        AccessLogFormat::Text => Text { out, first: true }.line(&line),
+    };
+}
+
+struct Line<'a> {
+    at: SystemTime,
+    outcome: &'static str,
+    reason: &'static str,
+    facts: &'a ConnectionFacts,
+    upstream: Option<SocketAddr>,
+    sent: u64,
+    received: u64,
+    duration: Duration,
+}
+
+impl Line<'_> {
+    fn visit(&self, fields: &mut impl Fields) -> fmt::Result {
+        let facts = self.facts;
+        match Timestamp::try_from(self.at) {
+            Ok(at) => fields.text("time", Some(&format_args!("{at:.3}")))?,
+            // A clock beyond the year 9999.
+            Err(_) => fields.text("time", None::<&&str>)?,
+        }
+        fields.text("outcome", Some(&self.outcome))?;
+        fields.text("reason", Some(&self.reason))?;
+        fields.text("reporter", Some(&facts.reporter.as_str()))?;
+        peer(fields, ["source_workload", "source_namespace", "source_pod", "source_address"], &facts.source)?;
+        let names =
+            ["destination_workload", "destination_namespace", "destination_pod", "destination_address"];
+        peer(fields, names, &facts.destination)?;
+        fields.text("destination_service", facts.service.as_ref().map(|s| &s.name))?;
+        fields.text("destination_service_namespace", facts.service.as_ref().map(|s| &s.namespace))?;
+        fields.text("security", Some(&facts.security.as_str()))?;
+        fields.text("dialled_address", Some(&facts.dialled))?;
+        fields.text("client_address", Some(&facts.client))?;
+        fields.text("upstream_address", self.upstream.as_ref())?;
+        fields.number("sent_bytes", &self.sent)?;
+        fields.number("received_bytes", &self.received)?;
+        fields.number("duration_seconds", &format_args!("{:.6}", self.duration.as_secs_f64()))
+    }
+}
+
+fn peer(fields: &mut impl Fields, names: [&'static str; 4], peer: &Peer) -> fmt::Result {
+    let workload = peer.workload.as_ref();
+    fields.text(names[0], workload.map(|w| &w.workload))?;
+    fields.text(names[1], workload.map(|w| &w.pod.namespace))?;
+    fields.text(names[2], workload.map(|w| &w.pod.name))?;
+    fields.text(names[3], Some(&peer.address))
+}
+
+/// A form that a line can take.
+trait Fields {
+    fn text(&mut self, name: &'static str, value: Option<&impl Display>) -> fmt::Result;
+    fn number(&mut self, name: &'static str, value: &impl Display) -> fmt::Result;
+}
+
+struct Json<'a> {
+    out: &'a mut String,
+    first: bool,
+}
+
+impl Json<'_> {
+    fn line(mut self, line: &Line<'_>) -> fmt::Result {
+        self.out.push('{');
+        line.visit(&mut self)?;
+        self.out.push_str("}\n");
+        Ok(())
+    }
+
+    fn name(&mut self, name: &str) -> fmt::Result {
+        let comma = if std::mem::take(&mut self.first) { "" } else { "," };
+        write!(self.out, "{comma}\"{name}\":")
+    }
+}
+
+impl Fields for Json<'_> {
+    fn text(&mut self, name: &'static str, value: Option<&impl Display>) -> fmt::Result {
+        self.name(name)?;
+        match value {
+            None => self.out.write_str("null"),
+            Some(value) => {
+                self.out.push('"');
+                write!(JsonEscaped(self.out), "{value}")?;
+                self.out.write_char('"')
+            }
+        }
+    }
+
+    fn number(&mut self, name: &'static str, value: &impl Display) -> fmt::Result {
+        self.name(name)?;
+        write!(self.out, "{value}")
+    }
+}
+
+struct JsonEscaped<'a>(&'a mut String);
+
+impl fmt::Write for JsonEscaped<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            match c {
+                '"' | '\\' => self.0.extend(['\\', c]),
+                // All control characters, those beyond ASCII too: terminals act on some of them.
+                c if c.is_control() => write!(self.0, "\\u{:04x}", c as u32)?,
+                c => self.0.push(c),
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Text<'a> {
+    out: &'a mut String,
+    first: bool,
+}
+
+impl Text<'_> {
+    fn line(mut self, line: &Line<'_>) -> fmt::Result {
+        line.visit(&mut self)?;
+        self.out.write_char('\n')
+    }
+
+    fn name(&mut self, name: &str) -> fmt::Result {
+        let space = if std::mem::take(&mut self.first) { "" } else { " " };
+        write!(self.out, "{space}{name}=")
+    }
+}
+
+impl Fields for Text<'_> {
+    fn text(&mut self, name: &'static str, value: Option<&impl Display>) -> fmt::Result {
+        let Some(value) = value else { return Ok(()) };
+        self.name(name)?;
+        let start = self.out.len();
+        write!(self.out, "{value}")?;
+        let plain = |c: char| !c.is_control() && !c.is_whitespace() && !matches!(c, '"' | '=' | '\\');
+        if self.out.len() == start || !self.out[start..].chars().all(plain) {
+            let value = self.out.split_off(start);
+            self.out.push('"');
+            JsonEscaped(self.out).write_str(&value)?;
+            self.out.push('"');
+        }
+        Ok(())
+    }
+
+    fn number(&mut self, name: &'static str, value: &impl Display) -> fmt::Result {
+        self.name(name)?;
+        write!(self.out, "{value}")
+    }
+}

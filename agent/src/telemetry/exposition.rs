@@ -1,0 +1,294 @@
+//! What a scrape sees: every figure read once, and written as OpenMetrics by prometheus-client.
+//!
+//! The figures live elsewhere, in atomics made for those who count. Here is the only place that knows the names of
+//! metrics and labels; `docs/metrics.md` explains them to users.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, MetricEncoder, NoLabelSet,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use super::duration::DurationHistogram;
+use super::kernel::{KernelCounters, PodTcp};
+use super::process::ProcessFigures;
+use super::series::{Series, SeriesLabels};
+use super::status::PodState;
+use super::{CloseReason, RefuseReason, Telemetry};
+
+/// All metrics of the agent in OpenMetrics text, `# EOF` included.
+pub(super) fn openmetrics(telemetry: &Telemetry) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Scrape::of(telemetry)));
+    let mut text = String::new();
+    // Writing to a String cannot fail, and the collector makes no error of its own.
+    let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+    text
+}
+
+/// Every figure at one moment.
+#[derive(Debug)]
+struct Scrape {
+    series: Vec<Arc<Series>>,
+    durations: Vec<(SeriesLabels, Arc<DurationHistogram>)>,
+    kernel: KernelCounters,
+    process: ProcessFigures,
+    enrolled: u64,
+    not_enrolled: BTreeMap<&'static str, u64>,
+    generation: u64,
+    rejected_documents: u64,
+    series_overflow: u64,
+    access_log_dropped: u64,
+}
+
+impl Scrape {
+    fn of(telemetry: &Telemetry) -> Self {
+        let status = &telemetry.status;
+        let mut enrolled = 0;
+        let mut not_enrolled = BTreeMap::new();
+        for standing in status.pods() {
+            let wanted = standing.workload.is_some_and(|w| w.enrolment.is_wanted());
+            match standing.state {
+                Some(PodState::Enrolled { .. }) => enrolled += 1,
+                Some(PodState::NotEnrolled { reason, .. }) => {
+                    *not_enrolled.entry(reason.as_str()).or_default() += 1
+                }
+                Some(PodState::Pending) => *not_enrolled.entry("pending").or_default() += 1,
+                None if wanted => *not_enrolled.entry("pending").or_default() += 1,
+                None => {}
+            }
+        }
+        Self {
+            series: telemetry.series.all(),
+            durations: telemetry.series.durations(),
+            kernel: telemetry.kernel_counters(),
+            process: ProcessFigures::read(),
+            enrolled,
+            not_enrolled,
+            generation: status.snapshot.load().generation,
+            rejected_documents: status.rejections().len() as u64,
+            series_overflow: telemetry.series.overflow(),
+            access_log_dropped: telemetry.access_log.dropped(),
+        }
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        let mut out = Out(encoder);
+        self.connections(&mut out)?;
+        self.pods(&mut out)?;
+        self.agent(&mut out)?;
+        self.process(&mut out)
+    }
+}
+
+impl Scrape {
+    fn connections(&self, out: &mut Out<'_>) -> fmt::Result {
+        let opened: Vec<_> = self.series.iter().filter(|s| s.opened.load(Relaxed) > 0).collect();
+
+        let mut family =
+            out.counter("undermesh_tcp_connections_opened", "Connections that got an upstream.")?;
+        for series in &opened {
+            counter(&mut family, &labels(&series.labels), series.opened.load(Relaxed))?;
+        }
+
+        let mut family =
+            out.counter("undermesh_tcp_connections_closed", "Connections that ended, by what ended them.")?;
+        for series in &opened {
+            let counts = CloseReason::ALL.iter().map(|r| r.as_str()).zip(&series.closed);
+            by_reason(&mut family, &series.labels, counts)?;
+        }
+
+        let help = "Connections that got no upstream, by what was in the way.";
+        let mut family = out.counter("undermesh_tcp_connections_refused", help)?;
+        for series in &self.series {
+            let counts = RefuseReason::ALL.iter().map(|r| r.as_str()).zip(&series.refused);
+            by_reason(&mut family, &series.labels, counts)?;
+        }
+
+        let mut family = out.gauge("undermesh_tcp_connections_active", "Connections that are open now.")?;
+        for series in &opened {
+            // The closed ones first: what closes in between then shows as still open, never as less than none.
+            let closed: u64 = series.closed.iter().map(|count| count.load(Relaxed)).sum();
+            gauge(&mut family, &labels(&series.labels), series.opened.load(Relaxed).saturating_sub(closed))?;
+        }
+
+        let mut family = out.counter("undermesh_tcp_sent_bytes", "Bytes from the client to the server.")?;
+        for series in &opened {
+            counter(&mut family, &labels(&series.labels), series.sent.load(Relaxed))?;
+        }
+
+        let mut family =
+            out.counter("undermesh_tcp_received_bytes", "Bytes from the server to the client.")?;
+        for series in &opened {
+            counter(&mut family, &labels(&series.labels), series.received.load(Relaxed))?;
+        }
+
+        let help = "How long connections were open, by destination, observed at their end.";
+        let mut family =
+            out.family("undermesh_tcp_connection_duration_seconds", help, MetricType::Histogram)?;
+        for (labels, histogram) in &self.durations {
+            let (sum, count, buckets) = histogram.read();
+            if count > 0 {
+                let labels = [
+                    ("reporter", labels.reporter.as_str()),
+                    ("destination_workload", &*labels.destination.name),
+                    ("destination_namespace", &*labels.destination.namespace),
+                    ("security", labels.security.as_str()),
+                ];
+                family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn pods(&self, out: &mut Out<'_>) -> fmt::Result {
+        out.one_gauge("undermesh_pods_enrolled", "Pods of this node that are in the mesh.", self.enrolled)?;
+
+        let help = "Pods of this node that ask to be in the mesh and are not, by what is in the way.";
+        let mut family = out.gauge("undermesh_pods_not_enrolled", help)?;
+        for (reason, count) in &self.not_enrolled {
+            gauge(&mut family, &[("reason", *reason)], *count)?;
+        }
+
+        let help = "Connections to mesh destinations that went past the agent, by why.";
+        let mut family = out.counter("undermesh_bypassed_connections", help)?;
+        for (reason, count) in &self.kernel.bypassed {
+            counter(&mut family, &[("reason", *reason)], *count)?;
+        }
+
+        type Figure = fn(&PodTcp) -> u64;
+        let families: [(&str, &str, Figure); 4] = [
+            ("undermesh_pod_tcp_retransmits", "Segments that the pod's sockets sent again.", |p| {
+                p.retransmits
+            }),
+            ("undermesh_pod_tcp_timeouts", "Retransmission time-outs of the pod's sockets.", |p| p.timeouts),
+            ("undermesh_pod_tcp_connected", "Connections that the pod opened.", |p| p.connected),
+            ("undermesh_pod_tcp_accepted", "Connections that the pod accepted.", |p| p.accepted),
+        ];
+        for (name, help, figure) in families {
+            let mut family = out.counter(name, help)?;
+            for tcp in &self.kernel.pods {
+                let labels = [("pod_name", &*tcp.pod.name), ("pod_namespace", &*tcp.pod.namespace)];
+                counter(&mut family, &labels, figure(tcp))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn agent(&self, out: &mut Out<'_>) -> fmt::Result {
+        let mut family =
+            out.gauge("undermesh_build_info", "Always 1; the version of the agent is in the label.")?;
+        gauge(&mut family, &[("version", env!("CARGO_PKG_VERSION"))], 1u64)?;
+
+        let help = "Counts the configurations that this process has taken; 0 before the first.";
+        out.one_gauge("undermesh_config_generation", help, self.generation)?;
+        let help = "Documents that are not taken, or only in part, because of an error in them.";
+        out.one_gauge("undermesh_config_rejected_documents", help, self.rejected_documents)?;
+        let help = "Connections counted under `other` because there are too many label sets.";
+        out.one_counter("undermesh_metrics_series_overflow", help, self.series_overflow)?;
+        let help = "Lines of the access log that were not written, for its output was too slow or broken.";
+        out.one_counter("undermesh_access_log_dropped", help, self.access_log_dropped)
+    }
+
+    fn process(&self, out: &mut Out<'_>) -> fmt::Result {
+        let process = &self.process;
+        if let Some(seconds) = process.cpu_seconds {
+            out.one_counter("process_cpu_seconds", "User and system CPU time of the agent.", seconds)?;
+        }
+        if let Some(bytes) = process.resident_bytes {
+            out.one_gauge("process_resident_memory_bytes", "Resident memory of the agent.", bytes)?;
+        }
+        if let Some(count) = process.open_fds {
+            out.one_gauge("process_open_fds", "Descriptors that the agent has open.", count)?;
+        }
+        if let Some(count) = process.max_fds {
+            out.one_gauge("process_max_fds", "Descriptors that the agent may have open.", count)?;
+        }
+        if let Some(seconds) = process.start_time {
+            out.one_gauge("process_start_time_seconds", "When the agent started, since the epoch.", seconds)?;
+        }
+        Ok(())
+    }
+}
+
+/// Starts families; shortens what the encoder wants to be told.
+struct Out<'a>(DescriptorEncoder<'a>);
+
+impl Out<'_> {
+    fn family<'s>(
+        &'s mut self,
+        name: &'s str,
+        help: &'s str,
+        kind: MetricType,
+    ) -> Result<MetricEncoder<'s>, fmt::Error> {
+        self.0.encode_descriptor(name, help, None, kind)
+    }
+
+    /// `name` is without `_total`, which the encoder adds to the samples.
+    fn counter<'s>(&'s mut self, name: &'s str, help: &'s str) -> Result<MetricEncoder<'s>, fmt::Error> {
+        self.family(name, help, MetricType::Counter)
+    }
+
+    fn gauge<'s>(&'s mut self, name: &'s str, help: &'s str) -> Result<MetricEncoder<'s>, fmt::Error> {
+        self.family(name, help, MetricType::Gauge)
+    }
+
+    fn one_counter(&mut self, name: &str, help: &str, value: impl EncodeCounterValue) -> fmt::Result {
+        self.counter(name, help)?.encode_counter::<NoLabelSet, _, f64>(&value, None)
+    }
+
+    fn one_gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
+        self.gauge(name, help)?.encode_gauge(&value)
+    }
+}
+
+type Label<'a> = (&'static str, &'a str);
+
+fn counter<const N: usize>(
+    family: &mut MetricEncoder<'_>,
+    labels: &[Label<'_>; N],
+    value: u64,
+) -> fmt::Result {
+    family.encode_family(labels)?.encode_counter::<NoLabelSet, _, f64>(&value, None)
+}
+
+fn gauge<const N: usize>(family: &mut MetricEncoder<'_>, labels: &[Label<'_>; N], value: u64) -> fmt::Result {
+    family.encode_family(labels)?.encode_gauge(&value)
+}
+
+/// A sample for each reason that has occurred: most never do, and a series each would be a waste.
+fn by_reason<'a>(
+    family: &mut MetricEncoder<'_>,
+    series: &SeriesLabels,
+    counts: impl Iterator<Item = (&'static str, &'a AtomicU64)>,
+) -> fmt::Result {
+    let [a, b, c, d, e, f, g, h] = labels(series);
+    for (reason, count) in counts {
+        let count = count.load(Relaxed);
+        if count > 0 {
+            counter(family, &[a, b, c, d, e, f, g, h, ("reason", reason)], count)?;
+        }
+    }
+    Ok(())
+}
+
+fn labels(labels: &SeriesLabels) -> [Label<'_>; 8] {
+    [
+        ("reporter", labels.reporter.as_str()),
+        ("source_workload", &labels.source.name),
+        ("source_namespace", &labels.source.namespace),
+        ("destination_workload", &labels.destination.name),
+        ("destination_namespace", &labels.destination.namespace),
+        ("destination_service", &labels.service.name),
+        ("destination_service_namespace", &labels.service.namespace),
+        ("security", labels.security.as_str()),
+    ]
+}

@@ -1,0 +1,169 @@
+//! What the proxy sees, for people and for Prometheus: metrics, the live table of connections, the access log.
+//!
+//! Telemetry knows the model only. It opens no socket, reads no kernel map and takes part in no decision: the proxy
+//! reports each connection, the wiring reports the rest, `admin` asks.
+
+mod access_log;
+mod connection;
+mod duration;
+mod exposition;
+mod kernel;
+mod process;
+mod prometheus_text;
+mod reason;
+mod series;
+mod status;
+mod table;
+
+pub use access_log::{AccessLog, AccessLogFormat, AccessLogOutput, AccessLogSettings};
+pub use connection::{Connection, ConnectionFacts, OpenConnection, Peer, Reporter, Security};
+pub use kernel::{KernelCounters, PodTcp};
+pub use reason::{CloseReason, RefuseReason};
+pub use status::{NotEnrolledReason, PodReport, PodStanding, PodState, Rejection, Status};
+
+use std::fmt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::model::Snapshot;
+use series::SeriesSet;
+use table::{Slot, Table};
+
+/// How much telemetry may keep.
+#[derive(Clone, Copy, Debug)]
+pub struct TelemetrySettings {
+    /// Label sets of connection metrics; what comes beyond them is counted under `other`. Each costs about 600 bytes
+    /// and six or so time series.
+    pub max_label_sets: usize,
+    /// How long the series of a workload that is gone stay. Several scrape intervals, so that its last figures are
+    /// read.
+    pub series_grace: Duration,
+}
+
+impl Default for TelemetrySettings {
+    fn default() -> Self {
+        Self { max_label_sets: 10_000, series_grace: Duration::from_secs(300) }
+    }
+}
+
+/// The agent's telemetry: made once, shared by all.
+pub struct Telemetry {
+    table: Table,
+    series: SeriesSet,
+    access_log: AccessLog,
+    status: Arc<Status>,
+    kernel: Mutex<KernelCounters>,
+    on_scrape: Mutex<Vec<Arc<ScrapeHook>>>,
+}
+
+/// What is done before each scrape.
+type ScrapeHook = dyn Fn(&Telemetry) + Send + Sync;
+
+/// The formats of the metrics page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsFormat {
+    /// The Prometheus text format, version 0.0.4.
+    PrometheusText,
+    /// OpenMetrics text, version 1.0.0.
+    OpenMetrics,
+}
+
+impl Telemetry {
+    /// Telemetry that has seen nothing yet.
+    pub fn new(settings: TelemetrySettings, status: Arc<Status>, access_log: AccessLog) -> Arc<Self> {
+        Arc::new(Self {
+            table: Table::default(),
+            series: SeriesSet::new(settings.max_label_sets, settings.series_grace),
+            access_log,
+            status,
+            kernel: Mutex::default(),
+            on_scrape: Mutex::default(),
+        })
+    }
+
+    /// Counts and lists a connection that has got an upstream, or is about to.
+    pub fn connection_opened(self: &Arc<Self>, facts: ConnectionFacts) -> OpenConnection {
+        let series = self.series.get(&facts);
+        series.opened.fetch_add(1, Ordering::Relaxed);
+        let connection = Arc::new(Connection::new(facts, series));
+        let slot = self.table.insert(connection.clone());
+        // Until the proxy says otherwise: whoever drops a connection without a word is shutting down.
+        OpenConnection { telemetry: self.clone(), connection, slot, reason: CloseReason::Cancelled }
+    }
+
+    /// Counts and logs a connection that never got an upstream.
+    pub fn connection_refused(&self, facts: ConnectionFacts, reason: RefuseReason) {
+        self.series.get(&facts).refused[reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.access_log.refused(facts, reason);
+    }
+
+    /// Every connection that is open now, in no order.
+    pub fn connections(&self) -> Vec<Arc<Connection>> {
+        let mut open = Vec::new();
+        self.table.for_each(|connection| open.push(connection.clone()));
+        open
+    }
+
+    /// Retires the series of workloads and Services that have been gone from the snapshot for the grace, and are not
+    /// in use by a connection. To be called at every change of the snapshot and every few seconds; most calls return
+    /// at once.
+    pub fn retain(&self, snapshot: &Snapshot, now: Instant) {
+        self.series.retain(snapshot, now);
+    }
+
+    /// Sets what the kernel has counted, in place of what it had before.
+    pub fn set_kernel_counters(&self, counters: KernelCounters) {
+        *self.kernel.lock().unwrap_or_else(PoisonError::into_inner) = counters;
+    }
+
+    /// Has something done before each scrape, on the scrape's thread: reading the kernel's counters, say. It may
+    /// block for a moment.
+    pub fn on_scrape(&self, hook: impl Fn(&Telemetry) + Send + Sync + 'static) {
+        self.on_scrape.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(hook));
+    }
+
+    /// The metrics page. Reads `/proc` and whatever the hooks read, so not for an async thread.
+    pub fn scrape(&self, format: MetricsFormat) -> String {
+        let hooks = self.on_scrape.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        hooks.iter().for_each(|hook| hook(self));
+        self.table.for_each(|connection| connection.count_bytes());
+        let text = exposition::openmetrics(self);
+        match format {
+            MetricsFormat::OpenMetrics => text,
+            MetricsFormat::PrometheusText => prometheus_text::from_openmetrics(&text),
+        }
+    }
+
+    /// What the agent reports of itself.
+    pub fn status(&self) -> &Arc<Status> {
+        &self.status
+    }
+
+    /// The access log, to flush it before the process ends.
+    pub fn access_log(&self) -> &AccessLog {
+        &self.access_log
+    }
+
+    fn kernel_counters(&self) -> KernelCounters {
+        self.kernel.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn connection_closed(&self, slot: Slot, connection: &Arc<Connection>, reason: CloseReason) {
+        self.table.remove(slot);
+        connection.count_bytes();
+        let duration = connection.age();
+        connection.series.durations.observe(duration);
+        connection.series.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.access_log.closed(connection, reason, duration);
+    }
+}
+
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Telemetry").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! Why a connection ended, or never got through: closed sets with stable names, the values of the `reason` label.
+//!
+//! The sets answer "whose doing was it, and what is there to fix?", not "which errno was it": each reason points at
+//! one party, and two errors with the same cure share one.
+
+/// Why a relayed connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CloseReason {
+    /// Both sides ended their stream in order (FIN).
+    Done,
+    /// The client broke it off (`ECONNRESET`, `EPIPE` on the client's socket).
+    ClientReset,
+    /// The upstream broke it off: the server, or the agent of its node.
+    UpstreamReset,
+    /// The client's end fell silent: unacknowledged data or keepalives, or an unreachable host (`ETIMEDOUT`,
+    /// `EHOSTUNREACH`).
+    ClientTimeout,
+    /// The upstream's end fell silent: a dead peer node, a cut network.
+    UpstreamTimeout,
+    /// No byte moved for as long as the idle time-out allows, so the agent ended it.
+    IdleTimeout,
+    /// The agent ended it because the time to drain had passed: the pod goes, or leaves the mesh.
+    Drained,
+    /// The agent shut down, or dropped the connection without a verdict.
+    Cancelled,
+    /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
+    Internal,
+}
+
+/// Why a captured connection got no upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RefuseReason {
+    /// The Service has the port, but no endpoint that may be used.
+    NoEndpoints,
+    /// The Service does not have the dialled port.
+    UnknownPort,
+    /// The dialled address stands for nothing the mesh knows (any more).
+    UnknownDestination,
+    /// The upstream answered with a reset: nothing listens there (`ECONNREFUSED`).
+    ConnectRefused,
+    /// The upstream did not answer in time.
+    ConnectTimeout,
+    /// There is no way to the upstream (`EHOSTUNREACH`, `ENETUNREACH`).
+    ConnectUnreachable,
+    /// Dialling the upstream failed in another way; the log has the error.
+    ConnectFailed,
+    /// The client went away before there was an upstream.
+    ClientGone,
+    /// The connection came from the agent itself, or straight to its listener: relaying it would go in circles.
+    Loop,
+    /// Plaintext without proof of its origin, for a pod that takes none.
+    PlaintextRefused,
+    /// A limit on open connections was reached.
+    Limit,
+    /// The agent is draining and takes no more connections for this pod.
+    Draining,
+    /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
+    Internal,
+}
+
+impl CloseReason {
+    /// Every reason, in the order of the declaration.
+    pub const ALL: [Self; 9] = [
+        Self::Done,
+        Self::ClientReset,
+        Self::UpstreamReset,
+        Self::ClientTimeout,
+        Self::UpstreamTimeout,
+        Self::IdleTimeout,
+        Self::Drained,
+        Self::Cancelled,
+        Self::Internal,
+    ];
+
+    /// The stable name in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::ClientReset => "client_reset",
+            Self::UpstreamReset => "upstream_reset",
+            Self::ClientTimeout => "client_timeout",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::IdleTimeout => "idle_timeout",
+            Self::Drained => "drained",
+            Self::Cancelled => "cancelled",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl RefuseReason {
+    /// Every reason, in the order of the declaration.
+    pub const ALL: [Self; 13] = [
+        Self::NoEndpoints,
+        Self::UnknownPort,
+        Self::UnknownDestination,
+        Self::ConnectRefused,
+        Self::ConnectTimeout,
+        Self::ConnectUnreachable,
+        Self::ConnectFailed,
+        Self::ClientGone,
+        Self::Loop,
+        Self::PlaintextRefused,
+        Self::Limit,
+        Self::Draining,
+        Self::Internal,
+    ];
+
+    /// The stable name in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NoEndpoints => "no_endpoints",
+            Self::UnknownPort => "unknown_port",
+            Self::UnknownDestination => "unknown_destination",
+            Self::ConnectRefused => "connect_refused",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::ConnectUnreachable => "connect_unreachable",
+            Self::ConnectFailed => "connect_failed",
+            Self::ClientGone => "client_gone",
+            Self::Loop => "loop",
+            Self::PlaintextRefused => "plaintext_refused",
+            Self::Limit => "limit",
+            Self::Draining => "draining",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counters are arrays indexed by `reason as usize`, so `ALL` must be complete and in order.
+    #[test]
+    fn all_lists_every_reason_in_order_and_names_differ() {
+        for (i, reason) in CloseReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+        }
+        assert_eq!(CloseReason::Internal as usize + 1, CloseReason::ALL.len());
+        for (i, reason) in RefuseReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+        }
+        assert_eq!(RefuseReason::Internal as usize + 1, RefuseReason::ALL.len());
+
+        let mut names: Vec<_> = RefuseReason::ALL.iter().map(|r| r.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), RefuseReason::ALL.len());
+    }
+}

@@ -1,0 +1,328 @@
+//! Label sets and their counters: found without allocating, bounded in number, gone when their workloads are.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
+
+use super::connection::{ConnectionFacts, Reporter, Security};
+use super::duration::DurationHistogram;
+use super::{CloseReason, RefuseReason};
+use crate::model::{Destination, Name, Snapshot, Workload};
+
+/// The label value of a peer that is no known pod, and of the Service of a client that dialled a pod.
+pub(super) const UNKNOWN: &str = "unknown";
+/// The label value of everything beyond the maximum of label sets.
+pub(super) const OTHER: &str = "other";
+
+const SHARDS: usize = 16;
+
+/// The counters of one label set. Whoever holds it keeps it from being retired.
+#[derive(Debug)]
+pub(super) struct Series {
+    pub(super) labels: SeriesLabels,
+    pub(super) opened: AtomicU64,
+    pub(super) sent: AtomicU64,
+    pub(super) received: AtomicU64,
+    pub(super) closed: [AtomicU64; CloseReason::ALL.len()],
+    pub(super) refused: [AtomicU64; RefuseReason::ALL.len()],
+    pub(super) durations: Arc<DurationHistogram>,
+}
+
+/// The values of the eight labels that every connection metric has.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct SeriesLabels {
+    pub(super) source: WorkloadName,
+    pub(super) destination: WorkloadName,
+    pub(super) service: WorkloadName,
+    pub(super) reporter: Reporter,
+    pub(super) security: Security,
+}
+
+/// Namespace and name; both [`UNKNOWN`] or [`OTHER`] where there is none.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct WorkloadName {
+    pub(super) namespace: Name,
+    pub(super) name: Name,
+}
+
+/// The same without owning it: what a connection is looked up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key<'a> {
+    source: (&'a str, &'a str),
+    destination: (&'a str, &'a str),
+    service: (&'a str, &'a str),
+    reporter: Reporter,
+    security: Security,
+}
+
+/// Every label set in use.
+#[derive(Debug)]
+pub(super) struct SeriesSet {
+    shards: [RwLock<Shard>; SHARDS],
+    durations: Mutex<HashMap<SeriesLabels, Weak<DurationHistogram>>>,
+    hasher: RandomState,
+    count: AtomicUsize,
+    overflow: AtomicU64,
+    max: usize,
+    grace: Duration,
+    last_sweep: Mutex<Option<Instant>>,
+}
+
+/// By the hash of the key; the vector resolves what collides.
+type Shard = HashMap<u64, Vec<Entry>>;
+
+#[derive(Debug)]
+struct Entry {
+    series: Arc<Series>,
+    /// Since when one of its workloads is gone and no connection holds it.
+    gone_since: Option<Instant>,
+}
+
+impl SeriesSet {
+    pub(super) fn new(max: usize, grace: Duration) -> Self {
+        Self {
+            shards: Default::default(),
+            durations: Mutex::default(),
+            hasher: RandomState::new(),
+            count: AtomicUsize::new(0),
+            overflow: AtomicU64::new(0),
+            max,
+            grace,
+            last_sweep: Mutex::new(None),
+        }
+    }
+
+    /// The counters of the connection's label set; made on first sight, `other` when there are too many.
+    pub(super) fn get(&self, facts: &ConnectionFacts) -> Arc<Series> {
+        let key = Key::of(facts);
+        let hash = self.hasher.hash_one(key);
+        if let Some(series) =
+            find(&self.shard(hash).read().unwrap_or_else(PoisonError::into_inner), hash, key)
+        {
+            return series;
+        }
+        if self.try_count() {
+            return self.insert(hash, key, true);
+        }
+        self.overflow.fetch_add(1, Ordering::Relaxed);
+        let other = key.folded();
+        let hash = self.hasher.hash_one(other);
+        let found = find(&self.shard(hash).read().unwrap_or_else(PoisonError::into_inner), hash, other);
+        // One `other` for each reporter and security: a handful, so they are not counted against the maximum.
+        found.unwrap_or_else(|| self.insert(hash, other, false))
+    }
+
+    /// Connections that were counted under `other`.
+    pub(super) fn overflow(&self) -> u64 {
+        self.overflow.load(Ordering::Relaxed)
+    }
+
+    /// All of them, ordered by their labels.
+    pub(super) fn all(&self) -> Vec<Arc<Series>> {
+        let mut all = Vec::with_capacity(self.count.load(Ordering::Relaxed));
+        for shard in &self.shards {
+            let shard = shard.read().unwrap_or_else(PoisonError::into_inner);
+            all.extend(shard.values().flatten().map(|entry| entry.series.clone()));
+        }
+        all.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
+        all
+    }
+
+    /// Retires what has been without its workloads or its Service for the grace, and is not in use.
+    ///
+    /// One sweep reads the whole snapshot, so it is done at most ten times per grace however often this is called:
+    /// the cost of a change must not grow with the size of the cluster.
+    pub(super) fn retain(&self, snapshot: &Snapshot, now: Instant) {
+        {
+            let mut last = self.last_sweep.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.is_some_and(|last| now.saturating_duration_since(last) < self.grace / 10) {
+                return;
+            }
+            *last = Some(now);
+        }
+        let alive = Alive::of(snapshot);
+        for shard in &self.shards {
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            shard.retain(|_, entries| {
+                entries.retain_mut(|entry| !self.retire(entry, &alive, now));
+                !entries.is_empty()
+            });
+        }
+        self.durations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, histogram| histogram.strong_count() > 0);
+    }
+
+    fn retire(&self, entry: &mut Entry, alive: &Alive<'_>, now: Instant) -> bool {
+        // Under the shard's write lock nobody can get hold of the series, so being its only holder is final.
+        let in_use = Arc::strong_count(&entry.series) > 1;
+        if in_use || alive.has(&entry.series.labels) {
+            entry.gone_since = None;
+            return false;
+        }
+        let since = *entry.gone_since.get_or_insert(now);
+        let retire = now.saturating_duration_since(since) >= self.grace;
+        if retire && !entry.series.labels.is_other() {
+            self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        retire
+    }
+
+    /// Takes one of the places, if one is left.
+    fn try_count(&self) -> bool {
+        self.count
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < self.max).then_some(count + 1))
+            .is_ok()
+    }
+
+    fn insert(&self, hash: u64, key: Key<'_>, counted: bool) -> Arc<Series> {
+        let mut shard = self.shard(hash).write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(series) = find(&shard, hash, key) {
+            // Another thread was faster: the place taken for it goes back.
+            if counted {
+                self.count.fetch_sub(1, Ordering::Relaxed);
+            }
+            return series;
+        }
+        let labels = key.to_labels();
+        let series = Arc::new(Series {
+            durations: self.durations_of(&labels),
+            labels,
+            opened: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            closed: Default::default(),
+            refused: Default::default(),
+        });
+        shard.entry(hash).or_default().push(Entry { series: series.clone(), gone_since: None });
+        series
+    }
+
+    /// Durations have ten buckets, so they are kept for the destination alone.
+    fn durations_of(&self, labels: &SeriesLabels) -> Arc<DurationHistogram> {
+        let none = WorkloadName::both(UNKNOWN);
+        let labels = SeriesLabels { source: none.clone(), service: none, ..labels.clone() };
+        let mut durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(histogram) = durations.get(&labels).and_then(Weak::upgrade) {
+            return histogram;
+        }
+        let histogram = Arc::new(DurationHistogram::default());
+        durations.insert(labels, Arc::downgrade(&histogram));
+        histogram
+    }
+
+    fn shard(&self, hash: u64) -> &RwLock<Shard> {
+        // The map uses the low bits.
+        &self.shards[(hash >> 48) as usize % SHARDS]
+    }
+}
+
+impl SeriesSet {
+    /// The histograms of connection durations, ordered by their labels, of which the source and the Service say
+    /// nothing.
+    pub(super) fn durations(&self) -> Vec<(SeriesLabels, Arc<DurationHistogram>)> {
+        let durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> =
+            durations.iter().filter_map(|(labels, weak)| Some((labels.clone(), weak.upgrade()?))).collect();
+        all.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+}
+
+impl<'a> Key<'a> {
+    fn of(facts: &'a ConnectionFacts) -> Self {
+        let name = |workload: Option<&'a Arc<Workload>>| {
+            workload.map_or((UNKNOWN, UNKNOWN), |w| (&*w.pod.namespace, &*w.workload))
+        };
+        Self {
+            source: name(facts.source.workload.as_ref()),
+            destination: name(facts.destination.workload.as_ref()),
+            service: facts.service.as_ref().map_or((UNKNOWN, UNKNOWN), |s| (&*s.namespace, &*s.name)),
+            reporter: facts.reporter,
+            security: facts.security,
+        }
+    }
+
+    fn folded(self) -> Key<'static> {
+        let other = (OTHER, OTHER);
+        Key {
+            source: other,
+            destination: other,
+            service: other,
+            reporter: self.reporter,
+            security: self.security,
+        }
+    }
+
+    fn to_labels(self) -> SeriesLabels {
+        let own =
+            |(namespace, name): (&str, &str)| WorkloadName { namespace: namespace.into(), name: name.into() };
+        SeriesLabels {
+            source: own(self.source),
+            destination: own(self.destination),
+            service: own(self.service),
+            reporter: self.reporter,
+            security: self.security,
+        }
+    }
+
+    fn matches(self, labels: &SeriesLabels) -> bool {
+        self == Key {
+            source: labels.source.as_pair(),
+            destination: labels.destination.as_pair(),
+            service: labels.service.as_pair(),
+            reporter: labels.reporter,
+            security: labels.security,
+        }
+    }
+}
+
+impl SeriesLabels {
+    fn is_other(&self) -> bool {
+        [&self.source, &self.destination, &self.service].iter().all(|n| n.as_pair() == (OTHER, OTHER))
+    }
+}
+
+impl WorkloadName {
+    fn both(value: &str) -> Self {
+        let value: Name = value.into();
+        Self { namespace: value.clone(), name: value }
+    }
+
+    fn as_pair(&self) -> (&str, &str) {
+        (&self.namespace, &self.name)
+    }
+}
+
+/// The names that the snapshot still has.
+struct Alive<'a> {
+    workloads: HashSet<(&'a str, &'a str)>,
+    services: HashSet<(&'a str, &'a str)>,
+}
+
+impl<'a> Alive<'a> {
+    fn of(snapshot: &'a Snapshot) -> Self {
+        let workloads = snapshot.workloads.values().map(|w| (&*w.pod.namespace, &*w.workload)).collect();
+        let services = snapshot.destinations.values().filter_map(|destination| match destination {
+            Destination::Service(service) => Some((&*service.id.namespace, &*service.id.name)),
+            Destination::Workload(_) => None,
+        });
+        Self { workloads, services: services.collect() }
+    }
+
+    fn has(&self, labels: &SeriesLabels) -> bool {
+        let known = |set: &HashSet<(&str, &str)>, name: &WorkloadName| {
+            matches!(name.as_pair(), (UNKNOWN, UNKNOWN) | (OTHER, OTHER)) || set.contains(&name.as_pair())
+        };
+        known(&self.workloads, &labels.source)
+            && known(&self.workloads, &labels.destination)
+            && known(&self.services, &labels.service)
+    }
+}
+
+fn find(shard: &Shard, hash: u64, key: Key<'_>) -> Option<Arc<Series>> {
+    shard.get(&hash)?.iter().find(|entry| key.matches(&entry.series.labels)).map(|entry| entry.series.clone())
+}

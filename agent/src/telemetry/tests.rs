@@ -1,0 +1,479 @@
+use std::collections::{BTreeMap, HashSet};
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Barrier;
+
+use expect_test::{Expect, expect};
+
+use super::*;
+use crate::model::{Enrolment, MtlsMode, ObjectRef, Workload};
+
+fn telemetry(settings: TelemetrySettings) -> Arc<Telemetry> {
+    Telemetry::new(settings, Status::new("node-1", Arc::default()), AccessLog::off())
+}
+
+fn workload(namespace: &str, name: &str) -> Arc<Workload> {
+    Arc::new(Workload {
+        uid: format!("{namespace}/{name}").into(),
+        pod: ObjectRef::new(namespace, format!("{name}-0")),
+        workload: name.into(),
+        service_account: "default".into(),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
+        node: Some("node-1".into()),
+        enrolment: Enrolment::Wanted,
+        mtls: MtlsMode::Permissive,
+        paths: None,
+    })
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// `"web -> db"`; `?` is a peer that is no known pod.
+fn facts(call: &str) -> ConnectionFacts {
+    let (source, destination) = call.split_once(" -> ").unwrap();
+    let peer = |name: &str, at: &str| Peer {
+        workload: (name != "?").then(|| workload("shop", name)),
+        address: address(at),
+    };
+    ConnectionFacts {
+        reporter: Reporter::Source,
+        source: peer(source, "10.0.0.1:40000"),
+        destination: peer(destination, "10.0.0.2:5432"),
+        service: (destination != "?").then(|| ObjectRef::new("shop", destination)),
+        security: Security::SameNode,
+        dialled: address("10.96.0.7:5432"),
+        client: address("10.0.0.1:40000"),
+        upstream: None,
+    }
+}
+
+fn snapshot(workloads: &[&str]) -> Snapshot {
+    let workloads = workloads.iter().map(|name| workload("shop", name)).map(|w| (w.uid.clone(), w));
+    Snapshot { workloads: workloads.collect(), ..Snapshot::default() }
+}
+
+/// The samples of the connection metrics, the constant labels left out.
+fn samples(telemetry: &Telemetry) -> String {
+    let page = telemetry.scrape(MetricsFormat::PrometheusText);
+    let constant = [
+        "reporter=\"source\",",
+        ",source_namespace=\"shop\"",
+        ",destination_namespace=\"shop\"",
+        ",destination_service_namespace=\"shop\"",
+        ",security=\"same_node\"",
+    ];
+    page.lines()
+        .filter(|line| line.starts_with("undermesh_tcp") && !line.contains("_seconds"))
+        .map(|line| constant.iter().fold(line.to_owned(), |line, gone| line.replace(gone, "")) + "\n")
+        .collect()
+}
+
+fn check(telemetry: &Telemetry, expect: Expect) {
+    expect.assert_eq(&samples(telemetry));
+}
+
+#[test]
+fn bytes_of_an_open_connection_show_at_the_scrape_and_are_counted_once() {
+    let telemetry = telemetry(TelemetrySettings::default());
+    let open = telemetry.connection_opened(facts("web -> db"));
+    open.add_sent(5);
+    open.add_received(1);
+    check(
+        &telemetry,
+        expect![[r#"
+            undermesh_tcp_connections_opened_total{source_workload="web",destination_workload="db",destination_service="db"} 1
+            undermesh_tcp_connections_active{source_workload="web",destination_workload="db",destination_service="db"} 1
+            undermesh_tcp_sent_bytes_total{source_workload="web",destination_workload="db",destination_service="db"} 5
+            undermesh_tcp_received_bytes_total{source_workload="web",destination_workload="db",destination_service="db"} 1
+        "#]],
+    );
+    open.add_sent(7);
+    open.close(CloseReason::Done);
+    check(
+        &telemetry,
+        expect![[r#"
+            undermesh_tcp_connections_opened_total{source_workload="web",destination_workload="db",destination_service="db"} 1
+            undermesh_tcp_connections_closed_total{source_workload="web",destination_workload="db",destination_service="db",reason="done"} 1
+            undermesh_tcp_connections_active{source_workload="web",destination_workload="db",destination_service="db"} 0
+            undermesh_tcp_sent_bytes_total{source_workload="web",destination_workload="db",destination_service="db"} 12
+            undermesh_tcp_received_bytes_total{source_workload="web",destination_workload="db",destination_service="db"} 1
+        "#]],
+    );
+}
+
+#[test]
+fn a_refused_connection_and_an_unknown_peer() {
+    let telemetry = telemetry(TelemetrySettings::default());
+    telemetry.connection_refused(facts("web -> ?"), RefuseReason::NoEndpoints);
+    check(
+        &telemetry,
+        expect![[r#"
+            undermesh_tcp_connections_refused_total{source_workload="web",destination_workload="unknown",destination_namespace="unknown",destination_service="unknown",destination_service_namespace="unknown",reason="no_endpoints"} 1
+        "#]],
+    );
+}
+
+#[test]
+fn dropped_without_a_word_is_cancelled() {
+    let telemetry = telemetry(TelemetrySettings::default());
+    drop(telemetry.connection_opened(facts("web -> db")));
+    assert!(samples(&telemetry).contains(r#"reason="cancelled"} 1"#));
+    assert!(telemetry.connections().is_empty());
+}
+
+#[test]
+fn label_sets_beyond_the_maximum_are_folded_and_counted() {
+    let telemetry = telemetry(TelemetrySettings { max_label_sets: 2, ..TelemetrySettings::default() });
+    for call in ["a -> db", "b -> db", "c -> db", "d -> db", "a -> db"] {
+        telemetry.connection_opened(facts(call)).close(CloseReason::Done);
+    }
+    let page = samples(&telemetry);
+    let opened: Vec<_> = page.lines().filter(|l| l.contains("opened_total")).collect();
+    assert_eq!(opened.len(), 3, "{page}");
+    assert!(opened.iter().any(|l| l.contains(r#"source_workload="other""#) && l.ends_with(" 2")), "{page}");
+    assert!(opened.iter().any(|l| l.contains(r#"source_workload="a""#) && l.ends_with(" 2")), "{page}");
+    let all = telemetry.scrape(MetricsFormat::PrometheusText);
+    assert!(all.contains("\nundermesh_metrics_series_overflow_total 2\n"), "{all}");
+}
+
+#[test]
+fn series_of_what_is_gone_go_after_the_grace_and_make_room() {
+    let grace = Duration::from_secs(300);
+    let telemetry = telemetry(TelemetrySettings { max_label_sets: 1, series_grace: grace });
+    // The dialled Service is none that the snapshots below would have to have.
+    let call = |call| ConnectionFacts { service: None, ..facts(call) };
+    let opened = |name: &str| samples(&telemetry).contains(&format!("source_workload=\"{name}\""));
+    let (both, db) = (snapshot(&["web", "db"]), snapshot(&["db"]));
+    let start = Instant::now();
+
+    let open = telemetry.connection_opened(call("web -> db"));
+    telemetry.retain(&both, start);
+    telemetry.retain(&db, start + grace);
+    telemetry.retain(&db, start + grace * 3);
+    assert!(opened("web"), "a series with an open connection stays");
+
+    open.close(CloseReason::Done);
+    telemetry.retain(&db, start + grace * 4);
+    assert!(opened("web"), "the grace has only begun");
+    telemetry.retain(&both, start + grace * 9 / 2);
+    telemetry.retain(&db, start + grace * 5);
+    assert!(opened("web"), "its return has ended the grace");
+    telemetry.retain(&db, start + grace * 6);
+    assert!(!opened("web"), "the grace is over");
+    assert!(!telemetry.scrape(MetricsFormat::OpenMetrics).contains("duration_seconds_count"));
+
+    drop(telemetry.connection_opened(call("api -> db")));
+    assert!(opened("api"), "the place has been given back");
+}
+
+#[test]
+fn threads_that_open_and_close_at_once_lose_nothing() {
+    const THREADS: u64 = 8;
+    const EACH: u64 = 500;
+    let telemetry = telemetry(TelemetrySettings::default());
+    let barrier = Barrier::new(THREADS as usize + 1);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (telemetry, barrier) = (&telemetry, &barrier);
+            scope.spawn(move || {
+                barrier.wait();
+                let mut open = Vec::new();
+                for i in 0..EACH {
+                    let connection = telemetry.connection_opened(facts("web -> db"));
+                    connection.add_sent(3);
+                    if (i + thread) % 2 == 0 {
+                        connection.close(CloseReason::Done)
+                    } else {
+                        open.push(connection)
+                    }
+                }
+                open.into_iter().for_each(|connection| connection.close(CloseReason::ClientReset));
+            });
+        }
+        barrier.wait();
+        for _ in 0..20 {
+            telemetry.scrape(MetricsFormat::OpenMetrics);
+            telemetry.retain(&Snapshot::default(), Instant::now() + Duration::from_secs(1_000_000));
+        }
+    });
+    assert!(telemetry.connections().is_empty());
+    // The empty snapshot may have retired the series while nothing was open, so only what is consistent is asserted.
+    let page = samples(&telemetry);
+    let value = |name: &str| -> u64 {
+        page.lines()
+            .filter(|l| l.starts_with(name))
+            .map(|l| l.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+            .sum()
+    };
+    assert_eq!(value("undermesh_tcp_connections_active"), 0);
+    assert_eq!(
+        value("undermesh_tcp_connections_opened_total"),
+        value("undermesh_tcp_connections_closed_total")
+    );
+    assert_eq!(value("undermesh_tcp_sent_bytes_total"), 3 * value("undermesh_tcp_connections_opened_total"));
+}
+
+#[test]
+fn agent_metrics_follow_the_status_and_the_kernel() {
+    let status = Status::new("node-1", Arc::default());
+    let mut world = snapshot(&["web", "db", "new"]);
+    let mut host = (*workload("shop", "host")).clone();
+    host.enrolment = Enrolment::Impossible("it uses the host's network".into());
+    world.workloads.insert(host.uid.clone(), Arc::new(host));
+    world.generation = 7;
+    status.snapshot.store(Arc::new(world));
+    let report = |name: &str, state| {
+        status.set_pod(format!("shop/{name}").into(), PodReport { pod: ObjectRef::new("shop", name), state });
+    };
+    assert_eq!(status.missing().len(), 3);
+    report("web", PodState::Enrolled { since: std::time::SystemTime::now() });
+    report("db", PodState::NotEnrolled { reason: NotEnrolledReason::AttachFailed, detail: "no BTF".into() });
+    report("new", PodState::Pending);
+    assert_eq!(status.missing(), ["pod shop/new-0 is being enrolled"]);
+    status.set_rejections(vec![Rejection {
+        origin: "web.yaml".into(),
+        line: Some(3),
+        object: Some("Service shop/web".into()),
+        field: Some("spec.ports[0].port".into()),
+        message: "70000 is no port: expected 1 to 65535".into(),
+    }]);
+    assert_eq!(
+        status.rejections()[0].to_string(),
+        "web.yaml:3: Service shop/web: spec.ports[0].port: 70000 is no port: expected 1 to 65535"
+    );
+
+    let telemetry = Telemetry::new(TelemetrySettings::default(), status, AccessLog::off());
+    telemetry.on_scrape(|telemetry| {
+        let pod = ObjectRef::new("shop", "web-0");
+        telemetry.set_kernel_counters(KernelCounters {
+            bypassed: vec![("agent_down", 4)],
+            pods: vec![PodTcp { pod, retransmits: 1, timeouts: 2, connected: 3, accepted: 4 }],
+        });
+    });
+    let page = telemetry.scrape(MetricsFormat::PrometheusText);
+    let agent: String =
+        page.lines().filter(|l| l.starts_with("undermesh_")).flat_map(|l| [l, "\n"]).collect();
+    expect![[r#"
+        undermesh_pods_enrolled 1
+        undermesh_pods_not_enrolled{reason="attach_failed"} 1
+        undermesh_pods_not_enrolled{reason="impossible"} 1
+        undermesh_pods_not_enrolled{reason="pending"} 1
+        undermesh_bypassed_connections_total{reason="agent_down"} 4
+        undermesh_pod_tcp_retransmits_total{pod_name="web-0",pod_namespace="shop"} 1
+        undermesh_pod_tcp_timeouts_total{pod_name="web-0",pod_namespace="shop"} 2
+        undermesh_pod_tcp_connected_total{pod_name="web-0",pod_namespace="shop"} 3
+        undermesh_pod_tcp_accepted_total{pod_name="web-0",pod_namespace="shop"} 4
+        undermesh_build_info{version="0.1.0"} 1
+        undermesh_config_generation 7
+        undermesh_config_rejected_documents 1
+        undermesh_metrics_series_overflow_total 0
+        undermesh_access_log_dropped_total 0
+    "#]]
+    .assert_eq(&agent);
+}
+
+/// The rules of both formats that a scraper insists on.
+#[test]
+fn both_formats_are_well_formed() {
+    let telemetry = telemetry(TelemetrySettings::default());
+    let odd = ConnectionFacts { service: Some(ObjectRef::new("a\"}\n", "b\\ # {")), ..facts("web -> db") };
+    telemetry.connection_opened(odd.clone()).close(CloseReason::IdleTimeout);
+    telemetry.connection_refused(odd, RefuseReason::Loop);
+    let open = telemetry.connection_opened(facts("web -> ?"));
+    open.add_sent(1);
+
+    let openmetrics = telemetry.scrape(MetricsFormat::OpenMetrics);
+    assert!(openmetrics.ends_with("\n# EOF\n"));
+    let text = telemetry.scrape(MetricsFormat::PrometheusText);
+    assert!(!text.contains("# EOF") && !text.contains("# UNIT") && !text.contains("_created"));
+    assert_well_formed(openmetrics.strip_suffix("# EOF\n").unwrap(), |family, kind, sample| match kind {
+        "counter" => sample == format!("{family}_total"),
+        _ => is_sample_of(family, kind, sample),
+    });
+    assert_well_formed(&text, |family, kind, sample| match kind {
+        "counter" => family.ends_with("_total") && sample == family,
+        _ => is_sample_of(family, kind, sample),
+    });
+    if let Some(dir) = std::env::var_os("UNDERMESH_EXPOSITION_DIR") {
+        let dir = std::path::PathBuf::from(dir);
+        std::fs::write(dir.join("openmetrics.txt"), openmetrics).unwrap();
+        std::fs::write(dir.join("prometheus.txt"), text).unwrap();
+    }
+}
+
+fn is_sample_of(family: &str, kind: &str, sample: &str) -> bool {
+    match kind {
+        "gauge" => sample == family,
+        "histogram" => ["_bucket", "_sum", "_count"].iter().any(|s| sample == format!("{family}{s}")),
+        _ => false,
+    }
+}
+
+fn assert_well_formed(page: &str, belongs: impl Fn(&str, &str, &str) -> bool) {
+    let (mut helped, mut typed, mut seen) = (HashSet::new(), BTreeMap::new(), HashSet::new());
+    let mut current = None;
+    for line in page.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').expect("help has a text");
+            assert!(!help.is_empty() && helped.insert(name), "{line}");
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').expect("a type");
+            assert!(helped.contains(name), "no help: {line}");
+            assert!(typed.insert(name, kind).is_none(), "twice: {line}");
+            current = Some((name, kind));
+        } else {
+            let (family, kind) = current.expect("a type before the samples");
+            let name = &line[..line.find(['{', ' ']).expect("a name")];
+            assert!(belongs(family, kind, name), "{line} is not in {kind} {family}");
+            let (series, value) = line.rsplit_once(' ').expect("a value");
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+            assert!(seen.insert(series), "twice: {line}");
+            assert_labels_well_formed(&series[name.len()..]);
+        }
+    }
+    assert!(typed.len() > 10);
+}
+
+fn assert_labels_well_formed(labels: &str) {
+    let Some(mut rest) = labels.strip_prefix('{').map(|l| l.strip_suffix('}').expect("a closing brace"))
+    else {
+        return assert!(labels.is_empty(), "{labels}");
+    };
+    while !rest.is_empty() {
+        let (name, quoted) = rest.split_once("=\"").expect("name=\"");
+        assert!(name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
+        let mut escaped = false;
+        let end = quoted
+            .char_indices()
+            .find(|(_, c)| {
+                let closes = *c == '"' && !escaped;
+                assert!(!escaped || matches!(c, '"' | '\\' | 'n'), "{quoted}");
+                escaped = *c == '\\' && !escaped;
+                closes
+            })
+            .expect("a closing quote")
+            .0;
+        rest = &quoted[end + 1..];
+        rest = rest.strip_prefix(',').unwrap_or(rest);
+    }
+}
+
+/// An output that can be read afterwards, or that blocks until it is let go.
+#[derive(Clone, Default)]
+struct Output {
+    written: Arc<Mutex<Vec<u8>>>,
+    gate: Arc<Mutex<()>>,
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _open = self.gate.lock().unwrap();
+        self.written.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn with_access_log(format: AccessLogFormat, output: Output, queue: usize) -> Arc<Telemetry> {
+    let log = AccessLog::write_to(output, format, queue).unwrap();
+    Telemetry::new(TelemetrySettings::default(), Status::new("node-1", Arc::default()), log)
+}
+
+fn logged(format: AccessLogFormat) -> Vec<String> {
+    let output = Output::default();
+    let telemetry = with_access_log(format, output.clone(), 100);
+    let open = telemetry.connection_opened(facts("web -> db"));
+    open.set_upstream(address("[fd00::2]:5432"));
+    open.add_sent(10);
+    open.add_received(20);
+    open.close(CloseReason::UpstreamReset);
+    let service = Some(ObjectRef::new("shop", "d\"b \u{9b}\n"));
+    telemetry
+        .connection_refused(ConnectionFacts { service, ..facts("? -> ?") }, RefuseReason::ConnectTimeout);
+    assert!(telemetry.access_log().flush(Duration::from_secs(5)));
+    String::from_utf8(output.written.lock().unwrap().clone()).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn json_lines_have_every_field() {
+    let lines: Vec<BTreeMap<String, serde_json::Value>> =
+        logged(AccessLogFormat::Json).iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [closed, refused] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!(closed.keys().collect::<Vec<_>>(), refused.keys().collect::<Vec<_>>());
+    let time = closed["time"].as_str().unwrap();
+    assert!(time.len() == "2026-01-01T00:00:00.000Z".len() && time.ends_with('Z'), "{time}");
+    assert!(closed["duration_seconds"].as_f64().unwrap() < 60.0);
+    let fixed: Vec<_> =
+        closed.iter().filter(|(k, _)| !matches!(k.as_str(), "time" | "duration_seconds")).collect();
+    expect![[r#"
+        client_address="10.0.0.1:40000"
+        destination_address="10.0.0.2:5432"
+        destination_namespace="shop"
+        destination_pod="db-0"
+        destination_service="db"
+        destination_service_namespace="shop"
+        destination_workload="db"
+        dialled_address="10.96.0.7:5432"
+        outcome="closed"
+        reason="upstream_reset"
+        received_bytes=20
+        reporter="source"
+        security="same_node"
+        sent_bytes=10
+        source_address="10.0.0.1:40000"
+        source_namespace="shop"
+        source_pod="web-0"
+        source_workload="web"
+        upstream_address="[fd00::2]:5432"
+    "#]]
+    .assert_eq(&fixed.iter().map(|(k, v)| format!("{k}={v}\n")).collect::<String>());
+    assert_eq!(refused["source_workload"], serde_json::Value::Null);
+    assert_eq!(refused["destination_service"], "d\"b \u{9b}\n");
+    assert_eq!(refused["reason"], "connect_timeout");
+}
+
+#[test]
+fn text_lines_leave_out_what_has_no_value_and_quote() {
+    let lines = logged(AccessLogFormat::Text);
+    let after_time = |line: &str| line.split_once(' ').unwrap().1.rsplit_once(' ').unwrap().0.to_owned();
+    expect![[r#"
+        outcome=closed reason=upstream_reset reporter=source source_workload=web source_namespace=shop source_pod=web-0 source_address=10.0.0.1:40000 destination_workload=db destination_namespace=shop destination_pod=db-0 destination_address=10.0.0.2:5432 destination_service=db destination_service_namespace=shop security=same_node dialled_address=10.96.0.7:5432 client_address=10.0.0.1:40000 upstream_address=[fd00::2]:5432 sent_bytes=10 received_bytes=20"#]]
+    .assert_eq(&after_time(&lines[0]));
+    assert!(lines[1].contains(r#" destination_service="d\"b \u009b\u000a" "#), "{}", lines[1]);
+    assert!(!lines[1].contains("source_workload"), "{}", lines[1]);
+}
+
+#[test]
+fn a_blocked_output_costs_lines_and_no_time() {
+    let output = Output::default();
+    let closed = output.gate.lock().unwrap();
+    let telemetry = with_access_log(AccessLogFormat::Json, output.clone(), 10);
+    let started = Instant::now();
+    for _ in 0..1000 {
+        drop(telemetry.connection_opened(facts("web -> db")));
+    }
+    assert!(!telemetry.access_log().flush(Duration::from_millis(10)), "the output is blocked");
+    assert!(started.elapsed() < Duration::from_secs(5));
+    let dropped = telemetry.access_log().dropped();
+    // The queue's worth, and what the writer had taken out of it before it met the closed gate.
+    assert!((900..1000).contains(&dropped), "{dropped}");
+    drop(closed);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !telemetry.access_log().flush(Duration::from_secs(1)) {
+        assert!(Instant::now() < deadline);
+    }
+    let lines = output.written.lock().unwrap().iter().filter(|b| **b == b'\n').count() as u64;
+    assert_eq!(lines + telemetry.access_log().dropped(), 1000);
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_is_named() {
+    let output = AccessLogOutput::File("/nonexistent/access.log".into());
+    let error = AccessLog::start(&AccessLogSettings { output, ..Default::default() }).unwrap_err();
+    assert!(error.to_string().starts_with("access log /nonexistent/access.log: "), "{error}");
+}
