@@ -125,31 +125,41 @@ pub struct Counters {
     pub tcp_passive_opens: u64,
     /// Segments that the pod's sockets sent again, counted when a connection ends.
     pub tcp_retransmits: u64,
+    /// Retransmission time-outs of the pod's sockets: the other side answered nothing for that long.
+    pub tcp_timeouts: u64,
 }
 
 #[cfg(feature = "user")]
 mod user {
     use core::iter::Sum;
+    use core::ops::AddAssign;
 
     use super::*;
     use crate::{Endpoint, Tuple};
 
+    impl AddAssign for Counters {
+        fn add_assign(&mut self, more: Self) {
+            self.captured += more.captured;
+            self.bypassed_agent_down += more.bypassed_agent_down;
+            self.refused_agent_down += more.refused_agent_down;
+            self.bypassed_inner_netns += more.bypassed_inner_netns;
+            self.refused_inner_netns += more.refused_inner_netns;
+            self.bypassed_interface += more.bypassed_interface;
+            self.inbound_bypassed_agent_down += more.inbound_bypassed_agent_down;
+            self.inbound_refused_agent_down += more.inbound_refused_agent_down;
+            self.inbound_refused_strict += more.inbound_refused_strict;
+            self.refused_listener_dial += more.refused_listener_dial;
+            self.tcp_active_opens += more.tcp_active_opens;
+            self.tcp_passive_opens += more.tcp_passive_opens;
+            self.tcp_retransmits += more.tcp_retransmits;
+            self.tcp_timeouts += more.tcp_timeouts;
+        }
+    }
+
     impl<'a> Sum<&'a Counters> for Counters {
-        fn sum<I: Iterator<Item = &'a Counters>>(per_cpu: I) -> Self {
-            per_cpu.fold(Self::default(), |mut sum, cpu| {
-                sum.captured += cpu.captured;
-                sum.bypassed_agent_down += cpu.bypassed_agent_down;
-                sum.refused_agent_down += cpu.refused_agent_down;
-                sum.bypassed_inner_netns += cpu.bypassed_inner_netns;
-                sum.refused_inner_netns += cpu.refused_inner_netns;
-                sum.bypassed_interface += cpu.bypassed_interface;
-                sum.inbound_bypassed_agent_down += cpu.inbound_bypassed_agent_down;
-                sum.inbound_refused_agent_down += cpu.inbound_refused_agent_down;
-                sum.inbound_refused_strict += cpu.inbound_refused_strict;
-                sum.refused_listener_dial += cpu.refused_listener_dial;
-                sum.tcp_active_opens += cpu.tcp_active_opens;
-                sum.tcp_passive_opens += cpu.tcp_passive_opens;
-                sum.tcp_retransmits += cpu.tcp_retransmits;
+        fn sum<I: Iterator<Item = &'a Counters>>(counters: I) -> Self {
+            counters.fold(Self::default(), |mut sum, more| {
+                sum += *more;
                 sum
             })
         }
@@ -171,7 +181,7 @@ const _: () = {
     assert!(size_of::<Agent>() == 8 + 8 + 4 + 4);
     assert!(size_of::<Pod>() == 2 * 16 + 4 + 4);
     assert!(size_of::<Listener>() == 8 + 4 + 4);
-    assert!(size_of::<Counters>() == 13 * 8);
+    assert!(size_of::<Counters>() == 14 * 8);
     assert!(size_of::<Endpoint>() == 16 + 2 + 2);
     assert!(size_of::<Tuple>() == 16 + 16 + 2 + 2);
 };

@@ -5,7 +5,8 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
+    BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB,
+    BPF_SOCK_OPS_RTO_CB_FLAG, BPF_SOCK_OPS_STATE_CB,
     BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
 };
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
@@ -17,6 +18,7 @@ use crate::maps::{DIALS, VOUCHED, count};
 
 const DONE: u32 = 1;
 const AF_INET: u32 = 2;
+const WATCHED: i32 = (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG) as i32;
 
 /// Vouches for the agent's dials: at the last moment before the SYN, when the kernel has chosen the source port.
 #[sock_ops]
@@ -53,12 +55,13 @@ pub fn watch_tcp(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
             count(netns(&ctx), |c| c.tcp_active_opens += 1);
-            let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+            let _ = ctx.set_cb_flags(WATCHED);
         }
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
             count(netns(&ctx), |c| c.tcp_passive_opens += 1);
-            let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+            let _ = ctx.set_cb_flags(WATCHED);
         }
+        BPF_SOCK_OPS_RTO_CB => count(netns(&ctx), |c| c.tcp_timeouts += 1),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => {
             // SAFETY: the kernel hands out a valid context.
             let retransmits = unsafe { (*ctx.ops).total_retrans };

@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -29,9 +29,9 @@ use crate::model::{Snapshot, Workload, WorkloadUid};
 
 pub use codes::{Code, CodeTable};
 pub use counters::PodCounters;
-pub use dial::Dialer;
+pub use dial::{Dial, Dialer};
 pub use listener::PodListeners;
-pub use netns::Netns;
+pub use netns::{Netns, go_home as leave_netns};
 pub use pod::PodNet;
 pub use preflight::Preflight;
 pub use undermesh_common::maps::Counters;
@@ -67,12 +67,14 @@ pub enum CaptureError {
     /// The machine lacks something that the agent needs.
     #[error("{0}")]
     Preflight(String),
-    /// The kernel refused the programs or maps.
+    /// The kernel refused the programs.
     #[error("loading the kernel programs: {0}")]
     Load(String),
-    /// A step of a pod's enrolment failed.
+    /// A step failed that concerns one part of a pod, or of the agent itself.
     #[error("{step}: {source}")]
-    Pod {
+    Step {
+        /// The part.
+        part: Part,
         /// What was tried, with the path or name it was tried on.
         step: String,
         /// What the kernel said.
@@ -86,6 +88,21 @@ pub enum CaptureError {
         /// What the kernel said.
         reason: String,
     },
+}
+
+/// What a failed step was about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The pod's network namespace, its interfaces and routes.
+    Netns,
+    /// The pod's or the agent's cgroup.
+    Cgroup,
+    /// The listeners inside of the pod.
+    Listeners,
+    /// Links and their pins.
+    Links,
+    /// The agent's own threads.
+    Workers,
 }
 
 /// The enrolled pods by address: a fact, where a label is only a wish.
@@ -102,6 +119,8 @@ pub struct Capture {
     by_address: EnrolledPods,
     /// Un-enrolled pods that still have connections.
     retiring: Vec<Arc<PodNet>>,
+    /// What was counted for pods that have left.
+    retired: Arc<Mutex<Counters>>,
 }
 
 /// A pod that was just enrolled: its listeners wait to be served, one set per worker.
@@ -132,6 +151,7 @@ impl Capture {
             pods: HashMap::new(),
             by_address: EnrolledPods::default(),
             retiring: Vec::new(),
+            retired: Arc::default(),
         })
     }
 
@@ -215,6 +235,9 @@ impl Capture {
             }
             pods
         });
+        if let Ok(counters) = self.counters() {
+            *self.retired.lock().unwrap_or_else(PoisonError::into_inner) += counters.of(net.cookie);
+        }
         enrolled.unenrol(&mut self.programs);
         self.retiring.push(net.clone());
         Some(net)
@@ -257,14 +280,14 @@ impl Capture {
         self.programs.heartbeat(self.settings.on_agent_down)
     }
 
-    /// What the kernel programs counted, per pod, and last for namespaces of the applications' own.
+    /// A reader of what the kernel programs counted.
     pub fn counters(&self) -> Result<PodCounters, CaptureError> {
-        PodCounters::open(&self.programs)
+        PodCounters::open(&self.programs, self.retired.clone())
     }
 
-    /// Entries in the map of vouched connections.
-    pub fn pins(&self) -> &std::path::Path {
-        &self.settings.bpffs
+    /// How many workers the pods' connections are spread over.
+    pub fn workers(&self) -> usize {
+        self.settings.workers
     }
 }
 
@@ -296,9 +319,12 @@ pub fn monotonic_ns() -> u64 {
     now.map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
 }
 
-fn step(what: impl Into<String>) -> impl FnOnce(io::Error) -> CaptureError {
-    let step = what.into();
-    move |source| CaptureError::Pod { step, source }
+impl Part {
+    /// Turns the error of a step into one that names it.
+    pub(crate) fn step(self, what: impl Into<String>) -> impl FnOnce(io::Error) -> CaptureError {
+        let step = what.into();
+        move |source| CaptureError::Step { part: self, step, source }
+    }
 }
 
 fn map_error(map: &'static str) -> impl Fn(aya::maps::MapError) -> CaptureError {

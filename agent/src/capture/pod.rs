@@ -15,7 +15,7 @@ use undermesh_common::{Address, code};
 
 use super::listener::{self, PodListeners};
 use super::programs::{COOKIE_FREE, Programs, unpin_pod};
-use super::{CaptureError, Netns, cgroup, map_error, step};
+use super::{CaptureError, Netns, Part, cgroup, map_error};
 use crate::model::{MtlsMode, ObjectRef, Workload, WorkloadUid};
 
 /// An enrolled pod's network, for whoever dials from it. Connections keep it alive.
@@ -64,24 +64,24 @@ impl Enrolled {
         workload: &Arc<Workload>,
         workers: usize,
     ) -> Result<(Self, Vec<PodListeners>), CaptureError> {
-        let paths = workload.paths.as_ref().ok_or_else(|| CaptureError::Pod {
-            step: "finding the pod's network namespace and cgroup".into(),
-            source: io::Error::new(
+        let paths = workload.paths.as_ref().ok_or_else(|| {
+            let lack = "the pod has no annotations undermesh.io/netns and undermesh.io/cgroup";
+            Part::Netns.step("finding the pod's network namespace and cgroup")(io::Error::new(
                 io::ErrorKind::NotFound,
-                "the pod has no annotations undermesh.io/netns and undermesh.io/cgroup",
-            ),
+                lack,
+            ))
         })?;
-        let netns = Netns::open(&paths.netns).map_err(step(format!("opening {}", paths.netns.display())))?;
+        let netns = Netns::open(&paths.netns).map_err(Part::Netns.step(format!("opening {}", paths.netns.display())))?;
         let cgroup =
-            cgroup::open(&paths.cgroup).map_err(step(format!("opening {}", paths.cgroup.display())))?;
+            cgroup::open(&paths.cgroup).map_err(Part::Cgroup.step(format!("opening {}", paths.cgroup.display())))?;
         let entry = map_entry(&netns, workload)?;
         if entry.addresses.iter().any(|a| *a != Address::default() && a.as_ip4().is_none()) {
             netns
                 .run(|| code_route(RouteChange::Add))
                 .and_then(|result| result)
-                .map_err(step("adding the local route to the IPv6 codes"))?;
+                .map_err(Part::Netns.step("adding the local route to the IPv6 codes"))?;
         }
-        let listeners = listener::open(&netns, workers).map_err(step("listening inside the pod"))?;
+        let listeners = listener::open(&netns, workers).map_err(Part::Listeners.step("listening inside the pod"))?;
 
         let label = pin_label(&workload.pod, netns.cookie());
         let enrolled = Self {
@@ -112,7 +112,7 @@ impl Enrolled {
         cgroup: &std::fs::File,
         listeners: &[PodListeners],
     ) -> Result<(), CaptureError> {
-        std::fs::create_dir_all(&self.pins).map_err(step(format!("making {}", self.pins.display())))?;
+        std::fs::create_dir_all(&self.pins).map_err(Part::Links.step(format!("making {}", self.pins.display())))?;
         self.write_entries(programs, listeners)?;
         programs.attach_to_netns(self.net.netns.as_fd(), self.net.cookie, &self.pins)?;
         for name in COOKIE_FREE {
@@ -129,9 +129,9 @@ impl Enrolled {
         for cookie in [0, cookie] {
             if counters.get(&cookie, 0).is_err() {
                 let cpus =
-                    aya::util::nr_cpus().map_err(|(_, error)| error).map_err(step("counting the CPUs"))?;
+                    aya::util::nr_cpus().map_err(|(_, error)| error).map_err(Part::Links.step("counting the CPUs"))?;
                 let zeros = PerCpuValues::try_from(vec![Counters::default(); cpus])
-                    .map_err(step("counting the CPUs"))?;
+                    .map_err(Part::Links.step("counting the CPUs"))?;
                 counters.insert(cookie, zeros, 0).map_err(map_error("counters"))?;
             }
         }
@@ -194,7 +194,7 @@ fn map_entry(netns: &Netns, workload: &Workload) -> Result<Pod, CaptureError> {
     let interface = netns
         .run(|| interface_of(&workload.addresses))
         .and_then(|result| result)
-        .map_err(step("finding the pod's interface"))?;
+        .map_err(Part::Netns.step("finding the pod's interface"))?;
     Ok(Pod { addresses, interface, strict: u32::from(workload.mtls == MtlsMode::Strict) })
 }
 

@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 use undermesh_common::maps::{Agent, LAYOUT};
 
-use super::{CaptureError, CaptureSettings, Heartbeat, OnAgentDown, cgroup, error_chain, map_error, step};
+use super::{CaptureError, CaptureSettings, Heartbeat, OnAgentDown, cgroup, Part, error_chain, map_error};
 
 /// The programs of a pod's cgroup, in the order of their attachment: names before connects, so that no captured
 /// socket ever shows a code. They are detached in the opposite order.
@@ -60,7 +60,7 @@ impl Programs {
         let root = settings.bpffs.clone();
         let maps = root.join("maps");
         for dir in [&maps, &root.join("pods")] {
-            fs::create_dir_all(dir).map_err(step(format!("making {}", dir.display())))?;
+            fs::create_dir_all(dir).map_err(Part::Links.step(format!("making {}", dir.display())))?;
         }
         drop_foreign_layout(&maps)?;
 
@@ -115,10 +115,8 @@ impl Programs {
         cgroup: &File,
         pins: &Path,
     ) -> Result<(), CaptureError> {
-        let link = attach_to_cgroup(&mut self.ebpf, name, cgroup).map_err(|error| CaptureError::Pod {
-            step: format!("attaching {name} to the pod's cgroup"),
-            source: error,
-        })?;
+        let link = attach_to_cgroup(&mut self.ebpf, name, cgroup)
+            .map_err(Part::Links.step(format!("attaching {name} to the pod's cgroup")))?;
         pin_over(link, &pins.join(name))
     }
 
@@ -136,10 +134,9 @@ impl Programs {
             let id = program.attach(netns)?;
             Ok(program.take_link(id)?.into())
         };
-        let link = attach(&mut ebpf).map_err(|error| CaptureError::Pod {
-            step: format!("attaching {STEER} to the pod's network namespace"),
-            source: io::Error::other(error_chain(&error)),
-        })?;
+        let link = attach(&mut ebpf)
+            .map_err(|error| io::Error::other(error_chain(&error)))
+            .map_err(Part::Links.step(format!("attaching {STEER} to the pod's network namespace")))?;
         pin_over(link, &pins.join(STEER))
     }
 
@@ -192,9 +189,9 @@ impl Programs {
 
     /// The agent's sockets belong to its own cgroup; the link lives as long as this process.
     fn vouch_for_own_dials(&mut self) -> Result<(), CaptureError> {
-        let path = cgroup::own().map_err(step("finding the agent's own cgroup"))?;
+        let path = cgroup::own().map_err(Part::Cgroup.step("finding the agent's own cgroup"))?;
         let own = cgroup::open(&path)
-            .map_err(step(format!("opening the agent's own cgroup {}", path.display())))?;
+            .map_err(Part::Cgroup.step(format!("opening the agent's own cgroup {}", path.display())))?;
         let attach = |ebpf: &mut Ebpf| -> Result<(), ProgramError> {
             let program: &mut SockOps = program(ebpf, VOUCH_DIAL)?;
             program.attach(&own, CgroupAttachMode::Single).map(drop)
@@ -288,11 +285,10 @@ fn pin_over(link: FdLink, path: &Path) -> Result<(), CaptureError> {
     fresh.push("_new");
     let fresh = PathBuf::from(fresh);
     let _ = fs::remove_file(&fresh);
-    link.pin(&fresh).map_err(|error| CaptureError::Pod {
-        step: format!("pinning {}", path.display()),
-        source: io::Error::other(error_chain(&error)),
-    })?;
-    fs::rename(&fresh, path).map_err(step(format!("pinning {}", path.display())))
+    link.pin(&fresh)
+        .map_err(|error| io::Error::other(error_chain(&error)))
+        .map_err(Part::Links.step(format!("pinning {}", path.display())))?;
+    fs::rename(&fresh, path).map_err(Part::Links.step(format!("pinning {}", path.display())))
 }
 
 /// Maps of another layout cannot be taken over. Pods keep the programs and maps that they have until they are
@@ -315,9 +311,9 @@ fn drop_foreign_layout(maps: &Path) -> Result<(), CaptureError> {
         return Ok(());
     }
     info!("the pinned maps are of another version of the agent; making new ones");
-    for entry in fs::read_dir(maps).map_err(step(format!("reading {}", maps.display())))? {
-        let entry = entry.map_err(step(format!("reading {}", maps.display())))?;
-        fs::remove_file(entry.path()).map_err(step(format!("removing {}", entry.path().display())))?;
+    for entry in fs::read_dir(maps).map_err(Part::Links.step(format!("reading {}", maps.display())))? {
+        let entry = entry.map_err(Part::Links.step(format!("reading {}", maps.display())))?;
+        fs::remove_file(entry.path()).map_err(Part::Links.step(format!("removing {}", entry.path().display())))?;
     }
     Ok(())
 }

@@ -1,0 +1,56 @@
+//! The server's side: a connection to one of an enrolled pod's own addresses that nobody vouched for.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use super::Proxy;
+use super::relay::{Meter, relay, reset_on_close};
+use super::upstream::{self, Target};
+use crate::capture::{Dialer, PodNet};
+use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
+
+/// Hands the connection on to the application, which sees the client that called.
+pub(super) async fn serve(
+    proxy: Arc<Proxy>,
+    dialer: Arc<Dialer>,
+    net: Arc<PodNet>,
+    client: TcpStream,
+    client_socket: SocketAddr,
+) {
+    let caller = SocketAddr::new(client_socket.ip().to_canonical(), client_socket.port());
+    let Ok(local) = client.local_addr() else { return };
+    let dialled = SocketAddr::new(local.ip().to_canonical(), local.port());
+    let mut facts = facts(&proxy, &net, caller, dialled);
+    let refuse = |facts: ConnectionFacts, reason: RefuseReason| {
+        reset_on_close(&client);
+        proxy.telemetry.connection_refused(facts, reason);
+    };
+    let Some(place) = proxy.enter() else { return refuse(facts, RefuseReason::Limit) };
+
+    let target = Target { from: &net, to: dialled, source: None, on_behalf_of: Some(caller) };
+    match upstream::connect(&proxy, &dialer, &client, target).await {
+        Ok(application) => {
+            facts.upstream = Some(dialled);
+            let meter = Meter::new(vec![proxy.telemetry.connection_opened(facts)]);
+            let reason = relay(client, application, &meter).await;
+            meter.close(reason);
+        }
+        Err(reason) => refuse(facts, reason),
+    }
+    drop(place);
+}
+
+fn facts(proxy: &Proxy, net: &PodNet, caller: SocketAddr, dialled: SocketAddr) -> ConnectionFacts {
+    ConnectionFacts {
+        reporter: Reporter::Destination,
+        source: proxy.peer(&proxy.snapshot.load(), caller),
+        destination: Peer { workload: Some(net.workload.clone()), address: dialled },
+        service: None,
+        security: Security::Plaintext,
+        dialled,
+        client: caller,
+        upstream: None,
+    }
+}

@@ -1,0 +1,86 @@
+//! The proxy: what becomes of a captured connection.
+//!
+//! captured -> the destination behind the code -> an endpoint -> upstream -> relay. Runs on worker threads, one
+//! single-threaded runtime each, that share nothing but immutable snapshots and counters. It does not know where
+//! configuration comes from nor how capture works; it never buffers without bound and never waits without a limit on
+//! anything but the two applications.
+
+mod inbound;
+mod outbound;
+mod relay;
+mod splice;
+mod upstream;
+mod worker;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use socket2::TcpKeepalive;
+
+use crate::balance::AffinityTable;
+use crate::capture::{CodeTable, EnrolledPods};
+use crate::model::{Snapshot, Workload};
+use crate::telemetry::{Peer, Telemetry};
+
+pub use worker::{Fate, Workers, WorkersGone};
+
+/// What the user may set.
+#[derive(Clone, Debug)]
+pub struct ProxySettings {
+    /// How long one attempt to connect to an endpoint may take.
+    pub connect_timeout: Duration,
+    /// TCP keep-alive of the agent's connections, so that a peer that vanished is noticed.
+    pub keepalive: TcpKeepalive,
+    /// Connections relayed at one time; more are refused.
+    pub max_connections: usize,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Proxy {
+    /// The newest configuration.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// What stands behind each code.
+    pub codes: CodeTable,
+    /// The pods of this node that are in the mesh.
+    pub enrolled: EnrolledPods,
+    /// Where connections are counted and logged.
+    pub telemetry: Arc<Telemetry>,
+    /// Which endpoint each client of a Service with session affinity has.
+    pub affinity: AffinityTable,
+    /// What the user set.
+    pub settings: ProxySettings,
+    /// Connections relayed now.
+    pub open: AtomicUsize,
+}
+
+/// A place among [`ProxySettings::max_connections`].
+#[derive(Debug)]
+struct Place<'a>(&'a Proxy);
+
+impl Proxy {
+    /// A place for one more connection, if there is one.
+    fn enter(&self) -> Option<Place<'_>> {
+        let before = self.open.fetch_add(1, Ordering::Relaxed);
+        let place = Place(self);
+        (before < self.settings.max_connections).then_some(place)
+    }
+
+    /// The peer behind an address, with its pod if it is one.
+    fn peer(&self, snapshot: &Snapshot, address: SocketAddr) -> Peer {
+        Peer { workload: self.workload(snapshot, address.ip()), address }
+    }
+
+    fn workload(&self, snapshot: &Snapshot, address: IpAddr) -> Option<Arc<Workload>> {
+        snapshot.workload(address).cloned()
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,229 @@
+//! The client's side: a connection that a pod made to a mesh address.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::net::TcpStream;
+
+use super::relay::{Meter, relay, reset_on_close};
+use super::upstream::{self, Target};
+use super::Proxy;
+use crate::balance::{self, NoEndpointReason, Request};
+use crate::capture::{Code, Dialer, PodNet};
+use crate::model::{Destination, LoadGuard, ObjectRef, Snapshot};
+use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
+
+/// Endpoints tried for one connection.
+const ATTEMPTS: usize = 3;
+
+/// Carries one captured connection to where its application wanted it to go.
+pub(super) async fn serve(
+    proxy: Arc<Proxy>,
+    dialer: Arc<Dialer>,
+    net: Arc<PodNet>,
+    client: TcpStream,
+    client_socket: SocketAddr,
+) {
+    let Some((captured, place)) = accept(&proxy, &net, &client, client_socket).zip(proxy.enter()) else {
+        return refuse_unknown(&proxy, &net, &client, client_socket);
+    };
+    let snapshot = proxy.snapshot.load_full();
+    match reach(&proxy, &dialer, &snapshot, &captured, &client).await {
+        Ok(reached) => {
+            let meter = record(&proxy, &snapshot, &captured, &reached);
+            let reason = relay(client, reached.stream, &meter).await;
+            meter.close(reason);
+        }
+        Err(failed) => {
+            reset_on_close(&client);
+            let facts = facts(&proxy, &snapshot, &captured, failed.towards, failed.service, Reporter::Source);
+            proxy.telemetry.connection_refused(facts, failed.reason);
+        }
+    }
+    drop(place);
+}
+
+/// A captured connection, with what its application knows of it.
+struct Captured {
+    net: Arc<PodNet>,
+    /// Keeps the code's meaning while the application may ask for its peer's name.
+    _code: Arc<Code>,
+    /// What the application dialled.
+    dialled: SocketAddr,
+    /// The application's end as it sees it itself.
+    client: SocketAddr,
+    /// The source address that the application had bound.
+    bound: Option<IpAddr>,
+}
+
+fn accept(proxy: &Proxy, net: &Arc<PodNet>, stream: &TcpStream, peer: SocketAddr) -> Option<Captured> {
+    let local = stream.local_addr().ok()?;
+    let code = proxy.codes.destination(local.ip())?;
+    let peer_ip = peer.ip().to_canonical();
+    // An application that bound no address has got the loopback's on the way to the code.
+    let bound = net.addresses.contains(&peer_ip).then_some(peer_ip);
+    let client_ip = bound.or_else(|| net.address_like(code.address)).unwrap_or(peer_ip);
+    Some(Captured {
+        net: net.clone(),
+        dialled: SocketAddr::new(code.address, local.port()),
+        _code: code,
+        client: SocketAddr::new(client_ip, peer.port()),
+        bound,
+    })
+}
+
+/// An upstream that answered.
+struct Reached {
+    stream: TcpStream,
+    address: SocketAddr,
+    same_node: bool,
+    service: Option<ObjectRef>,
+    _load: Option<LoadGuard>,
+}
+
+/// No upstream answered.
+struct Failed {
+    reason: RefuseReason,
+    /// The endpoint that was tried last, or what was dialled.
+    towards: SocketAddr,
+    service: Option<ObjectRef>,
+}
+
+async fn reach(
+    proxy: &Proxy,
+    dialer: &Dialer,
+    snapshot: &Snapshot,
+    captured: &Captured,
+    client: &TcpStream,
+) -> Result<Reached, Failed> {
+    let service = match snapshot.destination(captured.dialled.ip()) {
+        Some(Destination::Service(service)) => service,
+        // A pod's own address: that pod and no other, ready or not.
+        _ => {
+            let stream = dial(proxy, dialer, captured, captured.dialled, client).await;
+            return stream.map(|stream| reached(proxy, stream, captured.dialled, None, None)).map_err(|reason| {
+                Failed { reason, towards: captured.dialled, service: None }
+            });
+        }
+    };
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    let mut last = None;
+    while tried.len() < ATTEMPTS {
+        let request = Request { client: captured.client.ip(), dialled: captured.dialled, excluding: &tried };
+        let chosen =
+            balance::select(service, &request, &proxy.affinity, Instant::now(), fastrand::u64(..));
+        let endpoint = match chosen {
+            Ok(endpoint) => endpoint,
+            Err(none) => {
+                let reason = last.unwrap_or(refusal(none.reason));
+                let towards = tried.last().copied().unwrap_or(captured.dialled);
+                return Err(Failed { reason, towards, service: Some(service.id.clone()) });
+            }
+        };
+        let load = endpoint.load.enter();
+        match dial(proxy, dialer, captured, endpoint.address, client).await {
+            Ok(stream) => {
+                return Ok(reached(proxy, stream, endpoint.address, Some(service.id.clone()), Some(load)));
+            }
+            Err(reason) => {
+                tried.push(endpoint.address);
+                last = Some(reason);
+                if !upstream::is_worth_another(reason) {
+                    break;
+                }
+            }
+        }
+    }
+    let towards = tried.last().copied().unwrap_or(captured.dialled);
+    let reason = last.unwrap_or(RefuseReason::NoEndpoints);
+    Err(Failed { reason, towards, service: Some(service.id.clone()) })
+}
+
+async fn dial(
+    proxy: &Proxy,
+    dialer: &Dialer,
+    captured: &Captured,
+    to: SocketAddr,
+    client: &TcpStream,
+) -> Result<TcpStream, RefuseReason> {
+    let on_behalf_of = is_on_this_node(proxy, to.ip()).then_some(captured.client);
+    // The application's bound address, unless the endpoint is of the other family.
+    let source = captured.bound.filter(|source| source.is_ipv4() == to.is_ipv4());
+    upstream::connect(proxy, dialer, client, Target { from: &captured.net, to, source, on_behalf_of }).await
+}
+
+fn is_on_this_node(proxy: &Proxy, address: IpAddr) -> bool {
+    proxy.enrolled.load().contains_key(&address)
+}
+
+fn reached(
+    proxy: &Proxy,
+    stream: TcpStream,
+    address: SocketAddr,
+    service: Option<ObjectRef>,
+    load: Option<LoadGuard>,
+) -> Reached {
+    Reached { stream, address, same_node: is_on_this_node(proxy, address.ip()), service, _load: load }
+}
+
+/// On one node this agent stands on both sides of the connection, and reports it for both.
+fn record(proxy: &Arc<Proxy>, snapshot: &Snapshot, captured: &Captured, reached: &Reached) -> Meter {
+    let reporters: &[Reporter] =
+        if reached.same_node { &[Reporter::Source, Reporter::Destination] } else { &[Reporter::Source] };
+    let open = |reporter: &Reporter| {
+        let mut facts =
+            facts(proxy, snapshot, captured, reached.address, reached.service.clone(), *reporter);
+        facts.security = if reached.same_node { Security::SameNode } else { Security::Plaintext };
+        facts.upstream = Some(reached.address);
+        proxy.telemetry.connection_opened(facts)
+    };
+    Meter::new(reporters.iter().map(open).collect())
+}
+
+fn facts(
+    proxy: &Proxy,
+    snapshot: &Snapshot,
+    captured: &Captured,
+    destination: SocketAddr,
+    service: Option<ObjectRef>,
+    reporter: Reporter,
+) -> ConnectionFacts {
+    ConnectionFacts {
+        reporter,
+        source: Peer { workload: Some(captured.net.workload.clone()), address: captured.client },
+        destination: proxy.peer(snapshot, destination),
+        service,
+        security: Security::Plaintext,
+        dialled: captured.dialled,
+        client: captured.client,
+        upstream: None,
+    }
+}
+
+/// Whatever reached the listener without a code that means something, or found the agent full.
+fn refuse_unknown(proxy: &Proxy, net: &PodNet, client: &TcpStream, peer: SocketAddr) {
+    reset_on_close(client);
+    let dialled = client.local_addr().unwrap_or(peer);
+    let known = proxy.codes.destination(dialled.ip());
+    let reason = if known.is_some() { RefuseReason::Limit } else { RefuseReason::UnknownDestination };
+    let dialled = known.map_or(dialled, |code| SocketAddr::new(code.address, dialled.port()));
+    let facts = ConnectionFacts {
+        reporter: Reporter::Source,
+        source: Peer { workload: Some(net.workload.clone()), address: peer },
+        destination: proxy.peer(&proxy.snapshot.load(), dialled),
+        service: None,
+        security: Security::Plaintext,
+        dialled,
+        client: peer,
+        upstream: None,
+    };
+    proxy.telemetry.connection_refused(facts, reason);
+}
+
+fn refusal(reason: NoEndpointReason) -> RefuseReason {
+    match reason {
+        NoEndpointReason::NoSuchPort => RefuseReason::UnknownPort,
+        _ => RefuseReason::NoEndpoints,
+    }
+}

@@ -1,0 +1,68 @@
+//! The agent's own connections: to an endpoint, or to the application behind an inbound connection.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+use super::Proxy;
+use crate::capture::{Dial, Dialer, PodNet};
+use crate::telemetry::RefuseReason;
+
+/// A connection to be made on behalf of a client.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    /// The pod to dial from.
+    pub(super) from: &'a PodNet,
+    /// Where to.
+    pub(super) to: SocketAddr,
+    /// The source address that the application had bound, if it had.
+    pub(super) source: Option<IpAddr>,
+    /// The client to vouch for, where the destination is a pod of this node.
+    pub(super) on_behalf_of: Option<SocketAddr>,
+}
+
+/// Connects within the time limit, and no longer than the client is there.
+pub(super) async fn connect(
+    proxy: &Proxy,
+    dialer: &Dialer,
+    client: &TcpStream,
+    target: Target<'_>,
+) -> Result<TcpStream, RefuseReason> {
+    let Target { from, to, source, on_behalf_of } = target;
+    let keepalive = Some(&proxy.settings.keepalive);
+    let dial = dialer.dial(Dial { from, to, source, on_behalf_of, keepalive });
+    tokio::select! {
+        biased;
+        connected = tokio::time::timeout(proxy.settings.connect_timeout, dial) => match connected {
+            Ok(Ok(upstream)) => Ok(upstream),
+            Ok(Err(error)) => Err(reason(&error, target)),
+            Err(_elapsed) => Err(RefuseReason::ConnectTimeout),
+        },
+        _ = client.ready(Interest::ERROR) => Err(RefuseReason::ClientGone),
+    }
+}
+
+/// Whether another endpoint may do better. No byte has been sent, so trying again is safe for any protocol.
+pub(super) fn is_worth_another(reason: RefuseReason) -> bool {
+    matches!(
+        reason,
+        RefuseReason::ConnectRefused | RefuseReason::ConnectTimeout | RefuseReason::ConnectUnreachable
+    )
+}
+
+fn reason(error: &io::Error, target: Target<'_>) -> RefuseReason {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => RefuseReason::ConnectRefused,
+        io::ErrorKind::TimedOut => RefuseReason::ConnectTimeout,
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => {
+            RefuseReason::ConnectUnreachable
+        }
+        _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => RefuseReason::Limit,
+        _ => {
+            tracing::warn!(pod = %target.from.pod, to = %target.to, %error, "cannot connect");
+            RefuseReason::ConnectFailed
+        }
+    }
+}

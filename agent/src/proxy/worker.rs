@@ -1,0 +1,261 @@
+//! Worker threads: each accepts on its own listeners in every enrolled pod and relays what it accepted.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tracing::{debug, error, warn};
+
+use super::{Proxy, inbound, outbound};
+use crate::capture::{Capture, CaptureError, Dialer, NewPod, Part, PodListeners, PodNet, leave_netns, monotonic_ns};
+
+/// How often a worker shows that it works. The kernel programs take it for hung after three seconds.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Pause after an accept failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The worker threads. Dropping this ends them and every connection they relay.
+#[derive(Debug)]
+pub struct Workers {
+    workers: Vec<Worker>,
+}
+
+/// A worker thread has ended, which only a bug can make it do.
+#[derive(Debug, thiserror::Error)]
+#[error("a worker thread has ended")]
+pub struct WorkersGone;
+
+#[derive(Debug)]
+struct Worker {
+    commands: mpsc::Sender<Command>,
+    last_tick: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Command {
+    Serve { net: Arc<PodNet>, listeners: PodListeners },
+    Release { cookie: u64, fate: Fate, done: oneshot::Sender<()> },
+}
+
+/// What becomes of the connections of a pod that is not served any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// They go on until they end.
+    GoOn,
+    /// They are broken off: nobody is left at the pod's end.
+    BreakOff,
+}
+
+impl Workers {
+    /// Starts `count` workers.
+    pub fn start(count: usize, proxy: &Arc<Proxy>, capture: &Capture) -> Result<Self, CaptureError> {
+        let mut workers = Vec::with_capacity(count);
+        for index in 0..count {
+            let dialer = Arc::new(capture.dialer()?);
+            let worker = Worker::start(index, proxy.clone(), dialer);
+            workers.push(worker.map_err(Part::Workers.step("starting a worker thread"))?);
+        }
+        Ok(Self { workers })
+    }
+
+    /// Serves a pod that was just enrolled.
+    pub async fn serve(&self, pod: NewPod) -> Result<(), WorkersGone> {
+        for (worker, listeners) in self.workers.iter().zip(pod.listeners) {
+            worker.send(Command::Serve { net: pod.net.clone(), listeners }).await?;
+        }
+        Ok(())
+    }
+
+    /// Stops serving a pod: takes what waits in the listeners' backlog, then closes them.
+    pub async fn release(&self, net: &PodNet, fate: Fate) -> Result<(), WorkersGone> {
+        for worker in &self.workers {
+            let (done, released) = oneshot::channel();
+            worker.send(Command::Release { cookie: net.cookie, fate, done }).await?;
+            released.await.map_err(|_| WorkersGone)?;
+        }
+        Ok(())
+    }
+
+    /// When every worker was last seen working, `CLOCK_MONOTONIC` in nanoseconds, whenever it is called.
+    pub fn last_tick(&self) -> impl Fn() -> u64 + Send + 'static {
+        let ticks: Vec<Arc<AtomicU64>> = self.workers.iter().map(|w| w.last_tick.clone()).collect();
+        move || ticks.iter().map(|tick| tick.load(Ordering::Relaxed)).min().unwrap_or_default()
+    }
+}
+
+impl Worker {
+    fn start(index: usize, proxy: Arc<Proxy>, dialer: Arc<Dialer>) -> io::Result<Self> {
+        let (commands, inbox) = mpsc::channel(64);
+        let last_tick = Arc::new(AtomicU64::new(monotonic_ns()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let tick = last_tick.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || runtime.block_on(run(proxy, dialer, inbox, &tick)))?;
+        Ok(Self { commands, last_tick, thread: Some(thread) })
+    }
+
+    async fn send(&self, command: Command) -> Result<(), WorkersGone> {
+        self.commands.send(command).await.map_err(|_| WorkersGone)
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        let threads: Vec<_> = self.workers.drain(..).filter_map(|mut worker| worker.thread.take()).collect();
+        // The inboxes are closed now, which ends the threads.
+        for thread in threads {
+            if thread.join().is_err() {
+                error!("a worker thread panicked");
+            }
+        }
+    }
+}
+
+async fn run(proxy: Arc<Proxy>, dialer: Arc<Dialer>, mut inbox: mpsc::Receiver<Command>, tick: &AtomicU64) {
+    let mut pods: HashMap<u64, oneshot::Sender<Fate>> = HashMap::new();
+    let mut accepting: JoinSet<()> = JoinSet::new();
+    let mut ticks = tokio::time::interval(TICK);
+    loop {
+        tokio::select! {
+            command = inbox.recv() => match command {
+                Some(Command::Serve { net, listeners }) => {
+                    let (stop, stopped) = oneshot::channel();
+                    let cookie = net.cookie;
+                    match PodTask::new(proxy.clone(), dialer.clone(), net, listeners) {
+                        Ok(pod) => {
+                            pods.insert(cookie, stop);
+                            accepting.spawn(pod.run(stopped));
+                        }
+                        Err(error) => error!(%error, "cannot serve the listeners of a pod"),
+                    }
+                }
+                Some(Command::Release { cookie, fate, done }) => {
+                    if let Some(stop) = pods.remove(&cookie) {
+                        let _ = stop.send(fate);
+                    }
+                    if let Err(error) = leave_netns(cookie) {
+                        error!(%error, "cannot leave the network namespace of a pod");
+                    }
+                    let _ = done.send(());
+                }
+                None => break,
+            },
+            _ = ticks.tick() => tick.store(monotonic_ns(), Ordering::Relaxed),
+            Some(ended) = accepting.join_next() => {
+                if let Err(error) = ended {
+                    error!(%error, "serving a pod broke off");
+                }
+            }
+        }
+    }
+}
+
+/// Owns the listeners and connections of one pod on one worker.
+struct PodTask {
+    proxy: Arc<Proxy>,
+    dialer: Arc<Dialer>,
+    net: Arc<PodNet>,
+    outbound: TcpListener,
+    inbound: TcpListener,
+    connections: JoinSet<()>,
+}
+
+impl PodTask {
+    fn new(
+        proxy: Arc<Proxy>,
+        dialer: Arc<Dialer>,
+        net: Arc<PodNet>,
+        listeners: PodListeners,
+    ) -> io::Result<Self> {
+        let outbound = TcpListener::from_std(listeners.outbound)?;
+        let inbound = TcpListener::from_std(listeners.inbound)?;
+        Ok(Self { proxy, dialer, net, outbound, inbound, connections: JoinSet::new() })
+    }
+
+    async fn run(mut self, mut stopped: oneshot::Receiver<Fate>) {
+        let fate = loop {
+            tokio::select! {
+                fate = &mut stopped => break fate.unwrap_or(Fate::BreakOff),
+                accepted = self.outbound.accept() => self.take_outbound(accepted).await,
+                accepted = self.inbound.accept() => self.take_inbound(accepted).await,
+                Some(ended) = self.connections.join_next() => report_panic(ended),
+            }
+        };
+        self.take_backlog().await;
+        let Self { net, outbound, inbound, mut connections, .. } = self;
+        drop((outbound, inbound));
+        debug!(pod = %net.pod, open = connections.len(), "not serving the pod any more");
+        drop(net);
+        if fate == Fate::BreakOff {
+            connections.abort_all();
+        }
+        while let Some(ended) = connections.join_next().await {
+            report_panic(ended);
+        }
+    }
+
+    async fn take_outbound(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
+        if let Some((stream, peer)) = self.accepted(accepted).await {
+            let connection =
+                outbound::serve(self.proxy.clone(), self.dialer.clone(), self.net.clone(), stream, peer);
+            self.connections.spawn(connection);
+        }
+    }
+
+    async fn take_inbound(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
+        if let Some((stream, peer)) = self.accepted(accepted).await {
+            let connection =
+                inbound::serve(self.proxy.clone(), self.dialer.clone(), self.net.clone(), stream, peer);
+            self.connections.spawn(connection);
+        }
+    }
+
+    async fn accepted(&self, accepted: io::Result<(TcpStream, SocketAddr)>) -> Option<(TcpStream, SocketAddr)> {
+        match accepted {
+            Ok(accepted) => Some(accepted),
+            // The client was gone before it was accepted.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => None,
+            Err(error) => {
+                warn!(pod = %self.net.pod, %error, "cannot accept connections; raise the limit of open files if it is reached");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                None
+            }
+        }
+    }
+
+    /// What was captured before the programs went would be reset with the listeners otherwise.
+    async fn take_backlog(&mut self) {
+        loop {
+            // Cancelling an accept loses nothing; a short wait finds what is there.
+            let next = async {
+                tokio::select! {
+                    biased;
+                    accepted = self.outbound.accept() => (true, accepted),
+                    accepted = self.inbound.accept() => (false, accepted),
+                }
+            };
+            match tokio::time::timeout(Duration::from_millis(10), next).await {
+                Ok((true, accepted)) => self.take_outbound(accepted).await,
+                Ok((false, accepted)) => self.take_inbound(accepted).await,
+                Err(_nothing_waits) => return,
+            }
+        }
+    }
+}
+
+fn report_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        error!(%error, "a connection's task panicked; this is a bug");
+    }
+}
