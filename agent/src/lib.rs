@@ -3,5 +3,8 @@
 //! One module per stage of a connection's way through the agent; `docs/architecture.md` has the map and the
 //! arrows between the modules, which a test enforces.
 
+pub mod balance;
 pub mod cli;
+pub mod config;
+pub mod discovery;
 pub mod model;
