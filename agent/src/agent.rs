@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
@@ -13,15 +13,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use crate::admin::{self, AdminState};
+use crate::admin::Admin;
 use crate::balance::AffinityTable;
-use crate::capture::{Capture, CaptureSettings, PodCounters, PodNet};
-use crate::config::Rejection;
-use crate::discovery::directory;
-use crate::model::{Enrolment, NodeInfo, Snapshot, Workload, WorkloadUid};
+use crate::capture::{Capture, CaptureError, CaptureSettings, Counters, Part, PodCounters, PodNet};
+use crate::config;
+use crate::discovery::directory::{Directory, Publication};
+use crate::model::{NodeInfo, Snapshot, Workload, WorkloadUid};
 use crate::proxy::{Fate, Proxy, ProxySettings, Workers};
 use crate::telemetry::{
-    AccessLog, AccessLogSettings, KernelCounters, NotEnrolledReason, PodReport, PodState, PodTcp, Status,
+    self, AccessLog, AccessLogSettings, KernelCounters, NotEnrolledReason, PodReport, PodState, PodTcp, Status,
     Telemetry, TelemetrySettings,
 };
 
@@ -72,25 +72,30 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     watch_workers(&capture, &workers)?;
     report_kernel_counters(&telemetry, &capture)?;
 
-    let admin = admin::serve(settings.admin_address, AdminState { snapshot: snapshot.clone(), telemetry: telemetry.clone(), status: status.clone() });
-    let admin = admin.await.context("starting the admin endpoints")?;
-    info!(address = %admin.address(), "admin endpoints");
+    let admin = Admin::bind(settings.admin_address, telemetry.clone()).await?;
+    info!(address = %admin.local_address(), "admin endpoints");
+    tokio::spawn(admin.serve(std::future::pending()));
 
+    let directory = Directory::open(&settings.config_dir, settings.node.clone())?;
     let (published, news) = watch::channel(());
     let publish = {
         let (snapshot, status) = (snapshot.clone(), status.clone());
-        move |next: Arc<Snapshot>, rejections: Arc<[Rejection]>| {
-            status.set_rejections(rejections.iter().map(Into::into).collect());
+        move |Publication { snapshot: next, rejections }: Publication| {
+            report_rejections(&status, &rejections);
             snapshot.store(next);
-            let _ = published.send(());
+            published.send_replace(());
         }
     };
-    let _watcher = directory::watch(settings.config_dir, settings.node.clone(), publish)?;
+    publish(directory.publication());
 
     let mut mesh =
         Mesh { node: settings.node, snapshot, status, telemetry, capture, workers, failed: HashMap::new() };
     tokio::select! {
         result = mesh.follow(news) => result,
+        ended = directory.follow(publish) => {
+            let Err(error) = ended;
+            Err(error).context("following the directory of manifests")
+        }
         () = stop_signal() => {
             info!("stopping; enrolled pods stay in their down mode until the next agent takes over");
             Ok(())
@@ -153,7 +158,6 @@ impl Mesh {
                 self.enrol(workload).await?;
             }
         }
-        self.report_others(&snapshot);
         self.telemetry.retain(&snapshot, Instant::now());
         Ok(())
     }
@@ -174,14 +178,14 @@ impl Mesh {
                 info!(pod = %workload.pod, "enrolled");
                 self.failed.remove(&workload.uid);
                 self.workers.serve(pod).await?;
-                PodState::enrolled_now()
+                PodState::Enrolled { since: SystemTime::now() }
             }
             Err(error) => {
                 // The same failure every second would say nothing new.
                 if self.failed.insert(workload.uid.clone(), Instant::now() + RETRY).is_none() {
                     warn!(pod = %workload.pod, %error, "cannot enrol the pod; trying again");
                 }
-                PodState::NotEnrolled { reason: NotEnrolledReason::Failed, detail: error.to_string() }
+                PodState::NotEnrolled { reason: obstacle(&error), detail: error.to_string() }
             }
         };
         self.status.set_pod(workload.uid.clone(), PodReport { pod: workload.pod.clone(), state });
@@ -196,18 +200,6 @@ impl Mesh {
             info!(pod = %net.pod, "not enrolled any more");
         }
         Ok(())
-    }
-
-    /// Pods of this node that are not enrolled have a reason.
-    fn report_others(&self, snapshot: &Snapshot) {
-        for workload in snapshot.workloads.values().filter(|w| w.node.as_ref() == Some(&self.node.name)) {
-            if let Enrolment::Impossible(reason) = &workload.enrolment {
-                let state =
-                    PodState::NotEnrolled { reason: NotEnrolledReason::Impossible, detail: reason.clone() };
-                self.status
-                    .set_pod(workload.uid.clone(), PodReport { pod: workload.pod.clone(), state });
-            }
-        }
     }
 
     async fn tidy(&mut self) -> anyhow::Result<()> {
@@ -251,8 +243,67 @@ fn report_kernel_counters(telemetry: &Arc<Telemetry>, capture: &Capture) -> anyh
     Ok(())
 }
 
-fn kernel_counters<'a>(counters: &PodCounters, pods: impl Iterator<Item = &'a Arc<PodNet>>) -> KernelCounters {
-    todo!()
+fn kernel_counters<'a>(
+    counters: &PodCounters,
+    pods: impl Iterator<Item = &'a Arc<PodNet>>,
+) -> KernelCounters {
+    let total = counters.total();
+    KernelCounters {
+        bypassed: vec![
+            ("agent_down", total.bypassed_agent_down),
+            ("inbound_agent_down", total.inbound_bypassed_agent_down),
+            ("inner_netns", total.bypassed_inner_netns),
+            ("other_interface", total.bypassed_interface),
+        ],
+        refused: vec![
+            ("agent_down", total.refused_agent_down),
+            ("inbound_agent_down", total.inbound_refused_agent_down),
+            ("inner_netns", total.refused_inner_netns),
+            ("plaintext", total.inbound_refused_strict),
+            ("listener_dial", total.refused_listener_dial),
+        ],
+        pods: pods.map(|net| pod_tcp(net, &counters.of(net.cookie))).collect(),
+    }
+}
+
+fn pod_tcp(net: &PodNet, counters: &Counters) -> PodTcp {
+    PodTcp {
+        pod: net.pod.clone(),
+        retransmits: counters.tcp_retransmits,
+        timeouts: counters.tcp_timeouts,
+        connected: counters.tcp_active_opens,
+        accepted: counters.tcp_passive_opens,
+    }
+}
+
+fn obstacle(error: &CaptureError) -> NotEnrolledReason {
+    match error {
+        CaptureError::Step { part: Part::Netns, .. } => NotEnrolledReason::NetnsUnavailable,
+        CaptureError::Step { part: Part::Cgroup, .. } => NotEnrolledReason::CgroupUnavailable,
+        CaptureError::Step { part: Part::Listeners, .. } => NotEnrolledReason::ListenFailed,
+        CaptureError::Step { part: Part::Links, .. } | CaptureError::Load(_) | CaptureError::Map { .. } => {
+            NotEnrolledReason::AttachFailed
+        }
+        CaptureError::Step { part: Part::Workers, .. } | CaptureError::Preflight(_) => NotEnrolledReason::Internal,
+    }
+}
+
+fn report_rejections(status: &Status, rejections: &[config::Rejection]) {
+    for rejection in rejections {
+        warn!(%rejection, "rejected");
+    }
+    status.set_rejections(rejections.iter().map(rejection_report).collect());
+}
+
+fn rejection_report(rejection: &config::Rejection) -> telemetry::Rejection {
+    let field = rejection.field.to_string();
+    telemetry::Rejection {
+        origin: rejection.file.display().to_string(),
+        line: rejection.position.map(|position| position.line.into()),
+        object: rejection.object.as_ref().map(ToString::to_string),
+        field: (!field.is_empty()).then_some(field),
+        message: rejection.message.clone(),
+    }
 }
 
 async fn stop_signal() {

@@ -3,7 +3,12 @@
 //! One module per stage of a connection's way through the agent; `docs/architecture.md` has the map and the
 //! arrows between the modules, which a test enforces.
 
+pub mod agent;
+pub mod balance;
 pub mod capture;
 pub mod cli;
+pub mod config;
+pub mod discovery;
 pub mod model;
+pub mod proxy;
 pub mod telemetry;

@@ -3,13 +3,15 @@
 //! These types are plain values. They never touch a socket, a clock or a log, and they do not know which
 //! documents they were made from (`config` does) nor how they reach the kernel (`capture` does).
 
+mod node;
 mod service;
 mod snapshot;
 mod workload;
 
+pub use node::NodeInfo;
 pub use service::{
-    Endpoint, EndpointLoad, LoadGuard, Service, ServicePort, SessionAffinity, TrafficDistribution,
-    TrafficScope,
+    Candidates, Endpoint, EndpointLoad, LoadGuard, Service, ServicePort, SessionAffinity,
+    TrafficDistribution, TrafficScope,
 };
 pub use snapshot::{Destination, Snapshot};
 pub use workload::{Enrolment, MtlsMode, PodPaths, Workload, WorkloadUid};

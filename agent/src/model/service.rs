@@ -41,8 +41,20 @@ pub struct ServicePort {
     pub port: u16,
     /// `appProtocol`.
     pub app_protocol: Option<Name>,
-    /// Every endpoint of this port, of both address families, fit to be used or not.
+    /// Every endpoint of this port, of both address families, fit to be used or not: one per address, sorted by it.
     pub endpoints: Arc<[Endpoint]>,
+    /// Those of them that a connection from this node may go to (`balance::candidates` computes it).
+    pub candidates: Candidates,
+}
+
+/// The endpoints of one port that a connection may go to, per address family, as ascending indices into
+/// [`ServicePort::endpoints`]. Worked out once per change, so that a connection need not look at every endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Candidates {
+    /// For clients that dialled an IPv4 address.
+    pub v4: Box<[u32]>,
+    /// For clients that dialled an IPv6 address.
+    pub v6: Box<[u32]>,
 }
 
 /// One address that may serve a Service port, with what Kubernetes says of it.

@@ -1,0 +1,11 @@
+//! Which endpoint a connection goes to.
+//!
+//! Pure: no clock, no socket and no log; time and randomness are arguments, and a refusal carries its reason.
+
+mod affinity;
+mod candidates;
+mod select;
+
+pub use affinity::AffinityTable;
+pub use candidates::candidates;
+pub use select::{NoEndpoint, NoEndpointReason, Request, select};

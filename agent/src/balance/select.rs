@@ -1,0 +1,143 @@
+//! The choice of one endpoint among the candidates.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use super::AffinityTable;
+use crate::model::{Endpoint, ObjectRef, Service, ServicePort, SessionAffinity, TrafficScope};
+
+/// A connection that needs an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The client pod's address, which session affinity goes by.
+    pub client: IpAddr,
+    /// The cluster IP and port that the client dialled: the endpoint is of the same address family.
+    pub dialled: SocketAddr,
+    /// Endpoints that have been tried for this connection and failed.
+    pub excluding: &'a [SocketAddr],
+}
+
+/// There is no endpoint for the connection.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{service}:{port}: {reason}")]
+pub struct NoEndpoint {
+    /// The dialled Service.
+    pub service: ObjectRef,
+    /// The dialled port.
+    pub port: u16,
+    /// Why.
+    pub reason: NoEndpointReason,
+}
+
+/// Why there is no endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoEndpointReason {
+    /// The Service has no such port.
+    #[error("the Service has no such TCP port")]
+    NoSuchPort,
+    /// The port has no endpoint of the dialled address family, ready or not.
+    #[error("the Service has no endpoints of the dialled address family")]
+    NoEndpoints,
+    /// There are ready ones, but `internalTrafficPolicy: Local` rules them out.
+    #[error("internalTrafficPolicy is Local and no endpoint of this node is ready")]
+    NoneOnThisNode,
+    /// No endpoint is ready.
+    #[error("no endpoint is ready")]
+    NoneReady,
+    /// Each has been tried.
+    #[error("every endpoint has been tried")]
+    AllTried,
+}
+
+/// Chooses an endpoint: the one of the client's session if the Service keeps sessions, else of two random candidates
+/// the one with fewer open connections (power of two choices).
+///
+/// `random` is 64 fresh random bits. The choice is entered into `affinity` where the Service keeps sessions.
+pub fn select<'s>(
+    service: &'s Service,
+    request: &Request<'_>,
+    affinity: &AffinityTable,
+    now: Instant,
+    random: u64,
+) -> Result<&'s Endpoint, NoEndpoint> {
+    let dialled = request.dialled;
+    let refuse = |reason| NoEndpoint { service: service.id.clone(), port: dialled.port(), reason };
+    let port = service.port(dialled.port()).ok_or_else(|| refuse(NoEndpointReason::NoSuchPort))?;
+    let candidates = Choice::new(port, dialled.ip(), request.excluding);
+    if candidates.indices.is_empty() {
+        return Err(refuse(why_empty(service, port, dialled.ip())));
+    }
+
+    let SessionAffinity::ClientIp { timeout } = service.session_affinity else {
+        return candidates.of_two(random).ok_or_else(|| refuse(NoEndpointReason::AllTried));
+    };
+    let client = request.client.to_canonical();
+    let endpoint = affinity
+        .get(&service.id, port.port, client, timeout, now)
+        .and_then(|address| candidates.at(address))
+        .or_else(|| candidates.of_two(random))
+        .ok_or_else(|| refuse(NoEndpointReason::AllTried))?;
+    affinity.put(&service.id, port.port, client, endpoint.address, now);
+    Ok(endpoint)
+}
+
+/// The candidates of one port and family, without those that were tried.
+struct Choice<'s, 'r> {
+    endpoints: &'s [Endpoint],
+    /// Ascending, hence in the order of the addresses.
+    indices: &'s [u32],
+    excluding: &'r [SocketAddr],
+}
+
+impl<'s, 'r> Choice<'s, 'r> {
+    fn new(port: &'s ServicePort, dialled: IpAddr, excluding: &'r [SocketAddr]) -> Self {
+        let indices = match dialled.to_canonical() {
+            IpAddr::V4(_) => &port.candidates.v4,
+            IpAddr::V6(_) => &port.candidates.v6,
+        };
+        Self { endpoints: &port.endpoints, indices, excluding }
+    }
+
+    /// The candidate with this address.
+    fn at(&self, address: SocketAddr) -> Option<&'s Endpoint> {
+        let place =
+            self.indices.binary_search_by_key(&address, |&index| self.endpoints[index as usize].address);
+        self.allowed(place.ok()?)
+    }
+
+    /// Power of two choices.
+    fn of_two(&self, random: u64) -> Option<&'s Endpoint> {
+        let count = self.indices.len();
+        let first = scale(random as u32, count);
+        // Another one than the first, each as likely as the next.
+        let second = (first + 1 + scale((random >> 32) as u32, count - 1)) % count;
+        match (self.allowed(first), self.allowed(second)) {
+            (Some(first), Some(second)) if second.load.open() < first.load.open() => Some(second),
+            (Some(one), _) | (None, Some(one)) => Some(one),
+            // Only after failures: the next one that is left.
+            (None, None) => (0..count).find_map(|step| self.allowed((first + step) % count)),
+        }
+    }
+
+    fn allowed(&self, place: usize) -> Option<&'s Endpoint> {
+        let endpoint = &self.endpoints[self.indices[place] as usize];
+        (!self.excluding.contains(&endpoint.address)).then_some(endpoint)
+    }
+}
+
+/// A number below `count` (0 where that is 0) from 32 random bits, without the division of a remainder (Lemire).
+fn scale(random: u32, count: usize) -> usize {
+    ((u64::from(random) * count as u64) >> 32) as usize
+}
+
+fn why_empty(service: &Service, port: &ServicePort, dialled: IpAddr) -> NoEndpointReason {
+    let is_ipv4 = dialled.to_canonical().is_ipv4();
+    let mut endpoints = port.endpoints.iter().filter(|it| it.address.is_ipv4() == is_ipv4).peekable();
+    if endpoints.peek().is_none() {
+        NoEndpointReason::NoEndpoints
+    } else if service.internal_traffic == TrafficScope::Local && endpoints.any(|it| it.ready) {
+        NoEndpointReason::NoneOnThisNode
+    } else {
+        NoEndpointReason::NoneReady
+    }
+}

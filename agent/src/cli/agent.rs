@@ -1,0 +1,193 @@
+//! `undermesh agent`: raw arguments, validated into settings once.
+
+use std::io::IsTerminal as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use socket2::TcpKeepalive;
+use tracing::{error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::agent::{self, AgentSettings};
+use crate::capture::{CaptureSettings, OnAgentDown};
+use crate::model::NodeInfo;
+use crate::proxy::ProxySettings;
+use crate::telemetry::{AccessLogFormat, AccessLogOutput, AccessLogSettings};
+
+/// Descriptors that the agent needs beside those of its connections: maps, listeners, files.
+const DESCRIPTORS_APART: u64 = 1024;
+
+/// Connections that a node should be able to carry at one time.
+const CONNECTIONS_WISHED: u64 = 20_000;
+
+/// Run the agent of one node: capture its enrolled pods and relay what they say.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Name of this node, as in `spec.nodeName` of its pods.
+    #[arg(long, env = "UNDERMESH_NODE_NAME")]
+    node_name: String,
+    /// Zone of this node, for Services with a traffic distribution.
+    #[arg(long, env = "UNDERMESH_ZONE")]
+    zone: Option<String>,
+    /// Directory of Kubernetes manifests to follow.
+    #[arg(long, value_name = "DIR", env = "UNDERMESH_CONFIG_DIR")]
+    config_dir: PathBuf,
+    /// Folder on a bpffs for the pinned maps and links.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/undermesh", env = "UNDERMESH_BPFFS")]
+    bpffs: PathBuf,
+    /// What new connections of enrolled pods find while no agent runs.
+    #[arg(long, value_enum, default_value_t, env = "UNDERMESH_ON_AGENT_DOWN")]
+    on_agent_down: OnAgentDown,
+    /// Address of the metrics, health and debug endpoints.
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:15020", env = "UNDERMESH_ADMIN_ADDRESS")]
+    admin_address: SocketAddr,
+    /// Threads that relay; one per CPU, at most 8, unless given.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), env = "UNDERMESH_WORKERS")]
+    workers: Option<u16>,
+    /// Connections relayed at one time; as many as the limit of open files allows, unless given.
+    #[arg(long, value_name = "N", env = "UNDERMESH_MAX_CONNECTIONS")]
+    max_connections: Option<usize>,
+    /// Seconds that one attempt to connect to an endpoint may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    connect_timeout: u64,
+    /// Idle seconds after which a relayed connection's peer is probed, for peers that vanish.
+    #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u64).range(1..=32767))]
+    keepalive_time: u64,
+    /// Seconds between probes.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=32767))]
+    keepalive_interval: u64,
+    /// Unanswered probes after which the peer counts as gone.
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=127))]
+    keepalive_probes: u32,
+    /// Format of the agent's own log, on standard error; filtered by the environment variable UNDERMESH_LOG.
+    #[arg(long, value_enum, default_value_t, env = "UNDERMESH_LOG_FORMAT")]
+    log_format: LogFormat,
+    /// One line per connection on standard output.
+    #[arg(long, value_enum, default_value_t, env = "UNDERMESH_ACCESS_LOG")]
+    access_log: AccessLogChoice,
+    /// File for the access log instead of standard output.
+    #[arg(long, value_name = "FILE", env = "UNDERMESH_ACCESS_LOG_FILE")]
+    access_log_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum AccessLogChoice {
+    #[default]
+    Off,
+    Text,
+    Json,
+}
+
+/// Runs the agent until it is told to stop. Exit code 1: it could not start or go on.
+pub fn run(args: &AgentArgs) -> ExitCode {
+    start_log(args.log_format);
+    let settings = args.settings();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "cannot start");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(agent::run(settings)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl AgentArgs {
+    fn settings(&self) -> AgentSettings {
+        let workers = self.workers.map_or_else(default_workers, usize::from);
+        AgentSettings {
+            node: NodeInfo { name: self.node_name.as_str().into(), zone: self.zone.as_deref().map(Into::into) },
+            config_dir: self.config_dir.clone(),
+            admin_address: self.admin_address,
+            capture: CaptureSettings {
+                bpffs: self.bpffs.clone(),
+                on_agent_down: self.on_agent_down,
+                workers,
+            },
+            proxy: ProxySettings {
+                connect_timeout: Duration::from_secs(self.connect_timeout),
+                keepalive: TcpKeepalive::new()
+                    .with_time(Duration::from_secs(self.keepalive_time))
+                    .with_interval(Duration::from_secs(self.keepalive_interval))
+                    .with_retries(self.keepalive_probes),
+                max_connections: max_connections(self.max_connections),
+            },
+            access_log: self.access_log_settings(),
+        }
+    }
+
+    fn access_log_settings(&self) -> AccessLogSettings {
+        let format = match self.access_log {
+            AccessLogChoice::Json => AccessLogFormat::Json,
+            AccessLogChoice::Off | AccessLogChoice::Text => AccessLogFormat::Text,
+        };
+        let output = match (self.access_log, &self.access_log_file) {
+            (AccessLogChoice::Off, _) => AccessLogOutput::Off,
+            (_, Some(file)) => AccessLogOutput::File(file.clone()),
+            (_, None) => AccessLogOutput::Stdout,
+        };
+        AccessLogSettings { output, format }
+    }
+}
+
+fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("UNDERMESH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(8)
+}
+
+/// Raises the limit of open files as far as it goes, and says what it allows for.
+fn max_connections(wished: Option<usize>) -> usize {
+    let descriptors = raise_descriptor_limit();
+    // One socket to each side.
+    let possible = descriptors.saturating_sub(DESCRIPTORS_APART) / 2;
+    if wished.is_none() && possible < CONNECTIONS_WISHED {
+        warn!(
+            limit = descriptors,
+            connections = possible,
+            "the limit of open files allows for fewer than {CONNECTIONS_WISHED} connections; raise it \
+             (LimitNOFILE= of the unit, or the container runtime's) to {} or more",
+            2 * CONNECTIONS_WISHED + DESCRIPTORS_APART
+        );
+    }
+    let connections = wished.unwrap_or_else(|| usize::try_from(possible).unwrap_or(usize::MAX));
+    info!(connections, "connections that can be relayed at one time");
+    connections
+}
+
+fn raise_descriptor_limit() -> u64 {
+    /// The kernel's own bound (`fs.nr_open`), which a privileged process may raise its limit to.
+    const NR_OPEN: &str = "/proc/sys/fs/nr_open";
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    let most = std::fs::read_to_string(NR_OPEN).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(hard);
+    for limit in [most, hard] {
+        if limit > soft && setrlimit(Resource::RLIMIT_NOFILE, limit, limit.max(hard)).is_ok() {
+            return limit;
+        }
+    }
+    soft
+}

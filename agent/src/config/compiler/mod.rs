@@ -1,0 +1,252 @@
+//! Applies changed documents to the snapshot. Only what a change touches is worked out again, and the rest of the
+//! snapshot is shared with the one before: the cost of a change does not grow with the cluster.
+
+mod claims;
+mod endpoints;
+mod loads;
+mod pods;
+mod services;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use self::claims::{Claimant, Claims};
+use self::loads::Loads;
+use self::pods::Pods;
+use self::services::{Reference, Services};
+use super::document::{self, Document, Key, Kind, Marks};
+use crate::model::{self, Destination, Name, NodeInfo, ObjectRef, Snapshot};
+
+/// Holds the documents in force and the snapshot made from them.
+#[derive(Debug)]
+pub struct Compiler {
+    node: NodeInfo,
+    namespaces: HashMap<Name, Arc<document::Namespace>>,
+    pods: Pods,
+    services: Services,
+    claims: Claims,
+    loads: Loads,
+    snapshot: Snapshot,
+}
+
+/// One document that has come, changed or gone.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// The object is as this document says.
+    Put(Document),
+    /// The object is gone.
+    Remove(Key),
+}
+
+/// What has to be worked out again, in the order of the fields.
+#[derive(Default)]
+struct Affected {
+    pods: BTreeSet<ObjectRef>,
+    services: BTreeSet<ObjectRef>,
+    /// Where the owner may be another one or may have changed.
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl Compiler {
+    /// An empty world, seen from this node.
+    pub fn new(node: NodeInfo) -> Self {
+        Self {
+            node,
+            namespaces: HashMap::new(),
+            pods: Pods::default(),
+            services: Services::default(),
+            claims: Claims::default(),
+            loads: Loads::default(),
+            snapshot: Snapshot::default(),
+        }
+    }
+
+    /// The world as the documents in force describe it; a cheap copy.
+    pub fn snapshot(&self) -> Snapshot {
+        self.snapshot.clone()
+    }
+
+    /// Applies the changes as one. If the snapshot changed by it, it has the next generation and the answer is true.
+    pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> bool {
+        // Services go before pods: each pod then finds the Services that select it, which is cheaper than that each
+        // Service looks through the pods.
+        let mut changes: Vec<Change> = changes.into_iter().collect();
+        changes.sort_by_key(Change::kind);
+
+        let mut affected = Affected::default();
+        for change in changes {
+            self.hold(change, &mut affected);
+        }
+        let mut changed = false;
+        for id in std::mem::take(&mut affected.pods) {
+            changed |= self.compile_pod(&id, &mut affected);
+        }
+        for &address in &affected.addresses {
+            // Endpoints carry the pod that owns their address, which may be another one now.
+            for id in self.claims.pods(address) {
+                affected.services.extend(self.services.of_pod(id, &self.pods));
+            }
+            affected.services.extend(self.services.that_refer_to(&Reference::Address(address)));
+        }
+        for id in std::mem::take(&mut affected.services) {
+            changed |= self.compile_service(&id, &mut affected.addresses);
+        }
+        for address in affected.addresses {
+            changed |= self.publish_address(address);
+        }
+        self.loads.sweep();
+        if changed {
+            self.snapshot.generation += 1;
+        }
+        changed
+    }
+
+    /// Takes the document in and notes who is affected by it.
+    fn hold(&mut self, change: Change, affected: &mut Affected) {
+        match change {
+            Change::Put(Document::Namespace(new)) => {
+                let name = new.name.clone();
+                if self.namespaces.insert(name.clone(), new.clone()).is_none_or(|old| old != new) {
+                    affected.pods.extend(self.pods.in_namespace(&name));
+                }
+            }
+            Change::Put(Document::Service(new)) => {
+                affected.services.insert(new.id.clone());
+                self.services.put(new, &self.pods);
+            }
+            Change::Put(Document::Pod(new)) => self.hold_pod(&new.id.clone(), Some(new), affected),
+            Change::Put(Document::EndpointSlice(new)) => {
+                affected.services.extend(self.services.put_slice(new));
+            }
+            Change::Remove(key) => match key.kind {
+                Kind::Namespace => {
+                    if self.namespaces.remove(&key.name).is_some() {
+                        affected.pods.extend(self.pods.in_namespace(&key.name));
+                    }
+                }
+                Kind::Service => {
+                    affected.services.insert(key.id());
+                    self.services.remove(&key.id());
+                }
+                Kind::Pod => self.hold_pod(&key.id(), None, affected),
+                Kind::EndpointSlice => affected.services.extend(self.services.remove_slice(&key.id())),
+            },
+        }
+    }
+
+    fn hold_pod(&mut self, id: &ObjectRef, new: Option<Arc<document::Pod>>, affected: &mut Affected) {
+        // The Services that lose the pod, then those that get it.
+        let before = self.services.selecting(id, &self.pods);
+        if !self.pods.put(id, new) {
+            return;
+        }
+        affected.services.extend(before);
+        affected.services.extend(self.services.reselect(id, &self.pods));
+        affected.pods.insert(id.clone());
+    }
+
+    fn compile_pod(&mut self, id: &ObjectRef, affected: &mut Affected) -> bool {
+        let marks = self.namespaces.get(&id.namespace).map_or(Marks::default(), |namespace| namespace.marks);
+        let (old, new) = self.pods.compile(id, marks, &self.snapshot.workloads);
+        let of = |workload: &Option<Arc<model::Workload>>| {
+            workload.as_ref().map(|it| it.addresses.clone()).unwrap_or_default()
+        };
+        let (old_addresses, new_addresses) = (of(&old), of(&new));
+        for &address in old_addresses.iter().filter(|address| !new_addresses.contains(address)) {
+            self.claims.release(address, &Claimant::Pod(id.clone()));
+        }
+        let rank = self.pods.rank(id);
+        for &address in &new_addresses {
+            self.claims.claim(address, Claimant::Pod(id.clone()), rank);
+        }
+        // Also where the workload is what it was, an older or terminating pod may have lost its address.
+        affected.addresses.extend(old_addresses.into_iter().chain(new_addresses));
+        if old == new {
+            return false;
+        }
+        affected.services.extend(self.services.of_pod(id, &self.pods));
+        if let Some(old) = old.filter(|old| new.as_ref().is_none_or(|new| new.uid != old.uid)) {
+            self.snapshot.workloads.remove(&old.uid);
+        }
+        if let Some(new) = new {
+            self.snapshot.workloads.insert(new.uid.clone(), new);
+        }
+        true
+    }
+
+    fn compile_service(&mut self, id: &ObjectRef, addresses: &mut BTreeSet<IpAddr>) -> bool {
+        let world = endpoints::World { node: &self.node, pods: &self.pods, claims: &self.claims };
+        let (old, new) = self.services.compile(id, &world, &mut self.loads);
+        let of = |service: &Option<Arc<model::Service>>| {
+            service.as_ref().map(|it| it.addresses.clone()).unwrap_or_default()
+        };
+        let unchanged = match (&old, &new) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (None, None) => true,
+            _ => false,
+        };
+        if unchanged {
+            return false;
+        }
+        let (old_addresses, new_addresses) = (of(&old), of(&new));
+        for &address in old_addresses.iter().filter(|address| !new_addresses.contains(address)) {
+            self.claims.release(address, &Claimant::Service(id.clone()));
+        }
+        for &address in &new_addresses {
+            self.claims.claim(address, Claimant::Service(id.clone()), Default::default());
+        }
+        addresses.extend(old_addresses.into_iter().chain(new_addresses));
+        true
+    }
+
+    /// Puts the address's owner into the snapshot. True if that changed it.
+    fn publish_address(&mut self, address: IpAddr) -> bool {
+        let destination = self.claims.owner(address).and_then(|owner| match owner {
+            Claimant::Pod(id) => self.pods.workload(id).cloned().map(Destination::Workload),
+            Claimant::Service(id) => self.services.compiled(id).cloned().map(Destination::Service),
+        });
+        let Some(destination) = destination else {
+            self.snapshot.captured.remove(&address);
+            return self.snapshot.destinations.remove(&address).is_some();
+        };
+        if is_captured(&destination) {
+            self.snapshot.captured.insert(address);
+        } else {
+            self.snapshot.captured.remove(&address);
+        }
+        let same = match (self.snapshot.destinations.get(&address), &destination) {
+            (Some(Destination::Workload(old)), Destination::Workload(new)) => Arc::ptr_eq(old, new),
+            (Some(Destination::Service(old)), Destination::Service(new)) => Arc::ptr_eq(old, new),
+            _ => false,
+        };
+        if !same {
+            self.snapshot.destinations.insert(address, destination);
+        }
+        !same
+    }
+}
+
+impl Change {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Put(document) => document.kind(),
+            Self::Remove(key) => key.kind,
+        }
+    }
+}
+
+fn is_captured(destination: &Destination) -> bool {
+    match destination {
+        Destination::Workload(workload) => workload.enrolment.is_wanted(),
+        Destination::Service(service) => {
+            let is_api_server = &*service.id.namespace == "default" && &*service.id.name == "kubernetes";
+            let enrolled = |endpoint: &model::Endpoint| {
+                endpoint.workload.as_ref().is_some_and(|workload| workload.enrolment.is_wanted())
+            };
+            !is_api_server && service.ports.iter().any(|port| port.endpoints.iter().any(enrolled))
+        }
+    }
+}

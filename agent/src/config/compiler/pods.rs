@@ -1,0 +1,106 @@
+//! The pods, and the workload that each is.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use imbl::OrdMap;
+
+use super::claims::Rank;
+use crate::config::document::{self, Marks, MeshLabel};
+use crate::model::{Enrolment, Name, ObjectRef, Workload, WorkloadUid};
+
+/// All pods, by namespace and name. A pod that is gone stays until its workload has been taken away too.
+#[derive(Debug, Default)]
+pub(super) struct Pods(HashMap<Name, BTreeMap<Name, Entry>>);
+
+#[derive(Debug, Default)]
+struct Entry {
+    document: Option<Arc<document::Pod>>,
+    workload: Option<Arc<Workload>>,
+}
+
+impl Pods {
+    /// Takes the pod in, or out. False if it is what it was.
+    pub(super) fn put(&mut self, id: &ObjectRef, document: Option<Arc<document::Pod>>) -> bool {
+        let entry = self.0.entry(id.namespace.clone()).or_default().entry(id.name.clone()).or_default();
+        if entry.document == document {
+            return false;
+        }
+        entry.document = document;
+        true
+    }
+
+    pub(super) fn get(&self, id: &ObjectRef) -> Option<&Arc<document::Pod>> {
+        self.entry(id)?.document.as_ref()
+    }
+
+    pub(super) fn workload(&self, id: &ObjectRef) -> Option<&Arc<Workload>> {
+        self.entry(id)?.workload.as_ref()
+    }
+
+    pub(super) fn in_namespace(&self, namespace: &Name) -> impl Iterator<Item = ObjectRef> {
+        self.documents_in(namespace).map(|pod| pod.id.clone())
+    }
+
+    pub(super) fn documents_in(&self, namespace: &Name) -> impl Iterator<Item = &Arc<document::Pod>> {
+        self.0
+            .get(namespace)
+            .into_iter()
+            .flat_map(BTreeMap::values)
+            .filter_map(|entry| entry.document.as_ref())
+    }
+
+    pub(super) fn rank(&self, id: &ObjectRef) -> Rank {
+        self.get(id).map(|pod| Rank { created: pod.created, stays: !pod.terminating }).unwrap_or_default()
+    }
+
+    /// Works the pod's workload out again: what it was, and what it is. Both are the same `Arc` if nothing changed.
+    pub(super) fn compile(
+        &mut self,
+        id: &ObjectRef,
+        namespace: Marks,
+        taken: &OrdMap<WorkloadUid, Arc<Workload>>,
+    ) -> (Option<Arc<Workload>>, Option<Arc<Workload>>) {
+        let Some(pods) = self.0.get_mut(&id.namespace) else { return (None, None) };
+        let Some(entry) = pods.get_mut(&id.name) else { return (None, None) };
+        let old = entry.workload.take();
+        let new = entry.document.as_ref().filter(|pod| !pod.finished).map(|pod| {
+            let new = workload(pod, namespace, taken);
+            old.as_ref().filter(|old| ***old == new).cloned().unwrap_or_else(|| Arc::new(new))
+        });
+        entry.workload = new.clone();
+        if entry.document.is_none() {
+            pods.remove(&id.name);
+            if pods.is_empty() {
+                self.0.remove(&id.namespace);
+            }
+        }
+        (old, new)
+    }
+
+    fn entry(&self, id: &ObjectRef) -> Option<&Entry> {
+        self.0.get(&id.namespace)?.get(&id.name)
+    }
+}
+
+fn workload(pod: &document::Pod, namespace: Marks, taken: &OrdMap<WorkloadUid, Arc<Workload>>) -> Workload {
+    let wish = pod.marks.mesh.or(namespace.mesh);
+    let enrolment = match (wish, pod.obstacle) {
+        (Some(MeshLabel::Enabled), None) => Enrolment::Wanted,
+        (Some(MeshLabel::Enabled), Some(obstacle)) => Enrolment::Impossible(obstacle.to_owned()),
+        _ => Enrolment::NotWanted,
+    };
+    // A manifest that was copied with its uid is a pod of its own all the same.
+    let free = |uid: &Name| taken.get(uid).is_none_or(|other| other.pod == pod.id);
+    Workload {
+        uid: pod.uid.clone().filter(free).unwrap_or_else(|| pod.id.to_string().into()),
+        pod: pod.id.clone(),
+        workload: pod.workload.clone(),
+        service_account: pod.service_account.clone(),
+        addresses: if pod.host_network { Vec::new() } else { pod.addresses.clone() },
+        node: pod.node.clone(),
+        enrolment,
+        mtls: pod.marks.mtls.or(namespace.mtls).unwrap_or_default(),
+        paths: pod.paths.clone(),
+    }
+}

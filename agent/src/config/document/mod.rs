@@ -1,0 +1,208 @@
+//! The Kubernetes objects that the mesh understands, each read once into the few facts that it needs.
+//!
+//! Reading never fails over a field of which a safe reading exists: the [`Problem`] is noted and the safe reading
+//! taken (an unknown mTLS mode is strict). Only an object that cannot be told from others is refused.
+
+mod endpoint_slice;
+mod marks;
+mod namespace;
+mod pod;
+mod service;
+
+pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
+pub use marks::{Marks, MeshLabel};
+pub use namespace::Namespace;
+pub use pod::{ContainerPort, Pod};
+pub use service::{Service, ServicePort, TargetPort};
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Serialize;
+
+use super::{FieldPath, Problem};
+use crate::model::{Name, ObjectRef};
+
+/// One object, reduced to what the mesh needs of it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Document {
+    /// `v1` Namespace.
+    Namespace(Arc<Namespace>),
+    /// `v1` Service.
+    Service(Arc<Service>),
+    /// `v1` Pod.
+    Pod(Arc<Pod>),
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice(Arc<EndpointSlice>),
+}
+
+/// The kinds of objects that are read; all others are passed over. In the order in which they are best applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub enum Kind {
+    /// `v1` Namespace.
+    Namespace,
+    /// `v1` Service.
+    Service,
+    /// `v1` Pod.
+    Pod,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+}
+
+/// Tells an object from all others. Printed as `Pod shop/web`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct Key {
+    /// The object's kind.
+    pub kind: Kind,
+    /// The object's namespace; empty for a Namespace.
+    pub namespace: Name,
+    /// The object's name.
+    pub name: Name,
+}
+
+impl Document {
+    /// Which object this is.
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Namespace(it) => Key { kind: Kind::Namespace, namespace: "".into(), name: it.name.clone() },
+            Self::Service(it) => Key::of(Kind::Service, &it.id),
+            Self::Pod(it) => Key::of(Kind::Pod, &it.id),
+            Self::EndpointSlice(it) => Key::of(Kind::EndpointSlice, &it.id),
+        }
+    }
+
+    /// Which kind of object this is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Namespace(_) => Kind::Namespace,
+            Self::Service(_) => Kind::Service,
+            Self::Pod(_) => Kind::Pod,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+        }
+    }
+
+    /// Reads a Namespace; problems that it survives are added to `problems`.
+    pub fn namespace(object: &core::Namespace, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        Namespace::read(object, problems).map(|it| Self::Namespace(Arc::new(it)))
+    }
+
+    /// Reads a Service; problems that it survives are added to `problems`.
+    pub fn service(object: &core::Service, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        Service::read(object, problems).map(|it| Self::Service(Arc::new(it)))
+    }
+
+    /// Reads a Pod; problems that it survives are added to `problems`.
+    pub fn pod(object: &core::Pod, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        Pod::read(object, problems).map(|it| Self::Pod(Arc::new(it)))
+    }
+
+    /// Reads an EndpointSlice; problems that it survives are added to `problems`.
+    pub fn endpoint_slice(
+        object: &discovery::EndpointSlice,
+        problems: &mut Vec<Problem>,
+    ) -> Result<Self, Problem> {
+        EndpointSlice::read(object, problems).map(|it| Self::EndpointSlice(Arc::new(it)))
+    }
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Namespace, Self::Service, Self::Pod, Self::EndpointSlice];
+
+    /// The `kind` of a manifest.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Service => "Service",
+            Self::Pod => "Pod",
+            Self::EndpointSlice => "EndpointSlice",
+        }
+    }
+
+    /// The `apiVersion` that is read.
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Self::Namespace | Self::Service | Self::Pod => "v1",
+            Self::EndpointSlice => "discovery.k8s.io/v1",
+        }
+    }
+
+    /// The API group, empty for the core one.
+    pub fn group(self) -> &'static str {
+        match self {
+            Self::Namespace | Self::Service | Self::Pod => "",
+            Self::EndpointSlice => "discovery.k8s.io",
+        }
+    }
+}
+
+impl Key {
+    /// The object of this kind and name.
+    pub fn of(kind: Kind, id: &ObjectRef) -> Self {
+        Self { kind, namespace: id.namespace.clone(), name: id.name.clone() }
+    }
+
+    /// Namespace and name.
+    pub fn id(&self) -> ObjectRef {
+        ObjectRef { namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind.as_str())?;
+        f.write_str(" ")?;
+        if !self.namespace.is_empty() {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)
+    }
+}
+
+// === What all kinds share ===
+
+/// The namespace of a manifest that names none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+fn object_name(meta: &ObjectMeta) -> Result<Name, Problem> {
+    match meta.name.as_deref() {
+        Some(name) if !name.is_empty() => Ok(name.into()),
+        _ => Err(Problem::new(FieldPath::new(["metadata", "name"]), "expected the object's name")),
+    }
+}
+
+fn object_id(meta: &ObjectMeta) -> Result<ObjectRef, Problem> {
+    let namespace = non_empty(&meta.namespace).unwrap_or_else(|| DEFAULT_NAMESPACE.into());
+    Ok(ObjectRef { namespace, name: object_name(meta)? })
+}
+
+fn non_empty(text: &Option<String>) -> Option<Name> {
+    text.as_deref().filter(|text| !text.is_empty()).map(Name::from)
+}
+
+fn read_address(text: &str, field: FieldPath, problems: &mut Vec<Problem>) -> Option<IpAddr> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Some(address.to_canonical()),
+        Err(_) => {
+            problems.push(Problem::new(field, format!("expected an IP address, found {text:?}")));
+            None
+        }
+    }
+}
+
+fn read_port(number: i32, field: FieldPath, problems: &mut Vec<Problem>) -> Option<u16> {
+    match u16::try_from(number) {
+        Ok(port) if port != 0 => Some(port),
+        _ => {
+            problems.push(Problem::new(field, format!("expected a port from 1 to 65535, found {number}")));
+            None
+        }
+    }
+}
+
+fn is_tcp(protocol: &Option<String>) -> bool {
+    protocol.as_deref().unwrap_or("TCP") == "TCP"
+}

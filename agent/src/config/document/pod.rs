@@ -1,0 +1,234 @@
+//! Pods.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::super::{FieldPath, Problem};
+use super::{Marks, is_tcp, non_empty, object_id, read_address, read_port};
+use crate::model::{Name, ObjectRef, PodPaths};
+
+const NETNS: &str = "undermesh.io/netns";
+const CGROUP: &str = "undermesh.io/cgroup";
+/// Set by the kubelet on the API server's image of a static pod.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+const ZONE: &str = "topology.kubernetes.io/zone";
+const TEMPLATE_HASH: &str = "pod-template-hash";
+
+/// A Pod.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pod {
+    /// Namespace and name.
+    pub id: ObjectRef,
+    /// `metadata.uid`.
+    pub uid: Option<Name>,
+    /// `metadata.creationTimestamp`.
+    pub created: Option<Timestamp>,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// What the pod says about its place in the mesh.
+    pub marks: Marks,
+    /// Why the pod cannot be in the mesh, if it cannot.
+    pub obstacle: Option<&'static str>,
+    /// The name of what it is a replica of.
+    pub workload: Name,
+    /// `spec.serviceAccountName`, or `default`.
+    pub service_account: Name,
+    /// `spec.nodeName`.
+    pub node: Option<Name>,
+    /// Label `topology.kubernetes.io/zone`, which Kubernetes copies from the node.
+    pub zone: Option<Name>,
+    /// `status.podIPs`.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.hostNetwork`: the addresses are the node's.
+    pub host_network: bool,
+    /// The containers' TCP ports that have a name.
+    pub ports: Vec<ContainerPort>,
+    /// The Ready condition.
+    pub ready: bool,
+    /// It is being deleted.
+    pub terminating: bool,
+    /// It has run to its end (phase Succeeded or Failed) and is no more than a record.
+    pub finished: bool,
+    /// Where it lives on this node, from its annotations.
+    pub paths: Option<PodPaths>,
+}
+
+/// A container's named TCP port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerPort {
+    /// `name`.
+    pub name: Name,
+    /// `containerPort`.
+    pub port: u16,
+}
+
+impl Pod {
+    pub(super) fn read(object: &core::Pod, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        let meta = &object.metadata;
+        let id = object_id(meta)?;
+        let spec = object.spec.as_ref();
+        let status = object.status.as_ref();
+        let phase = status.and_then(|status| status.phase.as_deref());
+        Ok(Self {
+            uid: non_empty(&meta.uid),
+            created: meta.creation_timestamp.as_ref().map(|time| time.0),
+            labels: meta.labels.clone().unwrap_or_default(),
+            marks: Marks::read(meta, problems),
+            obstacle: obstacle(&id, meta, spec),
+            workload: workload_name(&id, meta),
+            service_account: spec
+                .and_then(|spec| non_empty(&spec.service_account_name))
+                .unwrap_or_else(|| "default".into()),
+            node: spec.and_then(|spec| non_empty(&spec.node_name)),
+            zone: meta.labels.as_ref().and_then(|labels| labels.get(ZONE)).map(|zone| zone.as_str().into()),
+            addresses: status.map(|status| addresses(status, problems)).unwrap_or_default(),
+            host_network: spec.is_some_and(|spec| spec.host_network == Some(true)),
+            ports: spec.map(|spec| named_ports(spec, problems)).unwrap_or_default(),
+            ready: is_ready(status, phase),
+            terminating: meta.deletion_timestamp.is_some(),
+            finished: matches!(phase, Some("Succeeded" | "Failed")),
+            paths: paths(meta, problems),
+            id,
+        })
+    }
+}
+
+/// Why the pod cannot be captured, as a sentence for its owner.
+fn obstacle(id: &ObjectRef, meta: &ObjectMeta, spec: Option<&core::PodSpec>) -> Option<&'static str> {
+    let runtime = spec.and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
+    let os = spec.and_then(|spec| spec.os.as_ref()).map(|os| os.name.as_str());
+    let is_static = meta.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(MIRROR));
+
+    if spec.is_some_and(|spec| spec.host_network == Some(true)) {
+        Some("the pod uses the host's network and has no network namespace of its own to capture in")
+    } else if &*id.namespace == "kube-system" {
+        Some("pods in kube-system stay out of the mesh, which needs them in order to work")
+    } else if is_static {
+        Some("the pod is static: the kubelet runs it from a file, without the API server's say")
+    } else if runtime.contains("gvisor") || runtime.contains("kata") {
+        Some(
+            "the pod's runtime class gives it a kernel of its own, where this node's kernel programs do not run",
+        )
+    } else if os == Some("windows") {
+        Some("the pod runs on Windows, which has no eBPF that could capture it")
+    } else {
+        None
+    }
+}
+
+/// The controller's name, read through the intermediate objects that Kubernetes names after their owners.
+fn workload_name(id: &ObjectRef, meta: &ObjectMeta) -> Name {
+    let owners = meta.owner_references.as_deref().unwrap_or_default();
+    let Some(owner) = owners.iter().find(|owner| owner.controller == Some(true)) else {
+        return id.name.clone();
+    };
+    let parent = match owner.kind.as_str() {
+        // Deployment -> ReplicaSet `NAME-HASH`.
+        "ReplicaSet" => meta
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(TEMPLATE_HASH))
+            .and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-')),
+        // CronJob -> Job `NAME-MINUTES`, the scheduled time in minutes since the epoch: eight digits until 2160.
+        "Job" => owner.name.rsplit_once('-').and_then(|(name, minutes)| {
+            (minutes.len() >= 8 && minutes.bytes().all(|byte| byte.is_ascii_digit())).then_some(name)
+        }),
+        _ => None,
+    };
+    parent.filter(|name| !name.is_empty()).unwrap_or(&owner.name).into()
+}
+
+fn addresses(status: &core::PodStatus, problems: &mut Vec<Problem>) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    let mut add = |text: &str, field: FieldPath| {
+        // A pod that has no address yet is written with an empty one.
+        if text.is_empty() {
+            return;
+        }
+        if let Some(address) = read_address(text, field, problems)
+            && !addresses.contains(&address)
+        {
+            addresses.push(address);
+        }
+    };
+    match status.pod_ips.as_deref() {
+        Some(ips) if !ips.is_empty() => {
+            for (index, ip) in ips.iter().enumerate() {
+                add(&ip.ip, FieldPath::new(["status", "podIPs"]).index(index).key("ip"));
+            }
+        }
+        _ => {
+            if let Some(ip) = &status.pod_ip {
+                add(ip, FieldPath::new(["status", "podIP"]));
+            }
+        }
+    }
+    addresses
+}
+
+/// As Kubernetes looks for a port's name: in the containers and in the init containers that keep running.
+fn named_ports(spec: &core::PodSpec, problems: &mut Vec<Problem>) -> Vec<ContainerPort> {
+    let containers = spec.containers.iter().enumerate().map(|it| ("containers", it));
+    let sidecars = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .enumerate()
+        .filter(|(_, container)| container.restart_policy.as_deref() == Some("Always"))
+        .map(|it| ("initContainers", it));
+
+    let mut ports = Vec::new();
+    for (list, (container_index, container)) in containers.chain(sidecars) {
+        for (index, port) in container.ports.iter().flatten().enumerate() {
+            let field = || {
+                FieldPath::new(["spec", list])
+                    .index(container_index)
+                    .key("ports")
+                    .index(index)
+                    .key("containerPort")
+            };
+            let Some(number) = read_port(port.container_port, field(), problems) else { continue };
+            if let (Some(name), true) = (non_empty(&port.name), is_tcp(&port.protocol)) {
+                ports.push(ContainerPort { name, port: number });
+            }
+        }
+    }
+    ports
+}
+
+/// The Ready condition. Where a pod has no conditions its phase decides, and where it has neither (written by hand,
+/// for a host without a kubelet) that it has been written down at all.
+fn is_ready(status: Option<&core::PodStatus>, phase: Option<&str>) -> bool {
+    match status.and_then(|status| status.conditions.as_deref()) {
+        Some(conditions) if !conditions.is_empty() => {
+            conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        }
+        _ => phase.is_none_or(|phase| phase == "Running"),
+    }
+}
+
+fn paths(meta: &ObjectMeta, problems: &mut Vec<Problem>) -> Option<PodPaths> {
+    let mut path = |key: &str| {
+        let text = meta.annotations.as_ref()?.get(key)?;
+        if text.starts_with('/') {
+            return Some(Some(PathBuf::from(text)));
+        }
+        let field = FieldPath::new(["metadata", "annotations", key]);
+        problems.push(Problem::new(field, format!("expected an absolute path, found {text:?}")));
+        Some(None)
+    };
+    let (lonely, missing) = match (path(NETNS), path(CGROUP)) {
+        (Some(Some(netns)), Some(Some(cgroup))) => return Some(PodPaths { netns, cgroup }),
+        (Some(_), None) => (NETNS, CGROUP),
+        (None, Some(_)) => (CGROUP, NETNS),
+        _ => return None,
+    };
+    let field = FieldPath::new(["metadata", "annotations", lonely]);
+    problems.push(Problem::new(field, format!("expected the annotation {missing} beside it")));
+    None
+}

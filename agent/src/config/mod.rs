@@ -1,0 +1,12 @@
+//! Documents in, [`Snapshot`](crate::model::Snapshot) out, and what was rejected and why.
+//!
+//! This module knows the Kubernetes types, but not where a document came from (a directory, the API server): that
+//! is `discovery`. It never reads a file, a socket or a clock.
+
+mod compiler;
+pub mod document;
+mod rejection;
+
+pub use compiler::{Change, Compiler};
+pub use document::{Document, Key, Kind};
+pub use rejection::{FieldPath, Position, Problem, Rejection, Segment};
