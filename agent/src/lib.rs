@@ -3,6 +3,7 @@
 //! One module per stage of a connection's way through the agent; `docs/architecture.md` has the map and the
 //! arrows between the modules, which a test enforces.
 
+pub mod admin;
 pub mod agent;
 pub mod balance;
 pub mod capture;

@@ -1,7 +1,13 @@
 //! The user's commands.
 
+mod admin_client;
 pub mod agent;
 pub mod check;
+pub mod connections;
+pub mod detach;
+mod print;
+pub mod status;
+mod table;
 
 use std::process::ExitCode;
 
@@ -19,6 +25,9 @@ struct Cli {
 enum Command {
     Agent(Box<agent::AgentArgs>),
     Check(check::CheckArgs),
+    Status(status::StatusArgs),
+    Connections(connections::ConnectionsArgs),
+    Detach(detach::DetachArgs),
 }
 
 /// Entry point of the `undermesh` binary.
@@ -26,5 +35,8 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Agent(args) => agent::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Connections(args) => connections::run(&args),
+        Command::Detach(args) => detach::run(&args),
     }
 }

@@ -163,6 +163,11 @@ impl Scrape {
         for (reason, count) in &self.kernel.bypassed {
             counter(&mut family, &[("reason", *reason)], *count)?;
         }
+        let help = "Connections that the kernel programs refused by themselves";
+        let mut family = out.counter("undermesh_kernel_refused_connections", help)?;
+        for (reason, count) in &self.kernel.refused {
+            counter(&mut family, &[("reason", *reason)], *count)?;
+        }
 
         type Figure = fn(&PodTcp) -> u64;
         let families: [(&str, &str, Figure); 4] = [

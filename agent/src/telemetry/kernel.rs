@@ -7,6 +7,8 @@ use crate::model::ObjectRef;
 pub struct KernelCounters {
     /// Connections to mesh destinations that went past the agent, by the reason's stable name.
     pub bypassed: Vec<(&'static str, u64)>,
+    /// Connections that the kernel programs refused by themselves, by the reason's stable name.
+    pub refused: Vec<(&'static str, u64)>,
     /// TCP health of each enrolled pod. A pod that is missing here is gone from the metrics.
     pub pods: Vec<PodTcp>,
 }

@@ -249,6 +249,7 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         let pod = ObjectRef::new("shop", "web-0");
         telemetry.set_kernel_counters(KernelCounters {
             bypassed: vec![("agent_down", 4)],
+            refused: vec![("plaintext", 2)],
             pods: vec![PodTcp { pod, retransmits: 1, timeouts: 2, connected: 3, accepted: 4 }],
         });
     });

@@ -1,0 +1,171 @@
+//! The agent's own HTTP: health, metrics and a look inside, for kubelets, Prometheus and people with `curl`.
+//!
+//! It only reads: nothing here changes the agent, and nothing it shows is a secret. It does not know where the
+//! configuration comes from, nor what the kernel does; it asks telemetry and the snapshot in force.
+
+mod accept;
+mod listener;
+pub mod view;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::telemetry::{MetricsFormat, Telemetry};
+use listener::LimitedListener;
+
+/// Pages that are rendered at the same time: each may take many megabytes, and two cores are enough for admins.
+const RENDERERS: usize = 2;
+/// How long answers under way may take when the agent ends.
+const DRAIN: Duration = Duration::from_secs(2);
+
+const INDEX: &str = "\
+undermesh agent
+/metrics            metrics: Prometheus text, or OpenMetrics to who accepts it
+/healthz            200 while the agent lives
+/readyz             200 when every pod of this node is enrolled or has a reason why not; else 503 and what is missing
+/debug/status       pods, rejected documents, readiness (JSON)
+/debug/pods         the pods of this node and their enrolment (JSON)
+/debug/connections  every open connection (JSON)
+/debug/config       the configuration in force (JSON)
+";
+
+/// The admin server, bound but not yet serving.
+#[derive(Debug)]
+pub struct Admin {
+    listener: TcpListener,
+    address: SocketAddr,
+    telemetry: Arc<Telemetry>,
+}
+
+/// The admin address cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on the admin address {address}: {source}")]
+pub struct BindError {
+    /// The address asked for.
+    pub address: SocketAddr,
+    /// What the kernel says.
+    pub source: io::Error,
+}
+
+impl Admin {
+    /// Binds the address, so that a mistake shows at the start.
+    ///
+    /// # Errors
+    /// When the address is in use, not of this host, or not permitted.
+    pub async fn bind(address: SocketAddr, telemetry: Arc<Telemetry>) -> Result<Self, BindError> {
+        let failed = |source| BindError { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, address, telemetry })
+    }
+
+    /// Where it listens: with the port that the kernel chose, if it was asked to.
+    pub fn local_address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` is done, then lets answers under way end for a moment.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) {
+        let (drain, draining) = oneshot::channel::<()>();
+        let server = axum::serve(LimitedListener::new(self.listener), router(self.telemetry))
+            .with_graceful_shutdown(async move { _ = draining.await })
+            .into_future();
+        tokio::pin!(server);
+        tokio::select! {
+            // It never ends by itself: errors of accepting are retried.
+            _ = &mut server => {}
+            () = shutdown => {
+                drop(drain);
+                _ = tokio::time::timeout(DRAIN, server).await;
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Pages {
+    telemetry: Arc<Telemetry>,
+    renderers: Arc<Semaphore>,
+}
+
+fn router(telemetry: Arc<Telemetry>) -> Router {
+    Router::new()
+        .route("/", get(INDEX))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get("ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/debug/status", get(async |State(pages): State<Pages>| pages.json(view::status).await))
+        .route("/debug/pods", get(async |State(pages): State<Pages>| pages.json(view::pods).await))
+        .route(
+            "/debug/connections",
+            get(async |State(pages): State<Pages>| pages.json(view::connections).await),
+        )
+        .route("/debug/config", get(async |State(pages): State<Pages>| pages.json(view::config).await))
+        .fallback(async || (StatusCode::NOT_FOUND, "not found; / lists the pages\n"))
+        .method_not_allowed_fallback(async || (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"))
+        .with_state(Pages { telemetry, renderers: Arc::new(Semaphore::new(RENDERERS)) })
+}
+
+async fn metrics(State(pages): State<Pages>, headers: HeaderMap) -> Response {
+    let format = accept::metrics_format(&headers);
+    let content_type = match format {
+        MetricsFormat::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        MetricsFormat::PrometheusText => "text/plain; version=0.0.4; charset=utf-8",
+    };
+    let mut response =
+        pages.render(content_type, move |telemetry| telemetry.scrape(format).into_bytes()).await;
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
+    response
+}
+
+async fn readyz(State(pages): State<Pages>) -> Response {
+    let missing = pages.telemetry.status().missing();
+    if missing.is_empty() {
+        return "ready\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n").into_response()
+}
+
+impl Pages {
+    async fn json(self, page: fn(&Telemetry) -> Vec<u8>) -> Response {
+        self.render("application/json", page).await
+    }
+
+    /// Renders a page on a thread that may block, a few at a time.
+    async fn render(
+        self,
+        content_type: &'static str,
+        page: impl FnOnce(&Telemetry) -> Vec<u8> + Send + 'static,
+    ) -> Response {
+        let Ok(turn) = self.renderers.acquire_owned().await else {
+            return StatusCode::SERVICE_UNAVAILABLE.into_response();
+        };
+        let rendered = tokio::task::spawn_blocking(move || {
+            let body = page(&self.telemetry);
+            drop(turn);
+            body
+        });
+        match rendered.await {
+            Ok(body) => ([(header::CONTENT_TYPE, content_type)], body).into_response(),
+            Err(error) => {
+                tracing::error!(%error, "a page of the admin server could not be rendered");
+                (StatusCode::INTERNAL_SERVER_ERROR, "this page failed; the agent's log has the error\n")
+                    .into_response()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! `/debug/config`: the snapshot in force. It has no secrets: keys and certificates are no part of the model.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+
+use super::status::RejectionView;
+use super::to_json;
+use crate::model::{
+    Destination, Endpoint, Enrolment, MtlsMode, Name, ObjectRef, Service, ServicePort, SessionAffinity,
+    Snapshot, TrafficDistribution, TrafficScope, Workload,
+};
+use crate::telemetry::Telemetry;
+
+/// Parts that grow with the cluster are made while they are written.
+#[derive(Serialize)]
+struct Page<'a> {
+    generation: u64,
+    node: &'a str,
+    #[serde(serialize_with = "workloads")]
+    workloads: &'a Snapshot,
+    #[serde(serialize_with = "services")]
+    services: &'a Snapshot,
+    #[serde(serialize_with = "captured")]
+    captured: &'a Snapshot,
+    rejections: Vec<RejectionView>,
+}
+
+pub(in super::super) fn config(telemetry: &Telemetry) -> Vec<u8> {
+    let status = telemetry.status();
+    let snapshot = status.snapshot.load_full();
+    to_json(&Page {
+        generation: snapshot.generation,
+        node: &status.node,
+        workloads: &snapshot,
+        services: &snapshot,
+        captured: &snapshot,
+        rejections: RejectionView::all(status),
+    })
+}
+
+fn workloads<S: Serializer>(snapshot: &Snapshot, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(snapshot.workloads.values().map(|workload| WorkloadView::of(workload)))
+}
+
+fn services<S: Serializer>(snapshot: &Snapshot, serializer: S) -> Result<S::Ok, S::Error> {
+    // A Service is filed under each of its addresses.
+    let services: BTreeMap<&ObjectRef, &Arc<Service>> = snapshot
+        .destinations
+        .values()
+        .filter_map(|destination| match destination {
+            Destination::Service(service) => Some((&service.id, service)),
+            Destination::Workload(_) => None,
+        })
+        .collect();
+    serializer.collect_seq(services.values().map(|service| ServiceView::of(service)))
+}
+
+fn captured<S: Serializer>(snapshot: &Snapshot, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(snapshot.captured.iter())
+}
+
+#[derive(Serialize)]
+struct WorkloadView<'a> {
+    uid: &'a str,
+    namespace: &'a str,
+    pod: &'a str,
+    workload: &'a str,
+    service_account: &'a str,
+    addresses: &'a [IpAddr],
+    node: Option<&'a Name>,
+    enrolment: &'static str,
+    enrolment_impossible: Option<&'a str>,
+    mtls: &'static str,
+    netns: Option<String>,
+    cgroup: Option<String>,
+}
+
+impl<'a> WorkloadView<'a> {
+    fn of(workload: &'a Workload) -> Self {
+        let (enrolment, enrolment_impossible) = match &workload.enrolment {
+            Enrolment::Wanted => ("wanted", None),
+            Enrolment::NotWanted => ("not_wanted", None),
+            Enrolment::Impossible(reason) => ("impossible", Some(reason.as_str())),
+        };
+        Self {
+            uid: &workload.uid,
+            namespace: &workload.pod.namespace,
+            pod: &workload.pod.name,
+            workload: &workload.workload,
+            service_account: &workload.service_account,
+            addresses: &workload.addresses,
+            node: workload.node.as_ref(),
+            enrolment,
+            enrolment_impossible,
+            mtls: match workload.mtls {
+                MtlsMode::Permissive => "permissive",
+                MtlsMode::Strict => "strict",
+            },
+            netns: workload.paths.as_ref().map(|paths| paths.netns.display().to_string()),
+            cgroup: workload.paths.as_ref().map(|paths| paths.cgroup.display().to_string()),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ServiceView<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    addresses: &'a [IpAddr],
+    ports: Vec<PortView<'a>>,
+    session_affinity_seconds: Option<u64>,
+    internal_traffic_policy: &'static str,
+    traffic_distribution: Option<&'static str>,
+}
+
+impl<'a> ServiceView<'a> {
+    fn of(service: &'a Service) -> Self {
+        Self {
+            namespace: &service.id.namespace,
+            name: &service.id.name,
+            addresses: &service.addresses,
+            ports: service.ports.iter().map(PortView::of).collect(),
+            session_affinity_seconds: match service.session_affinity {
+                SessionAffinity::None => None,
+                SessionAffinity::ClientIp { timeout } => Some(timeout.as_secs()),
+            },
+            internal_traffic_policy: match service.internal_traffic {
+                TrafficScope::Cluster => "Cluster",
+                TrafficScope::Local => "Local",
+            },
+            traffic_distribution: match service.distribution {
+                TrafficDistribution::Anywhere => None,
+                TrafficDistribution::PreferSameZone => Some("PreferSameZone"),
+                TrafficDistribution::PreferSameNode => Some("PreferSameNode"),
+            },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct PortView<'a> {
+    name: &'a str,
+    port: u16,
+    app_protocol: Option<&'a Name>,
+    endpoints: Vec<EndpointView<'a>>,
+}
+
+impl<'a> PortView<'a> {
+    fn of(port: &'a ServicePort) -> Self {
+        Self {
+            name: &port.name,
+            port: port.port,
+            app_protocol: port.app_protocol.as_ref(),
+            endpoints: port.endpoints.iter().map(EndpointView::of).collect(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct EndpointView<'a> {
+    address: SocketAddr,
+    pod: Option<String>,
+    ready: bool,
+    serving: bool,
+    terminating: bool,
+    node: Option<&'a Name>,
+    zone: Option<&'a Name>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    for_zones: &'a [Name],
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    for_nodes: &'a [Name],
+    open_connections: u32,
+}
+
+impl<'a> EndpointView<'a> {
+    fn of(endpoint: &'a Endpoint) -> Self {
+        Self {
+            address: endpoint.address,
+            pod: endpoint.workload.as_ref().map(|workload| workload.pod.to_string()),
+            ready: endpoint.ready,
+            serving: endpoint.serving,
+            terminating: endpoint.terminating,
+            node: endpoint.node.as_ref(),
+            zone: endpoint.zone.as_ref(),
+            for_zones: &endpoint.for_zones,
+            for_nodes: &endpoint.for_nodes,
+            open_connections: endpoint.load.open(),
+        }
+    }
+}
