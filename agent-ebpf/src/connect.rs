@@ -1,7 +1,6 @@
 //! `connect4`, `connect6`: a connect to a mesh address goes to that address's code.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_ktime_get_ns, bpf_setsockopt};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -10,6 +9,7 @@ use undermesh_common::connect::{Connect, ConnectVerdict};
 use undermesh_common::maps::{Destination, Listener, OUTBOUND};
 use undermesh_common::{Address, code};
 
+use crate::context::{set_user_ip6, user_ip6};
 use crate::maps::{DESTINATIONS, PODS, agent, count, listens};
 
 const PROCEED: i32 = 1;
@@ -43,20 +43,17 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
     if sock_addr.protocol != IPPROTO_TCP {
         return PROCEED;
     }
-    let destination = Address::from_ip6(words(sock_addr));
+    let destination = user_ip6(sock_addr);
     let Some(entry) = known(&destination) else { return PROCEED };
     match verdict(&ctx, &destination) {
         Ok(()) => {
             // A dual-stack socket that dials a v4-mapped address gets a v4-mapped code: its source is IPv4.
-            let [a, b, c, d] = if destination.as_ip4().is_some() {
-                Address::from_ip4(code::ip4(entry.code)).words()
+            let code = if destination.as_ip4().is_some() {
+                Address::from_ip4(code::ip4(entry.code))
             } else {
-                code::ip6(entry.code)
+                Address::from_ip6(code::ip6(entry.code))
             };
-            sock_addr.user_ip6[0] = a;
-            sock_addr.user_ip6[1] = b;
-            sock_addr.user_ip6[2] = c;
-            sock_addr.user_ip6[3] = d;
+            set_user_ip6(sock_addr, &code);
             PROCEED
         }
         Err(answer) => answer,
@@ -143,10 +140,4 @@ fn unbind_interface(ctx: &SockAddrContext) -> Result<(), i32> {
     let ret =
         unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, none.as_mut_ptr().cast(), 4) };
     if ret == 0 { Ok(()) } else { Err(PROCEED) }
-}
-
-#[inline(always)]
-fn words(sock_addr: &bpf_sock_addr) -> [u32; 4] {
-    let w = &sock_addr.user_ip6;
-    [w[0], w[1], w[2], w[3]]
 }

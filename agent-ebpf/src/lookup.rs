@@ -9,15 +9,15 @@ use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use undermesh_common::lookup::{Down, Inbound, Steer, when_down};
 use undermesh_common::maps::{INBOUND, Listener, OUTBOUND};
-use undermesh_common::{Address, Endpoint, Tuple};
+use undermesh_common::{Endpoint, Tuple};
 
+use crate::context::address;
 use crate::maps::{LISTENERS, PODS, VOUCHED, agent, count};
 
 const PASS: u32 = sk_action::SK_PASS;
 /// The kernel answers with a reset: the client finds ECONNREFUSED.
 const DROP: u32 = sk_action::SK_DROP;
 const IPPROTO_TCP: u32 = 6;
-const AF_INET: u32 = 2;
 
 /// The cookie of the network namespace that this instance is attached to; set by the loader.
 #[unsafe(no_mangle)]
@@ -34,7 +34,7 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     // No entry: the pod is being un-enrolled, this program is about to go, and nothing is steered any more.
     // SAFETY: the entry is only read, before anything could remove it.
     let Some(pod) = (unsafe { PODS.get(cookie) }) else { return PASS };
-    let (local, remote) = ends(lookup);
+    let (local, remote) = ends(ctx.lookup);
     let inbound = Inbound { pod, local: &local.address, local_port: local.port, remote: &remote.address };
     match inbound.steer() {
         Steer::Pass => PASS,
@@ -80,16 +80,13 @@ fn assign(ctx: &SkLookupContext, cookie: u64, direction: u32) -> Result<(), i32>
 }
 
 #[inline(always)]
-fn ends(lookup: &bpf_sk_lookup) -> (Endpoint, Endpoint) {
-    let (local, remote) = if lookup.family == AF_INET {
-        (Address::from_ip4(lookup.local_ip4), Address::from_ip4(lookup.remote_ip4))
-    } else {
-        (Address::from_ip6(words(&lookup.local_ip6)), Address::from_ip6(words(&lookup.remote_ip6)))
+fn ends(lookup: *const bpf_sk_lookup) -> (Endpoint, Endpoint) {
+    // SAFETY: the kernel hands out a valid context.
+    let (local_port, remote_port) = unsafe {
+        ((&raw const (*lookup).local_port).read_volatile(), (&raw const (*lookup).remote_port).read_volatile())
     };
-    (Endpoint::new(local, lookup.local_port as u16), Endpoint::new(remote, u16::from_be(lookup.remote_port)))
-}
-
-#[inline(always)]
-fn words(w: &[u32; 4]) -> [u32; 4] {
-    [w[0], w[1], w[2], w[3]]
+    (
+        Endpoint::new(address!(lookup, local_ip4, local_ip6), local_port as u16),
+        Endpoint::new(address!(lookup, remote_ip4, remote_ip6), u16::from_be(remote_port)),
+    )
 }

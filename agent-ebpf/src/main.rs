@@ -7,6 +7,7 @@
 #![no_main]
 
 mod connect;
+mod context;
 mod lookup;
 mod maps;
 mod names;

@@ -10,10 +10,10 @@ use aya_ebpf::programs::SockAddrContext;
 use undermesh_common::connect::sockname;
 use undermesh_common::{Address, Endpoint, Tuple, code};
 
+use crate::context::{address, set_user_ip6, user_ip6};
 use crate::maps::{CODES, PODS, VOUCHED};
 
 const PROCEED: i32 = 1;
-const AF_INET: u32 = 2;
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
@@ -32,8 +32,8 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
 pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     // SAFETY: as in `getpeername4`.
     let sock_addr = unsafe { &mut *ctx.sock_addr };
-    if let Some(peer) = true_peer(sock_addr, Address::from_ip6(words(&sock_addr.user_ip6))) {
-        write_ip6(sock_addr, &peer.address);
+    if let Some(peer) = true_peer(sock_addr, user_ip6(sock_addr)) {
+        set_user_ip6(sock_addr, &peer.address);
         sock_addr.user_port = u32::from(peer.port.to_be());
     }
     PROCEED
@@ -55,8 +55,8 @@ pub fn getsockname4(ctx: SockAddrContext) -> i32 {
 pub fn getsockname6(ctx: SockAddrContext) -> i32 {
     // SAFETY: as in `getpeername4`.
     let sock_addr = unsafe { &mut *ctx.sock_addr };
-    if let Some(own) = true_name(&ctx, Address::from_ip6(words(&sock_addr.user_ip6))) {
-        write_ip6(sock_addr, &own);
+    if let Some(own) = true_name(&ctx, user_ip6(sock_addr)) {
+        set_user_ip6(sock_addr, &own);
     }
     PROCEED
 }
@@ -99,33 +99,13 @@ fn socket(sock_addr: &bpf_sock_addr) -> Option<&bpf_sock> {
 
 #[inline(always)]
 fn local(socket: &bpf_sock) -> Endpoint {
-    let address = if socket.family == AF_INET {
-        Address::from_ip4(socket.src_ip4)
-    } else {
-        Address::from_ip6(words(&socket.src_ip6))
-    };
-    Endpoint::new(address, socket.src_port as u16)
+    let socket = core::ptr::from_ref(socket);
+    // SAFETY: the caller's reference is valid.
+    let port = unsafe { (&raw const (*socket).src_port).read_volatile() };
+    Endpoint::new(address!(socket, src_ip4, src_ip6), port as u16)
 }
 
 #[inline(always)]
 fn remote(socket: &bpf_sock) -> Address {
-    if socket.family == AF_INET {
-        Address::from_ip4(socket.dst_ip4)
-    } else {
-        Address::from_ip6(words(&socket.dst_ip6))
-    }
-}
-
-#[inline(always)]
-fn words(w: &[u32; 4]) -> [u32; 4] {
-    [w[0], w[1], w[2], w[3]]
-}
-
-#[inline(always)]
-fn write_ip6(sock_addr: &mut bpf_sock_addr, address: &Address) {
-    let [a, b, c, d] = address.words();
-    sock_addr.user_ip6[0] = a;
-    sock_addr.user_ip6[1] = b;
-    sock_addr.user_ip6[2] = c;
-    sock_addr.user_ip6[3] = d;
+    address!(core::ptr::from_ref(socket), dst_ip4, dst_ip6)
 }

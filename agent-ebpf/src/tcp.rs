@@ -12,12 +12,12 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use undermesh_common::{Address, Endpoint, Tuple};
+use undermesh_common::{Endpoint, Tuple};
 
+use crate::context::address;
 use crate::maps::{DIALS, VOUCHED, count};
 
 const DONE: u32 = 1;
-const AF_INET: u32 = 2;
 const WATCHED: i32 = (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG) as i32;
 
 /// Vouches for the agent's dials: at the last moment before the SYN, when the kernel has chosen the source port.
@@ -95,27 +95,15 @@ fn accepted(ctx: &SockOpsContext) -> Tuple {
 
 #[inline(always)]
 fn local(ctx: &SockOpsContext) -> Endpoint {
-    // SAFETY: the kernel hands out a valid context; so below.
-    let ops = unsafe { &*ctx.ops };
-    let address = if ops.family == AF_INET {
-        Address::from_ip4(ops.local_ip4)
-    } else {
-        let w = &ops.local_ip6;
-        Address::from_ip6([w[0], w[1], w[2], w[3]])
-    };
-    Endpoint::new(address, ops.local_port as u16)
+    // SAFETY: the kernel hands out a valid context.
+    let port = unsafe { (&raw const (*ctx.ops).local_port).read_volatile() };
+    Endpoint::new(address!(ctx.ops, local_ip4, local_ip6), port as u16)
 }
 
 #[inline(always)]
 fn remote(ctx: &SockOpsContext) -> Endpoint {
-    // SAFETY: as in `local`.
-    let ops = unsafe { &*ctx.ops };
-    let address = if ops.family == AF_INET {
-        Address::from_ip4(ops.remote_ip4)
-    } else {
-        let w = &ops.remote_ip6;
-        Address::from_ip6([w[0], w[1], w[2], w[3]])
-    };
     // Network order in 32 bits here, unlike the local port.
-    Endpoint::new(address, u32::from_be(ops.remote_port) as u16)
+    // SAFETY: as in `local`.
+    let port = u32::from_be(unsafe { (&raw const (*ctx.ops).remote_port).read_volatile() });
+    Endpoint::new(address!(ctx.ops, remote_ip4, remote_ip6), port as u16)
 }
