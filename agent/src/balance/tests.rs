@@ -83,10 +83,15 @@ use TrafficScope::{Cluster, Local};
 
 #[test]
 fn readiness_and_family() {
-    check(Cluster, Anywhere, "", expect![[r#"
+    check(
+        Cluster,
+        Anywhere,
+        "",
+        expect![[r#"
         10.0.0.1:80 -> shop/web:80: the Service has no endpoints of the dialled address family
         [fd00::1]:80 -> shop/web:80: the Service has no endpoints of the dialled address family
-    "#]]);
+    "#]],
+    );
     check(
         Cluster,
         Anywhere,
@@ -110,57 +115,102 @@ fn readiness_and_family() {
 #[test]
 fn local_traffic() {
     let two = "10.1.0.1:80 ready node=n1\n10.1.0.2:80 ready node=n2\n[fd01::2]:80 ready node=n2";
-    check(Local, Anywhere, two, expect![[r#"
+    check(
+        Local,
+        Anywhere,
+        two,
+        expect![[r#"
         10.0.0.1:80 -> 10.1.0.1:80
         [fd00::1]:80 -> shop/web:80: internalTrafficPolicy is Local and no endpoint of this node is ready
-    "#]]);
+    "#]],
+    );
     let ending = "10.1.0.1:80 serving terminating node=n1\n10.1.0.2:80 ready node=n2";
-    check(Local, PreferSameZone, ending, expect![[r#"
+    check(
+        Local,
+        PreferSameZone,
+        ending,
+        expect![[r#"
         10.0.0.1:80 -> 10.1.0.1:80
         [fd00::1]:80 -> shop/web:80: the Service has no endpoints of the dialled address family
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn distribution() {
     let three = "10.1.0.1:80 ready node=n1 zone=z1\n10.1.0.2:80 ready node=n2 zone=z1\n10.1.0.3:80 ready node=n3 zone=z2
         [fd01::3]:80 ready node=n3 zone=z2";
-    check(Cluster, Anywhere, three, expect![[r#"
+    check(
+        Cluster,
+        Anywhere,
+        three,
+        expect![[r#"
         10.0.0.1:80 -> 10.1.0.1:80 10.1.0.2:80 10.1.0.3:80
         [fd00::1]:80 -> [fd01::3]:80
-    "#]]);
-    check(Cluster, PreferSameZone, three, expect![[r#"
+    "#]],
+    );
+    check(
+        Cluster,
+        PreferSameZone,
+        three,
+        expect![[r#"
         10.0.0.1:80 -> 10.1.0.1:80 10.1.0.2:80
         [fd00::1]:80 -> [fd01::3]:80
-    "#]]);
-    check(Cluster, PreferSameNode, three, expect![[r#"
+    "#]],
+    );
+    check(
+        Cluster,
+        PreferSameNode,
+        three,
+        expect![[r#"
         10.0.0.1:80 -> 10.1.0.1:80
         [fd00::1]:80 -> [fd01::3]:80
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn hints() {
     let zones = "10.1.0.1:80 ready node=n1 for-zone=z2\n10.1.0.2:80 ready for-zone=z1\n10.1.0.3:80 serving terminating";
-    check(Cluster, PreferSameNode, zones, expect![[r#"
+    check(
+        Cluster,
+        PreferSameNode,
+        zones,
+        expect![[r#"
         10.0.0.1:80 -> 10.1.0.2:80
         [fd00::1]:80 -> shop/web:80: the Service has no endpoints of the dialled address family
-    "#]]);
+    "#]],
+    );
     let nodes = "10.1.0.1:80 ready for-zone=z1 for-node=n1\n10.1.0.2:80 ready for-zone=z1 for-node=n2";
-    check(Cluster, Anywhere, nodes, expect![[r#"
+    check(
+        Cluster,
+        Anywhere,
+        nodes,
+        expect![[r#"
         10.0.0.1:80 -> 10.1.0.1:80
         [fd00::1]:80 -> shop/web:80: the Service has no endpoints of the dialled address family
-    "#]]);
+    "#]],
+    );
     let not_all = "10.1.0.1:80 ready for-zone=z1\n10.1.0.2:80 ready";
-    check(Cluster, Anywhere, not_all, expect![[r#"
+    check(
+        Cluster,
+        Anywhere,
+        not_all,
+        expect![[r#"
         10.0.0.1:80 -> 10.1.0.1:80 10.1.0.2:80
         [fd00::1]:80 -> shop/web:80: the Service has no endpoints of the dialled address family
-    "#]]);
+    "#]],
+    );
     let none_here = "10.1.0.1:80 ready for-zone=z8 zone=z1\n10.1.0.2:80 ready for-zone=z9";
-    check(Cluster, PreferSameZone, none_here, expect![[r#"
+    check(
+        Cluster,
+        PreferSameZone,
+        none_here,
+        expect![[r#"
         10.0.0.1:80 -> 10.1.0.1:80 10.1.0.2:80
         [fd00::1]:80 -> shop/web:80: the Service has no endpoints of the dialled address family
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

@@ -324,9 +324,9 @@ items:
             (
                 "a: 1\na: 2\n",
                 expect![[r#"
-                1: ? unusable
-                  a.yaml:2:1: not valid YAML: duplicate mapping key: a, set DuplicateKeyPolicy in Options if acceptable
-            "#]],
+                    1: ? unusable
+                      a.yaml:2:1: not valid YAML: duplicate mapping key: a
+                "#]],
             ),
             (
                 "a: *nowhere\n",
