@@ -5,6 +5,8 @@
 mod affinity;
 mod candidates;
 mod select;
+#[cfg(test)]
+mod tests;
 
 pub use affinity::AffinityTable;
 pub use candidates::candidates;

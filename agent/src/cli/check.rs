@@ -66,3 +66,35 @@ fn json(checked: &Checked) -> String {
     // Paths that are not UTF-8 are the only thing that JSON cannot hold.
     serde_json::to_string_pretty(&report).unwrap_or_else(|error| format!("{{\"error\": \"{error}\"}}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn problems_are_listed_and_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        write(
+            "a.yaml",
+            "{apiVersion: v1, kind: Pod, metadata: {name: a, labels: {undermesh.io/mesh: maybe}}}",
+        );
+        write("b.yaml", "{apiVersion: v1, kind: Pod, metadata: {name: b}}");
+        write("README.md", "not a manifest");
+        let args = CheckArgs { dir: dir.path().to_owned(), output: Output::Text };
+        assert_eq!(format!("{:?}", run(&args)), format!("{:?}", ExitCode::from(1)));
+        let node = NodeInfo { name: "".into(), zone: None };
+        let report = text(&directory::check(dir.path(), node).unwrap());
+        expect![[r#"
+            ./a.yaml:1:77: Pod default/a: metadata.labels[undermesh.io/mesh]: expected enabled or disabled, found "maybe"
+            checked 2 files, 2 objects: 1 problems
+        "#]].assert_eq(&report.replace(&dir.path().display().to_string(), "."));
+
+        std::fs::remove_file(dir.path().join("a.yaml")).unwrap();
+        assert_eq!(format!("{:?}", run(&args)), format!("{:?}", ExitCode::SUCCESS));
+        let missing = CheckArgs { dir: dir.path().join("missing"), ..args };
+        assert_eq!(format!("{:?}", run(&missing)), format!("{:?}", ExitCode::from(2)));
+    }
+}

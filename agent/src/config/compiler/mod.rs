@@ -4,6 +4,8 @@
 mod claims;
 mod endpoints;
 mod loads;
+#[cfg(test)]
+mod measure;
 mod pods;
 mod services;
 #[cfg(test)]

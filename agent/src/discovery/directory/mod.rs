@@ -222,7 +222,7 @@ impl State {
                 }
                 Ok(Err(rejection)) => {
                     self.stamps.insert(path.clone(), stamp);
-                    self.store.set_unreadable(rejection);
+                    self.store.set_unreadable(*rejection);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     self.stamps.remove(&path);

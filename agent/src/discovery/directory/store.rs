@@ -14,6 +14,8 @@ pub(super) struct Store {
     places: HashMap<Key, Vec<Place>>,
     /// Objects with more than one place.
     contested: BTreeSet<Key>,
+    /// Files with rejections of their own: a change costs no look at all the others.
+    flawed: BTreeSet<PathBuf>,
     /// What concerns directories and files as a whole.
     unreadable: BTreeMap<PathBuf, Rejection>,
 }
@@ -39,6 +41,8 @@ struct Held {
 struct Place {
     file: PathBuf,
     position: Position,
+    /// Among what the file holds.
+    index: usize,
 }
 
 impl Store {
@@ -54,6 +58,7 @@ impl Store {
         let mut come = Vec::new();
         for (path, objects) in files {
             let old = self.files.remove(&path).unwrap_or_default();
+            self.flawed.remove(&path);
             let kept =
                 objects.as_ref().map(|objects| objects.iter().filter_map(|it| it.key.clone()).collect());
             let kept: HashSet<Key> = kept.unwrap_or_default();
@@ -76,6 +81,9 @@ impl Store {
                 touched.insert(held.key.clone());
             }
             self.take_places(&path, &file);
+            if !file.rejections.is_empty() || file.held.iter().any(|held| !held.rejections.is_empty()) {
+                self.flawed.insert(path.clone());
+            }
             self.files.insert(path, file);
         }
         touched.into_iter().map(|key| self.change_of(key)).collect()
@@ -94,7 +102,7 @@ impl Store {
     /// What is rejected now, sorted by place.
     pub(super) fn rejections(&self) -> Vec<Rejection> {
         let mut rejections: Vec<Rejection> = self.unreadable.values().cloned().collect();
-        for file in self.files.values() {
+        for file in self.flawed.iter().filter_map(|path| self.files.get(path)) {
             rejections.extend(file.rejections.iter().cloned());
             rejections.extend(file.held.iter().flat_map(|held| held.rejections.iter().cloned()));
         }
@@ -150,11 +158,11 @@ impl Store {
         }
         if cannot_tell {
             // One of those that are missing now, or none of them: whichever it is, it stays.
+            let here: HashSet<&Key> = file.held.iter().map(|held| &held.key).collect();
             let stays = |held: &Held| {
-                let is_here = file.held.iter().any(|it| it.key == held.key);
-                let is_elsewhere =
-                    self.places.get(&held.key).is_some_and(|places| places.iter().any(|it| it.file != path));
-                !is_here && !is_elsewhere
+                let places = self.places.get(&held.key);
+                let is_elsewhere = places.is_some_and(|places| places.iter().any(|it| it.file != path));
+                !here.contains(&held.key) && !is_elsewhere
             };
             let stay: Vec<Held> = old.held.into_iter().filter(stays).collect();
             file.held.extend(stay.into_iter().map(|held| Held { rejections: Vec::new(), ..held }));
@@ -165,8 +173,8 @@ impl Store {
     /// Notes where the file's objects are now. An object keeps its turn among its places.
     fn take_places(&mut self, path: &Path, file: &File) {
         let mut now: HashMap<&Key, Vec<Place>> = HashMap::new();
-        for held in &file.held {
-            let place = Place { file: path.to_owned(), position: held.position };
+        for (index, held) in file.held.iter().enumerate() {
+            let place = Place { file: path.to_owned(), position: held.position, index };
             now.entry(&held.key).or_default().push(place);
         }
         for (key, now) in now {
@@ -195,10 +203,11 @@ impl Store {
     }
 
     fn change_of(&self, key: Key) -> Change {
-        let in_force = self.places.get(&key).and_then(|places| places.first()).and_then(|place| {
-            let file = self.files.get(&place.file)?;
-            file.held.iter().find(|held| held.key == key && held.position == place.position)
-        });
+        let in_force = self
+            .places
+            .get(&key)
+            .and_then(|places| places.first())
+            .and_then(|place| self.files.get(&place.file)?.held.get(place.index));
         match in_force {
             Some(held) => Change::Put(held.document.clone()),
             None => Change::Remove(key),

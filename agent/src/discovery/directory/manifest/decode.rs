@@ -49,11 +49,10 @@ pub(super) fn value(text: &str, syntax: Syntax) -> Result<Value, SyntaxError> {
             };
             let message = error.to_string();
             let message = message.lines().next().unwrap_or_default();
-            let end = [" at line ", " at ", ", set DuplicateKeyPolicy"]
+            let message = [" at line ", ", set DuplicateKeyPolicy"]
                 .iter()
-                .find_map(|it| message.rfind(it))
-                .unwrap_or(message.len());
-            SyntaxError { position, message: format!("not valid YAML: {}", &message[..end]) }
+                .fold(message, |message, tail| message.rfind(tail).map_or(message, |end| &message[..end]));
+            SyntaxError { position, message: format!("not valid YAML: {message}") }
         }),
     }
 }

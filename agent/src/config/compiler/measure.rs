@@ -1,0 +1,83 @@
+//! How much one change costs.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// 2,000 Services with 50 endpoints each, made of 20,000 pods in one namespace.
+#[test]
+#[ignore = "a measurement, to be run by name"]
+fn one_change_in_a_large_cluster_is_cheap() {
+    let pod = |number: usize, ready: bool| {
+        let mut labels = std::collections::BTreeMap::new();
+        for group in 0..5 {
+            labels.insert(format!("group-{group}"), (number % 400).to_string());
+        }
+        Change::Put(Document::Pod(Arc::new(document::Pod {
+            id: ObjectRef::new("shop", format!("pod-{number}")),
+            uid: None,
+            created: None,
+            labels,
+            marks: Marks::default(),
+            obstacle: None,
+            workload: "pod".into(),
+            service_account: "default".into(),
+            node: Some("node-1".into()),
+            zone: None,
+            addresses: vec![IpAddr::from([10, 1, (number >> 8) as u8, number as u8])],
+            host_network: false,
+            ports: Vec::new(),
+            ready,
+            terminating: false,
+            finished: false,
+            paths: None,
+        })))
+    };
+    let service = |number: usize| {
+        Change::Put(Document::Service(Arc::new(document::Service {
+            id: ObjectRef::new("shop", format!("service-{number}")),
+            addresses: vec![IpAddr::from([10, 0, (number >> 8) as u8, number as u8])],
+            ports: vec![document::ServicePort {
+                name: "".into(),
+                port: 80,
+                target: document::TargetPort::Number(8080),
+                app_protocol: None,
+            }],
+            selector: [(format!("group-{}", number % 5), (number / 5).to_string())].into(),
+            publish_not_ready: false,
+            session_affinity: model::SessionAffinity::None,
+            internal_traffic: model::TrafficScope::Cluster,
+            distribution: model::TrafficDistribution::Anywhere,
+        })))
+    };
+    let mut compiler = Compiler::new(NodeInfo { name: "node-1".into(), zone: None });
+    let start = Instant::now();
+    compiler.apply((0..2_000).map(service).chain((0..20_000).map(|number| pod(number, true))));
+    println!("everything: {:?}", start.elapsed());
+    let snapshot = compiler.snapshot();
+    let endpoints: usize = snapshot
+        .destinations
+        .values()
+        .map(|it| match it {
+            Destination::Service(service) => service.ports[0].endpoints.len(),
+            Destination::Workload(_) => 0,
+        })
+        .sum();
+    assert_eq!(endpoints, 100_000);
+
+    let mut times: Vec<Duration> = (0..200)
+        .map(|number| {
+            let held = compiler.snapshot();
+            let start = Instant::now();
+            assert!(compiler.apply([pod(number * 97, false)]));
+            let time = start.elapsed();
+            drop(held);
+            time
+        })
+        .collect();
+    times.sort();
+    println!("one pod: median {:?}, at most {:?}", times[100], times[199]);
+    assert!(times[100] < Duration::from_millis(5));
+}
