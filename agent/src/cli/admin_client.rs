@@ -165,4 +165,30 @@ mod tests {
         check("HTTP/1.1 999999 OK\r\n\r\n", None);
         check("", None);
     }
+
+    #[tokio::test]
+    async fn reads_back_what_the_admin_server_writes() {
+        use crate::admin::{Admin, view};
+        use crate::telemetry::{AccessLog, Status, Telemetry, TelemetrySettings};
+
+        let status = Status::new("node-1", Default::default());
+        let telemetry = Telemetry::new(TelemetrySettings::default(), status, AccessLog::off());
+        let admin = Admin::bind("127.0.0.1:0".parse().unwrap(), telemetry).await.unwrap();
+        let address = admin.local_address();
+        let server = tokio::spawn(admin.serve(std::future::pending()));
+        tokio::task::spawn_blocking(move || {
+            let status: view::StatusView = get_json(address, "/debug/status").unwrap();
+            assert_eq!((&*status.node, status.ready), ("node-1", false));
+            let view: view::ConnectionsView = get_json(address, "/debug/connections").unwrap();
+            assert!(view.connections.is_empty());
+            let error = get_json::<serde_json::Value>(address, "/metrics").unwrap_err().to_string();
+            assert!(error.starts_with(&format!("what listens at {address} does not answer like")), "{error}");
+        })
+        .await
+        .unwrap();
+        server.abort();
+        _ = server.await;
+        let gone = tokio::task::spawn_blocking(move || get(address, "/")).await.unwrap();
+        assert!(matches!(gone, Err(AdminError::Connect { .. })), "{gone:?}");
+    }
 }

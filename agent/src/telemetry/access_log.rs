@@ -6,10 +6,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::connection::{Connection, ConnectionFacts};
 use super::{CloseReason, RefuseReason};
@@ -48,6 +49,44 @@ pub enum AccessLogFormat {
     Json,
     /// `field=value` pairs, quoted where needed (logfmt); fields without a value are left out.
     Text,
+}
+
+/// A word that names no access-log setting.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{word:?} is no access-log {what}: expected {expected}")]
+pub struct AccessLogWordError {
+    word: String,
+    what: &'static str,
+    expected: &'static str,
+}
+
+impl FromStr for AccessLogOutput {
+    type Err = AccessLogWordError;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word {
+            "off" => Ok(Self::Off),
+            "stdout" => Ok(Self::Stdout),
+            path if path.starts_with('/') => Ok(Self::File(path.into())),
+            _ => Err(AccessLogWordError {
+                word: word.into(),
+                what: "output",
+                expected: "off, stdout or a file's absolute path",
+            }),
+        }
+    }
+}
+
+impl FromStr for AccessLogFormat {
+    type Err = AccessLogWordError;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word {
+            "json" => Ok(Self::Json),
+            "text" => Ok(Self::Text),
+            _ => Err(AccessLogWordError { word: word.into(), what: "format", expected: "json or text" }),
+        }
+    }
 }
 
 /// The way into the log. Dropping the last one lets the writer finish what is queued.
@@ -107,12 +146,21 @@ impl AccessLog {
         self.offer(|at| Message::Refused { facts: Box::new(facts), reason, at });
     }
 
-    /// Waits until what is queued has been written, but no longer than this; says whether it has.
+    /// Waits until what is queued has been written, but no longer than this; says whether it has. It blocks.
     pub fn flush(&self, timeout: Duration) -> bool {
         let Some(queue) = &self.queue else { return true };
+        let deadline = Instant::now() + timeout;
         let (done, wait) = mpsc::sync_channel(1);
-        // A full queue means that the writer is stuck.
-        queue.try_send(Message::Flush(done)).is_ok() && wait.recv_timeout(timeout).is_ok()
+        // Sending could block for ever when the output does.
+        while let Err(TrySendError::Full(_)) = queue.try_send(Message::Flush(done.clone())) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Without our own sender a writer that has died shows at once.
+        drop(done);
+        wait.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok()
     }
 
     fn offer(&self, message: impl FnOnce(SystemTime) -> Message) {

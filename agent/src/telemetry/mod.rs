@@ -15,7 +15,7 @@ mod series;
 mod status;
 mod table;
 
-pub use access_log::{AccessLog, AccessLogFormat, AccessLogOutput, AccessLogSettings};
+pub use access_log::{AccessLog, AccessLogFormat, AccessLogOutput, AccessLogSettings, AccessLogWordError};
 pub use connection::{Connection, ConnectionFacts, OpenConnection, Peer, Reporter, Security};
 pub use kernel::{KernelCounters, PodTcp};
 pub use reason::{CloseReason, RefuseReason};

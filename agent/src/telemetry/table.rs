@@ -8,6 +8,8 @@ use super::connection::Connection;
 
 /// More than cores that a node's proxy would use; a power of two keeps the choice cheap.
 const SHARDS: usize = 32;
+/// Room that an empty shard may keep for the next connections.
+const KEPT_SLOTS: usize = 256;
 
 /// Open connections in shards. A thread inserts into a shard of its own, so threads that accept do not meet; the
 /// removal goes to the same shard from whichever thread the connection ended on.
@@ -57,7 +59,7 @@ impl Table {
             if removed.is_some() {
                 slots.free.push(slot.index);
             }
-            if slots.free.len() == slots.entries.len() {
+            if slots.free.len() == slots.entries.len() && slots.entries.capacity() > KEPT_SLOTS {
                 // The burst is over: its memory goes back.
                 slots.entries = Vec::new();
                 slots.free = Vec::new();
