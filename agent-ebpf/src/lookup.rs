@@ -83,7 +83,10 @@ fn assign(ctx: &SkLookupContext, cookie: u64, direction: u32) -> Result<(), i32>
 fn ends(lookup: *const bpf_sk_lookup) -> (Endpoint, Endpoint) {
     // SAFETY: the kernel hands out a valid context.
     let (local_port, remote_port) = unsafe {
-        ((&raw const (*lookup).local_port).read_volatile(), (&raw const (*lookup).remote_port).read_volatile())
+        (
+            (&raw const (*lookup).local_port).read_volatile(),
+            (&raw const (*lookup).remote_port).read_volatile(),
+        )
     };
     (
         Endpoint::new(address!(lookup, local_ip4, local_ip6), local_port as u16),

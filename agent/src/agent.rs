@@ -21,8 +21,8 @@ use crate::discovery::directory::{Directory, Publication};
 use crate::model::{NodeInfo, Snapshot, Workload, WorkloadUid};
 use crate::proxy::{Fate, Proxy, ProxySettings, Workers};
 use crate::telemetry::{
-    self, AccessLog, AccessLogSettings, KernelCounters, NotEnrolledReason, PodReport, PodState, PodTcp, Status,
-    Telemetry, TelemetrySettings,
+    self, AccessLog, AccessLogSettings, KernelCounters, NotEnrolledReason, PodReport, PodState, PodTcp,
+    Status, Telemetry, TelemetrySettings,
 };
 
 /// How often the agent looks after what ends by itself: codes out of use, pods whose processes are gone.
@@ -284,7 +284,9 @@ fn obstacle(error: &CaptureError) -> NotEnrolledReason {
         CaptureError::Step { part: Part::Links, .. } | CaptureError::Load(_) | CaptureError::Map { .. } => {
             NotEnrolledReason::AttachFailed
         }
-        CaptureError::Step { part: Part::Workers, .. } | CaptureError::Preflight(_) => NotEnrolledReason::Internal,
+        CaptureError::Step { part: Part::Workers, .. } | CaptureError::Preflight(_) => {
+            NotEnrolledReason::Internal
+        }
     }
 }
 

@@ -52,14 +52,11 @@ impl Family {
     }
 
     fn bind_address(self, code: u32, port: u16) -> SocketAddr {
+        let code = Ipv4Addr::from(u32::from_be(code::ip4(code)));
         match self {
-            Self::Dual => {
-                let words = code::ip6(code).map(u32::to_ne_bytes);
-                let mut octets = [0; 16];
-                octets.as_chunks_mut::<4>().0.copy_from_slice(&words);
-                (Ipv6Addr::from(octets), port).into()
-            }
-            Self::V4 => (Ipv4Addr::from(u32::from_be(code::ip4(code))), port).into(),
+            // An address that is not IPv4's would make the socket IPv6-only.
+            Self::Dual => (code.to_ipv6_mapped(), port).into(),
+            Self::V4 => (code, port).into(),
         }
     }
 }

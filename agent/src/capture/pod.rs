@@ -71,9 +71,10 @@ impl Enrolled {
                 lack,
             ))
         })?;
-        let netns = Netns::open(&paths.netns).map_err(Part::Netns.step(format!("opening {}", paths.netns.display())))?;
-        let cgroup =
-            cgroup::open(&paths.cgroup).map_err(Part::Cgroup.step(format!("opening {}", paths.cgroup.display())))?;
+        let netns = Netns::open(&paths.netns)
+            .map_err(Part::Netns.step(format!("opening {}", paths.netns.display())))?;
+        let cgroup = cgroup::open(&paths.cgroup)
+            .map_err(Part::Cgroup.step(format!("opening {}", paths.cgroup.display())))?;
         let entry = map_entry(&netns, workload)?;
         if entry.addresses.iter().any(|a| *a != Address::default() && a.as_ip4().is_none()) {
             netns
@@ -81,7 +82,8 @@ impl Enrolled {
                 .and_then(|result| result)
                 .map_err(Part::Netns.step("adding the local route to the IPv6 codes"))?;
         }
-        let listeners = listener::open(&netns, workers).map_err(Part::Listeners.step("listening inside the pod"))?;
+        let listeners =
+            listener::open(&netns, workers).map_err(Part::Listeners.step("listening inside the pod"))?;
 
         let label = pin_label(&workload.pod, netns.cookie());
         let enrolled = Self {
@@ -112,7 +114,8 @@ impl Enrolled {
         cgroup: &std::fs::File,
         listeners: &[PodListeners],
     ) -> Result<(), CaptureError> {
-        std::fs::create_dir_all(&self.pins).map_err(Part::Links.step(format!("making {}", self.pins.display())))?;
+        std::fs::create_dir_all(&self.pins)
+            .map_err(Part::Links.step(format!("making {}", self.pins.display())))?;
         self.write_entries(programs, listeners)?;
         programs.attach_to_netns(self.net.netns.as_fd(), self.net.cookie, &self.pins)?;
         for name in COOKIE_FREE {
@@ -128,8 +131,9 @@ impl Enrolled {
         // An earlier agent's counts go on: they tell what happened while nobody watched.
         for cookie in [0, cookie] {
             if counters.get(&cookie, 0).is_err() {
-                let cpus =
-                    aya::util::nr_cpus().map_err(|(_, error)| error).map_err(Part::Links.step("counting the CPUs"))?;
+                let cpus = aya::util::nr_cpus()
+                    .map_err(|(_, error)| error)
+                    .map_err(Part::Links.step("counting the CPUs"))?;
                 let zeros = PerCpuValues::try_from(vec![Counters::default(); cpus])
                     .map_err(Part::Links.step("counting the CPUs"))?;
                 counters.insert(cookie, zeros, 0).map_err(map_error("counters"))?;

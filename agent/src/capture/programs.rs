@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 use undermesh_common::maps::{Agent, LAYOUT};
 
-use super::{CaptureError, CaptureSettings, Heartbeat, OnAgentDown, cgroup, Part, error_chain, map_error};
+use super::{CaptureError, CaptureSettings, Heartbeat, OnAgentDown, Part, cgroup, error_chain, map_error};
 
 /// The programs of a pod's cgroup, in the order of their attachment: names before connects, so that no captured
 /// socket ever shows a code. They are detached in the opposite order.
@@ -313,7 +313,8 @@ fn drop_foreign_layout(maps: &Path) -> Result<(), CaptureError> {
     info!("the pinned maps are of another version of the agent; making new ones");
     for entry in fs::read_dir(maps).map_err(Part::Links.step(format!("reading {}", maps.display())))? {
         let entry = entry.map_err(Part::Links.step(format!("reading {}", maps.display())))?;
-        fs::remove_file(entry.path()).map_err(Part::Links.step(format!("removing {}", entry.path().display())))?;
+        fs::remove_file(entry.path())
+            .map_err(Part::Links.step(format!("removing {}", entry.path().display())))?;
     }
     Ok(())
 }

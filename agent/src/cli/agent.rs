@@ -113,7 +113,10 @@ impl AgentArgs {
     fn settings(&self) -> AgentSettings {
         let workers = self.workers.map_or_else(default_workers, usize::from);
         AgentSettings {
-            node: NodeInfo { name: self.node_name.as_str().into(), zone: self.zone.as_deref().map(Into::into) },
+            node: NodeInfo {
+                name: self.node_name.as_str().into(),
+                zone: self.zone.as_deref().map(Into::into),
+            },
             config_dir: self.config_dir.clone(),
             admin_address: self.admin_address,
             capture: CaptureSettings {
@@ -183,7 +186,8 @@ fn raise_descriptor_limit() -> u64 {
     /// The kernel's own bound (`fs.nr_open`), which a privileged process may raise its limit to.
     const NR_OPEN: &str = "/proc/sys/fs/nr_open";
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
-    let most = std::fs::read_to_string(NR_OPEN).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(hard);
+    let most =
+        std::fs::read_to_string(NR_OPEN).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(hard);
     for limit in [most, hard] {
         if limit > soft && setrlimit(Resource::RLIMIT_NOFILE, limit, limit.max(hard)).is_ok() {
             return limit;

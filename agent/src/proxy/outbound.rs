@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
+use super::Proxy;
 use super::relay::{Meter, relay, reset_on_close};
 use super::upstream::{self, Target};
-use super::Proxy;
 use crate::balance::{self, NoEndpointReason, Request};
 use crate::capture::{Code, Dialer, PodNet};
 use crate::model::{Destination, LoadGuard, ObjectRef, Snapshot};
@@ -102,17 +102,16 @@ async fn reach(
         // A pod's own address: that pod and no other, ready or not.
         _ => {
             let stream = dial(proxy, dialer, captured, captured.dialled, client).await;
-            return stream.map(|stream| reached(proxy, stream, captured.dialled, None, None)).map_err(|reason| {
-                Failed { reason, towards: captured.dialled, service: None }
-            });
+            return stream
+                .map(|stream| reached(proxy, stream, captured.dialled, None, None))
+                .map_err(|reason| Failed { reason, towards: captured.dialled, service: None });
         }
     };
     let mut tried: Vec<SocketAddr> = Vec::new();
     let mut last = None;
     while tried.len() < ATTEMPTS {
         let request = Request { client: captured.client.ip(), dialled: captured.dialled, excluding: &tried };
-        let chosen =
-            balance::select(service, &request, &proxy.affinity, Instant::now(), fastrand::u64(..));
+        let chosen = balance::select(service, &request, &proxy.affinity, Instant::now(), fastrand::u64(..));
         let endpoint = match chosen {
             Ok(endpoint) => endpoint,
             Err(none) => {
@@ -172,8 +171,7 @@ fn record(proxy: &Arc<Proxy>, snapshot: &Snapshot, captured: &Captured, reached:
     let reporters: &[Reporter] =
         if reached.same_node { &[Reporter::Source, Reporter::Destination] } else { &[Reporter::Source] };
     let open = |reporter: &Reporter| {
-        let mut facts =
-            facts(proxy, snapshot, captured, reached.address, reached.service.clone(), *reporter);
+        let mut facts = facts(proxy, snapshot, captured, reached.address, reached.service.clone(), *reporter);
         facts.security = if reached.same_node { Security::SameNode } else { Security::Plaintext };
         facts.upstream = Some(reached.address);
         proxy.telemetry.connection_opened(facts)

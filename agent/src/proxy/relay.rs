@@ -213,7 +213,8 @@ impl Direction {
                 }
                 State::Holding { bytes, written } => {
                     let rest = &bytes[*written..];
-                    let n = ready!(Pin::new(&mut *to).poll_write(cx, rest)).map_err(DirectionBroken::Receiver)?;
+                    let n =
+                        ready!(Pin::new(&mut *to).poll_write(cx, rest)).map_err(DirectionBroken::Receiver)?;
                     *written += n;
                     if *written == bytes.len() {
                         self.state = State::Reading;

@@ -84,7 +84,9 @@ impl Pipe {
             match from.try_io(Interest::READABLE, || transfer(from, &ends.write, CAPACITY)) {
                 Ok(0) => return Poll::Ready(Ok(Spliced::Ended)),
                 Ok(n) => self.filled = n,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Ready(Ok(Spliced::Dry)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Poll::Ready(Ok(Spliced::Dry));
+                }
                 Err(error) => return Poll::Ready(Err(SpliceBroken::Sender(error))),
             }
         }

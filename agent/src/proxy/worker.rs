@@ -14,7 +14,9 @@ use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 
 use super::{Proxy, inbound, outbound};
-use crate::capture::{Capture, CaptureError, Dialer, NewPod, Part, PodListeners, PodNet, leave_netns, monotonic_ns};
+use crate::capture::{
+    Capture, CaptureError, Dialer, NewPod, Part, PodListeners, PodNet, leave_netns, monotonic_ns,
+};
 
 /// How often a worker shows that it works. The kernel programs take it for hung after three seconds.
 const TICK: Duration = Duration::from_millis(500);
@@ -219,7 +221,10 @@ impl PodTask {
         }
     }
 
-    async fn accepted(&self, accepted: io::Result<(TcpStream, SocketAddr)>) -> Option<(TcpStream, SocketAddr)> {
+    async fn accepted(
+        &self,
+        accepted: io::Result<(TcpStream, SocketAddr)>,
+    ) -> Option<(TcpStream, SocketAddr)> {
         match accepted {
             Ok(accepted) => Some(accepted),
             // The client was gone before it was accepted.
