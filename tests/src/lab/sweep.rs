@@ -1,7 +1,7 @@
 //! Removes all that a lab's journal lists: first processes, then pins, namespaces, cgroups, and the folder last.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Result, bail};
 
@@ -55,7 +55,7 @@ pub fn leftovers(name: &str) -> Result<Vec<String>> {
     Ok(left)
 }
 
-fn attempt(stuck: &mut Vec<String>, path: &PathBuf, remove: impl Fn(&Path) -> Result<()>) {
+fn attempt(stuck: &mut Vec<String>, path: &Path, remove: impl Fn(&Path) -> Result<()>) {
     if let Err(error) = remove(path) {
         stuck.push(format!("{} ({error:#})", path.display()));
     }

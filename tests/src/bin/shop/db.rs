@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -38,19 +39,48 @@ pub fn serve(mut stream: TcpStream) -> Result<()> {
 
 /// Asks the database for the stock of one fruit, on a connection of its own.
 pub fn ask(db: SocketAddr, fruit: &str) -> Result<Answer> {
-    let stream = TcpStream::connect_timeout(&db, PATIENCE);
-    let mut stream = stream.with_context(|| format!("{db} does not take connections"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let greeting = read_line(&mut reader).with_context(|| format!("{db} does not greet"))?;
-    ensure!(greeting.as_deref() == Some(GREETING.trim_end()), "{db} greets with {greeting:?}");
-    stream.write_all(format!("STOCK {fruit}\n").as_bytes())?;
-    let answer = read_line(&mut reader)?.with_context(|| format!("{db} closed the connection"))?;
-    stream.write_all(b"QUIT\n")?;
-    let words: Vec<&str> = answer.split(' ').collect();
-    match words[..] {
-        ["OK", stock, peer] => Ok(Answer { stock: stock.parse()?, db_saw: peer.to_owned() }),
-        _ => bail!("{db} answers {answer:?}"),
+    let mut session = Session::open(db)?;
+    let answer = session.stock(fruit)?;
+    session.stream.write_all(b"QUIT\n")?;
+    Ok(answer)
+}
+
+/// Keeps one session and asks every second, until the database is gone.
+pub fn watch(db: SocketAddr) -> Result<()> {
+    let mut session = Session::open(db)?;
+    loop {
+        println!("apples: {}", session.stock("apples")?.stock);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// A client's connection, greeted.
+struct Session {
+    db: SocketAddr,
+    stream: TcpStream,
+    reader: BufReader<TcpStream>,
+}
+
+impl Session {
+    fn open(db: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&db, PATIENCE);
+        let stream = stream.with_context(|| format!("{db} does not take connections"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let greeting = read_line(&mut reader).with_context(|| format!("{db} does not greet"))?;
+        ensure!(greeting.as_deref() == Some(GREETING.trim_end()), "{db} greets with {greeting:?}");
+        Ok(Self { db, stream, reader })
+    }
+
+    fn stock(&mut self, fruit: &str) -> Result<Answer> {
+        let db = self.db;
+        self.stream.write_all(format!("STOCK {fruit}\n").as_bytes())?;
+        let answer = read_line(&mut self.reader)?.with_context(|| format!("{db} closed the connection"))?;
+        let words: Vec<&str> = answer.split(' ').collect();
+        match words[..] {
+            ["OK", stock, peer] => Ok(Answer { stock: stock.parse()?, db_saw: peer.to_owned() }),
+            _ => bail!("{db} answers {answer:?}"),
+        }
     }
 }
 

@@ -54,6 +54,12 @@ enum Role {
         #[arg(long, default_value_t = 5432)]
         listen: u16,
     },
+    /// A client of the database that keeps one session and asks every second.
+    Watch {
+        /// Where the database is.
+        #[arg(long)]
+        db: SocketAddr,
+    },
     /// A bounded number of requests to the page.
     Load(load::Load),
 }
@@ -67,6 +73,7 @@ fn main() -> ExitCode {
             server::serve(listen, move |io| http::serve(io, |r| stock(r, &version, db)))
         }
         Role::Db { listen } => server::serve(listen, db::serve),
+        Role::Watch { db } => db::watch(db),
         Role::Load(load) => load.run(),
     };
     match done {
