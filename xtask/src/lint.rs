@@ -45,13 +45,13 @@ pub fn run() -> Result<()> {
 fn dependencies() -> Result<()> {
     say::step("licences, bans and sources of the dependencies");
     let mut deny = command(setup::cargo_deny()?);
-    deny.args(["--offline", "check", "licenses", "bans", "sources"]);
+    deny.args(["--locked", "check", "licenses", "bans", "sources"]);
     command::run(deny)?;
     match advisory_database() {
         Some(_) => {
             say::step("advisories");
             let mut deny = command(setup::cargo_deny()?);
-            deny.args(["--offline", "check", "--disable-fetch", "advisories"]);
+            deny.args(["--locked", "check", "--disable-fetch", "advisories"]);
             command::run(deny)
         }
         None => {
