@@ -10,8 +10,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::Packages;
-use crate::command::{command, run};
+use crate::command::{command, output, run};
 use crate::say;
+
+/// For apt, over a slow line.
+const LIMIT: Duration = Duration::from_secs(1800);
 
 /// Installs those of the packages that are missing.
 pub fn ensure(groups: &[Packages]) -> Result<()> {
@@ -29,11 +32,12 @@ pub fn ensure(groups: &[Packages]) -> Result<()> {
         bail!("packages are installed by root: run this as root, or apt-get install {}", names.join(" "));
     }
     let _quiet = NoDaemons::begin()?;
-    if run(install(&missing)).is_err() {
+    // A fresh machine knows of no packages yet; then the first try fails at once.
+    if output(install(&missing), LIMIT).is_err() {
         let mut update = apt_get();
         update.args(["-qq", "update"]);
-        run(update)?;
-        run(install(&missing))?;
+        output(update, LIMIT)?;
+        output(install(&missing), LIMIT)?;
     }
     keep_from_starting_at_boot(&missing);
     Ok(())

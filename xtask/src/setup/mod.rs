@@ -106,11 +106,7 @@ fn ensure_tool(name: &str, version: &str, why: &str) -> Result<()> {
     install
         .args(["install", name, "--version", version, "--locked", "--root"])
         .arg(tool_root(name, version)?);
-    // Not into the workspace's target folder, whose lock the running cargo may hold.
-    run_without_target(install)
-}
-
-fn run_without_target(mut install: std::process::Command) -> Result<()> {
+    // Not into the workspace's target folder, nor with its flags.
     install.env_remove("CARGO_TARGET_DIR").env_remove("RUSTFLAGS");
     run(install)
 }
@@ -138,7 +134,11 @@ fn ensure_library_source() -> Result<()> {
     match output(rustup, Duration::from_secs(120)) {
         Ok(_) if has_library(&wanted) => return Ok(()),
         Ok(_) => say::step("rustup has not put it there; taking it from Debian"),
-        Err(error) => say::step(&format!("not by rustup ({error:#}); taking it from Debian")),
+        Err(error) => {
+            let error = format!("{error:#}");
+            let reason = error.trim_end().lines().last().unwrap_or_default();
+            say::step(&format!("not by rustup ({reason}); taking it from Debian"));
+        }
     }
     let source = debian_rust_src::fetch(RUST)?;
     if !has_library(&source) {
