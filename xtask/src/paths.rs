@@ -1,12 +1,18 @@
 //! Where things are.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
 
-/// The workspace's folder.
+/// The workspace's folder: that of the cargo that runs us. Two checkouts may share a target folder, and then the
+/// path at compile time may be the other's.
 pub fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+    static WORKSPACE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let own = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        Path::new(&own).parent().expect("xtask lies in the workspace").to_owned()
+    });
+    &WORKSPACE
 }
 
 /// Cargo's target folder.

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use undermesh_tests::lab::{Lab, Manifest, Pod, PodSpec, leftovers};
+use undermesh_tests::lab::{Lab, Manifest, Pod, PodSpec, leftovers, run_here};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
@@ -75,6 +75,36 @@ fn a_hundred_pods_come_and_go_in_seconds() -> Result<()> {
     ensure!(made < Duration::from_secs(30), "100 pods took {made:?}");
     ensure!(std::fs::read_dir(lab.config_dir())?.count() == 0, "manifests stay");
     Ok(())
+}
+
+#[test]
+fn what_a_killed_run_leaves_the_next_one_sweeps() -> Result<()> {
+    require!(Feature::Lab);
+    let (name, sleep) = ("um-e2e-killed", "87654321");
+    let mut victim = Command::new(std::env::current_exe()?);
+    victim.args(["--exact", "lab::dies_with_a_lab", "--ignored", "--nocapture"]).env("DIE_WITH_A_LAB", name);
+    let output = run_here(victim, LIMIT)?;
+    ensure!(!output.status.success() && !leftovers(name)?.is_empty(), "nothing was left: {output:?}");
+    Lab::sweep(name)?;
+    ensure!(leftovers(name)?.is_empty(), "left behind: {:?}", leftovers(name)?);
+    let mut ps = Command::new("ps");
+    ps.arg("ax");
+    let processes = run_here(ps, LIMIT)?.success()?;
+    ensure!(!processes.contains(sleep), "a process is left");
+    Ok(())
+}
+
+/// Not a test but a victim: see above.
+#[test]
+#[ignore = "run by what_a_killed_run_leaves_the_next_one_sweeps"]
+fn dies_with_a_lab() -> Result<()> {
+    let Some(name) = std::env::var_os("DIE_WITH_A_LAB") else { return Ok(()) };
+    let lab = Lab::create(&name.to_string_lossy())?;
+    let pod = lab.add_node()?.add_pod(PodSpec::new("shop", "victim"))?;
+    let mut sleep = Command::new("setsid");
+    sleep.args(["sh", "-c", "sleep 87654321 & wait"]);
+    let _process = pod.spawn(sleep)?;
+    std::process::abort();
 }
 
 /// What the pod's server on port 7000 says; an error if it says nothing.
