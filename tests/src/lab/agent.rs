@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
-use super::{Metrics, Node, Process, Response, eventually, process};
+use super::{Metrics, Node, Process, Response, eventually};
 
 /// Where every agent of a lab answers, each in its own node's namespace.
 pub const ADMIN_ADDRESS: &str = "127.0.0.1:15020";
@@ -53,7 +53,9 @@ impl Agent {
         match ready {
             Ok(Some(_)) => Ok(()),
             Ok(None) => self.process.check_running(),
-            Err(error) => Err(error.context(format!("the agent's last words:\n{}", self.log_tail(30)))),
+            Err(error) => {
+                Err(error.context(format!("the agent's last words:\n{}", self.process.log_tail(30))))
+            }
         }
     }
 
@@ -65,7 +67,7 @@ impl Agent {
     /// Scrapes the metrics.
     pub fn metrics(&self) -> Result<Metrics> {
         let page = self.get("/metrics").and_then(Response::ok);
-        let page = page.with_context(|| format!("the agent's last words:\n{}", self.log_tail(30)))?;
+        let page = page.with_context(|| format!("the agent's last words:\n{}", self.process.log_tail(30)))?;
         Ok(Metrics::parse(&page))
     }
 
@@ -107,39 +109,9 @@ impl Agent {
         &self.node
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.process.pid()
-    }
-
-    /// Its log so far.
-    pub fn log(&self) -> String {
-        self.process.output()
-    }
-
-    /// The file that its log goes to.
-    pub fn log_path(&self) -> &PathBuf {
-        &self.process.log
-    }
-
-    /// The last lines of its log.
-    pub fn log_tail(&self, lines: usize) -> String {
-        self.process.log_tail(lines)
-    }
-
-    /// CPU seconds used so far.
-    pub fn cpu_seconds(&self) -> Result<f64> {
-        process::cpu_seconds(self.pid())
-    }
-
-    /// Resident memory in bytes.
-    pub fn resident_bytes(&self) -> Result<u64> {
-        process::resident_bytes(self.pid())
-    }
-
-    /// Open descriptors.
-    pub fn descriptors(&self) -> Result<usize> {
-        process::descriptors(self.pid())
+    /// The process: its id, its log, its CPU time, memory and descriptors.
+    pub fn process(&self) -> &Process {
+        &self.process
     }
 }
 

@@ -90,6 +90,21 @@ impl Process {
         let _ = killpg(pid(&self.child), signal);
     }
 
+    /// CPU seconds that it has used so far, of all its threads, user and system.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        cpu_seconds(self.pid())
+    }
+
+    /// Its resident memory in bytes.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        resident_bytes(self.pid())
+    }
+
+    /// Its open descriptors.
+    pub fn descriptors(&self) -> Result<usize> {
+        Ok(fs::read_dir(Path::new("/proc").join(self.pid().to_string()).join("fd"))?.count())
+    }
+
     /// All of its output so far.
     pub fn output(&self) -> String {
         fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
@@ -247,8 +262,7 @@ fn enter(mut cgroup: &File, netns: &File, parent: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// CPU time that a process has used, of all its threads, user and system.
-pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
+fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The program's name, in parentheses, may have spaces.
     let fields = stat.rsplit_once(") ").context("a stat file without a name")?.1;
@@ -258,14 +272,8 @@ pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(ticks as f64 / per_second as f64)
 }
 
-/// Resident memory of a process, in bytes.
-pub(super) fn resident_bytes(pid: u32) -> Result<u64> {
+fn resident_bytes(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
-}
-
-/// Open descriptors of a process.
-pub(super) fn descriptors(pid: u32) -> Result<usize> {
-    Ok(fs::read_dir(Path::new("/proc").join(pid.to_string()).join("fd"))?.count())
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use super::ztunnel;
 use anyhow::{Context, Result};
 use undermesh_tests::lab::{Agent, AgentOptions, Lab, Manifest, Pod, PodSpec, Process};
 
@@ -23,6 +24,14 @@ pub enum Mesh {
     None,
     /// This build's agents.
     Undermesh(PathBuf),
+    /// A ztunnel on each node.
+    Ztunnel(PathBuf),
+}
+
+/// A process of the mesh, whose CPU time and memory count.
+enum Proxy {
+    Agent(Agent),
+    Other(Process),
 }
 
 /// A running lab that can be measured.
@@ -31,7 +40,7 @@ pub struct Column {
     pub client: Pod,
     pub near: Pod,
     pub far: Pod,
-    agents: Vec<Agent>,
+    proxies: Vec<Proxy>,
     _servers: Vec<Process>,
     // Dropped last: it sweeps what the others live in.
     _lab: Lab,
@@ -43,38 +52,55 @@ impl Column {
         let lab = Lab::create(&format!("um-bench-{name}"))?;
         let (node1, node2) = (lab.add_node()?, lab.add_node()?);
         let namespace = Manifest::namespace(NAMESPACE);
-        lab.apply(&match mesh {
-            Mesh::None => namespace,
-            Mesh::Undermesh(_) => namespace.label("undermesh.io/mesh", "enabled"),
-        })?;
+        let enrolled = matches!(mesh, Mesh::Undermesh(_));
+        lab.apply(&if enrolled { namespace.label("undermesh.io/mesh", "enabled") } else { namespace })?;
         let client = node1.add_pod(PodSpec::new(NAMESPACE, "client"))?;
         let near = node1.add_pod(PodSpec::new(NAMESPACE, "near"))?;
         let far = node2.add_pod(PodSpec::new(NAMESPACE, "far"))?;
-        let mut agents = Vec::new();
-        if let Mesh::Undermesh(binary) = mesh {
-            for node in [&node1, &node2] {
-                let options = AgentOptions { binary: Some(binary.clone()), ..AgentOptions::default() };
-                agents.push(node.spawn_agent(options)?);
+        let mut proxies = Vec::new();
+        match &mesh {
+            Mesh::None => {}
+            Mesh::Undermesh(binary) => {
+                for node in [&node1, &node2] {
+                    let options = AgentOptions { binary: Some(binary.clone()), ..AgentOptions::default() };
+                    let mut agent = node.spawn_agent(options)?;
+                    agent.wait_ready(Duration::from_secs(30))?;
+                    proxies.push(Proxy::Agent(agent));
+                }
             }
-            for agent in &mut agents {
-                agent.wait_ready(Duration::from_secs(30))?;
+            Mesh::Ztunnel(binary) => {
+                for node in [&node1, &node2] {
+                    proxies.push(Proxy::Other(ztunnel::start(binary, &lab, node, &[&client, &near, &far])?));
+                }
             }
         }
         let mut servers = Vec::new();
         for pod in [&near, &far] {
             servers.extend(start_servers(&lab, pod)?);
         }
-        Ok(Self { name: name.to_owned(), client, near, far, agents, _servers: servers, _lab: lab })
+        Ok(Self { name: name.to_owned(), client, near, far, proxies, _servers: servers, _lab: lab })
     }
 
     /// CPU seconds that the mesh's own processes have used so far.
     pub fn proxy_cpu(&self) -> Result<f64> {
-        self.agents.iter().map(Agent::cpu_seconds).sum()
+        self.proxies.iter().map(|proxy| proxy.process().cpu_seconds()).sum()
     }
 
-    /// Fails, with its last words, if an agent has ended.
+    /// Fails, with its last words, if a process of the mesh has ended.
     pub fn check(&mut self) -> Result<()> {
-        self.agents.iter_mut().try_for_each(Agent::check_running)
+        self.proxies.iter_mut().try_for_each(|proxy| match proxy {
+            Proxy::Agent(agent) => agent.check_running(),
+            Proxy::Other(process) => process.check_running(),
+        })
+    }
+}
+
+impl Proxy {
+    fn process(&self) -> &Process {
+        match self {
+            Self::Agent(agent) => agent.process(),
+            Self::Other(process) => process,
+        }
     }
 }
 

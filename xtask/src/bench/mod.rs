@@ -7,6 +7,7 @@ mod case;
 mod column;
 mod cpu;
 mod report;
+mod ztunnel;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,7 +40,10 @@ pub struct Bench {
     /// Where the figures go as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Measure only without a mesh.
+    /// A further column: another mesh under the same pods, as NAME=PATH. Known: ztunnel.
+    #[arg(long, value_parser = peer)]
+    peer: Option<PathBuf>,
+    /// Measure without this build's agents.
     #[arg(long)]
     direct_only: bool,
 }
@@ -48,6 +52,9 @@ impl Bench {
     /// Measures, prints a table, writes JSON.
     pub fn run(&self) -> Result<()> {
         setup::for_bench()?;
+        if self.peer.is_some() {
+            setup::for_ztunnel()?;
+        }
         if !self.direct_only {
             Build { release: true }.run()?;
         }
@@ -70,6 +77,9 @@ impl Bench {
         if !self.direct_only {
             let agent = paths::programs(true).join("undermesh");
             columns.push(Column::make("mesh", Mesh::Undermesh(agent))?);
+        }
+        if let Some(ztunnel) = &self.peer {
+            columns.push(Column::make("ztunnel", Mesh::Ztunnel(ztunnel.clone()))?);
         }
         Ok(columns)
     }
@@ -99,4 +109,10 @@ impl Bench {
     fn is_wanted(&self, case: &Case) -> bool {
         self.only.as_ref().is_none_or(|only| case.name().contains(only.as_str()))
     }
+}
+
+/// `ztunnel=PATH`, the path as a program that can be run from any folder.
+fn peer(text: &str) -> Result<PathBuf> {
+    let path = text.strip_prefix("ztunnel=").context("the only peer that can be run here is ztunnel=PATH")?;
+    std::fs::canonicalize(path).with_context(|| format!("no {path}"))
 }

@@ -35,6 +35,8 @@ const FOR_BENCH: Packages = &[
     ("iperf3", "measures bulk throughput"),
 ];
 
+const FOR_ZTUNNEL: Packages = &[("iptables", "redirects connections to a ztunnel")];
+
 const FOR_TESTS: Packages = &[
     ("redis-server", "is a server whose clients pipeline"),
     ("redis-tools", "loads it"),
@@ -68,6 +70,11 @@ pub fn for_demo() -> Result<()> {
 pub fn for_bench() -> Result<()> {
     apt::ensure(&[FOR_LAB, FOR_BENCH])?;
     for_build()
+}
+
+/// What a ztunnel beside us needs.
+pub fn for_ztunnel() -> Result<()> {
+    apt::ensure(&[FOR_ZTUNNEL])
 }
 
 /// What the tests need.
