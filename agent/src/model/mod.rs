@@ -8,8 +8,7 @@ mod snapshot;
 mod workload;
 
 pub use service::{
-    Endpoint, EndpointLoad, LoadGuard, Service, ServicePort, SessionAffinity, TrafficDistribution,
-    TrafficScope,
+    Endpoint, EndpointLoad, LoadGuard, Service, ServicePort, SessionAffinity, TrafficDistribution, TrafficScope,
 };
 pub use snapshot::{Destination, Snapshot};
 pub use workload::{Enrolment, MtlsMode, PodPaths, Workload, WorkloadUid};
