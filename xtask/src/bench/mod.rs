@@ -43,6 +43,9 @@ pub struct Bench {
     /// A further column: another mesh under the same pods, as NAME=PATH. Known: ztunnel.
     #[arg(long, value_parser = peer)]
     peer: Option<PathBuf>,
+    /// The agent to measure, instead of a release build of this tree.
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
     /// Measure without this build's agents.
     #[arg(long)]
     direct_only: bool,
@@ -55,7 +58,7 @@ impl Bench {
         if self.peer.is_some() {
             setup::for_ztunnel()?;
         }
-        if !self.direct_only {
+        if !self.direct_only && self.agent.is_none() {
             Build { release: true }.run()?;
         }
         sweep_on_signals()?;
@@ -75,7 +78,8 @@ impl Bench {
     fn columns(&self) -> Result<Vec<Column>> {
         let mut columns = vec![Column::make("direct", Mesh::None)?];
         if !self.direct_only {
-            let agent = paths::programs(true).join("undermesh");
+            let agent = self.agent.clone().unwrap_or_else(|| paths::programs(true).join("undermesh"));
+            let agent = std::fs::canonicalize(&agent).with_context(|| format!("no {}", agent.display()))?;
             columns.push(Column::make("mesh", Mesh::Undermesh(agent))?);
         }
         if let Some(ztunnel) = &self.peer {

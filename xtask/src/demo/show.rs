@@ -80,29 +80,49 @@ pub fn connections(shop: &Shop) -> Result<()> {
 pub fn metrics(shop: &Shop) -> Result<()> {
     say::heading("Metrics of node1's agent");
     let page = shop.agents[0].metrics()?.text;
-    let telling =
-        ["_opened_total", "_sent_bytes_total", "enrolled_pods", "config_generation", "resident_memory"];
-    let lines = page.lines().filter(|line| telling.iter().any(|name| line.contains(name)));
-    let excerpt: Vec<&str> = lines.filter(|line| !line.starts_with('#')).collect();
+    let telling = [
+        OPENED,
+        "undermesh_tcp_sent_bytes_total",
+        "undermesh_pods_enrolled",
+        "undermesh_config_generation",
+        "process_resident_memory_bytes",
+    ];
+    let mut excerpt = Vec::new();
+    for name in telling {
+        let lines = page
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        excerpt.extend(lines.take(3));
+    }
+    excerpt.push("...");
     let netns = shop.nodes[0].netns().file_name().unwrap_or_default().to_string_lossy();
     let command = format!("ip netns exec {netns} curl {ADMIN_ADDRESS}/metrics");
-    say::shown(&command, &say::head(&excerpt.join("\n"), 20));
+    say::shown(&command, &excerpt.join("\n"));
     Ok(())
 }
 
-/// Attached programs and pinned maps.
+/// Attached programs, pinned maps and what is in some of them.
 pub fn kernel(shop: &Shop) -> Result<()> {
     say::heading("What the kernel does");
     let mut tree = Command::new("bpftool");
     tree.args(["cgroup", "tree"]).arg(cgroup_root()?.join(LAB));
-    here(tree, 40)?;
-    for map in pinned(&shop.nodes[0].pins()) {
+    here(tree, 60)?;
+
+    let pins = pinned(&shop.nodes[0].pins());
+    let named = |part: &'static str| pins.iter().filter(move |pin| pin.to_string_lossy().contains(part));
+    if let Some(link) = named("sk_lookup").next() {
+        let mut show = Command::new("bpftool");
+        show.args(["link", "show", "pinned"]).arg(link);
+        here(show, 10)?;
+    }
+    let mut list = Command::new("ls");
+    list.arg(shop.nodes[0].pins().join("maps"));
+    here(list, 40)?;
+    // Those that say most: which addresses are captured, and how often that happened.
+    for map in named("/destinations").chain(named("/counters")) {
         let mut dump = Command::new("bpftool");
-        dump.args(["map", "dump", "pinned"]).arg(&map);
-        // A pin may also be a program or a link, of which there is nothing to dump; `bpftool` says so.
-        if output(copy(&dump), LIMIT).is_ok() {
-            here(dump, 12)?;
-        }
+        dump.args(["map", "dump", "pinned"]).arg(map);
+        here(dump, 20)?;
     }
     Ok(())
 }
@@ -125,12 +145,6 @@ fn here(command: Command, most: usize) -> Result<()> {
     let shown = describe(&command);
     say::shown(&shown, &say::head(&output(command, LIMIT)?, most));
     Ok(())
-}
-
-fn copy(command: &Command) -> Command {
-    let mut copy = Command::new(command.get_program());
-    copy.args(command.get_args());
-    copy
 }
 
 /// All pins below a directory.
