@@ -1,1 +1,5 @@
-//! The lab: nodes and pods as namespaces on one machine.
+//! What the tests, the demo and the benchmark share: a lab of nodes and pods on one machine, and the rules by
+//! which a test that cannot run here skips.
+
+pub mod lab;
+pub mod require;

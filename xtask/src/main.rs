@@ -1,3 +1,56 @@
-//! Every developer command of Undermesh.
+//! Every developer command of Undermesh: `cargo xtask --help`.
 
-fn main() {}
+mod bench;
+mod build;
+mod command;
+mod demo;
+mod lint;
+mod paths;
+mod say;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Every developer command of Undermesh")]
+struct Xtask {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing on this machine to build, show and test everything.
+    Setup,
+    /// Build the kernel programs, then the agent with them inside, and the test programs.
+    Build(build::Build),
+    /// Check formatting, lints, licences and the architecture.
+    Lint,
+    /// Run every test, those that need root and a kernel included.
+    Test(test::Test),
+    /// Show the mesh at work on this machine.
+    Demo(demo::Demo),
+    /// Measure the mesh against the same pods without one.
+    Bench(bench::Bench),
+}
+
+fn main() -> ExitCode {
+    let done = match Xtask::parse().task {
+        Task::Setup => setup::everything(),
+        Task::Build(build) => setup::for_build().and_then(|()| build.run()),
+        Task::Lint => lint::run(),
+        Task::Test(test) => test.run(),
+        Task::Demo(demo) => demo.run(),
+        Task::Bench(bench) => bench.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The agent of one node, driven as a user would: by its command line, its signals and its admin endpoint.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+
+use super::{Metrics, Node, Process, Response, eventually};
+
+/// Where every agent of a lab answers, each in its own node's namespace.
+pub const ADMIN_ADDRESS: &str = "127.0.0.1:15020";
+
+/// How an agent is started.
+#[derive(Clone, Debug, Default)]
+pub struct AgentOptions {
+    /// The program; none is the one that was built beside this one.
+    pub binary: Option<PathBuf>,
+    /// Further arguments of `undermesh agent`.
+    pub args: Vec<String>,
+    /// Further environment variables.
+    pub env: Vec<(String, String)>,
+}
+
+/// A running agent; killed when dropped.
+#[derive(Debug)]
+pub struct Agent {
+    node: Node,
+    process: Process,
+}
+
+impl Agent {
+    pub(super) fn spawn(node: Node, config_dir: PathBuf, options: AgentOptions) -> Result<Self> {
+        let binary = options.binary.map_or_else(|| binary("undermesh"), Ok)?;
+        let mut command = Command::new(binary);
+        command.args(["agent", "--node-name", node.name(), "--admin-address", ADMIN_ADDRESS]);
+        command.arg("--config-dir").arg(config_dir).arg("--bpffs").arg(node.pins());
+        command.args(options.args).envs(options.env);
+        let process = node.spawn(command)?;
+        Ok(Self { node, process })
+    }
+
+    /// Waits until the agent says that every pod of its node is enrolled, or has a reason not to be.
+    pub fn wait_ready(&mut self, limit: Duration) -> Result<()> {
+        let what = format!("the agent of {} gets ready", self.node.name());
+        let ready = eventually(limit, &what, || {
+            if self.process.check_running().is_err() {
+                return Ok(None);
+            }
+            self.get("/readyz")?.ok().map(Some)
+        });
+        match ready {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => self.process.check_running(),
+            Err(error) => {
+                Err(error.context(format!("the agent's last words:\n{}", self.process.log_tail(30))))
+            }
+        }
+    }
+
+    /// An HTTP GET to the admin endpoint.
+    pub fn get(&self, path: &str) -> Result<Response> {
+        self.node.get(ADMIN_ADDRESS, path, &[])
+    }
+
+    /// Scrapes the metrics.
+    pub fn metrics(&self) -> Result<Metrics> {
+        let page = self.get("/metrics").and_then(Response::ok);
+        let page = page.with_context(|| format!("the agent's last words:\n{}", self.process.log_tail(30)))?;
+        Ok(Metrics::parse(&page))
+    }
+
+    /// Waits until the metrics are as the probe wants them.
+    pub fn wait_metrics(
+        &self,
+        limit: Duration,
+        what: &str,
+        probe: impl Fn(&Metrics) -> bool,
+    ) -> Result<Metrics> {
+        eventually(limit, what, || {
+            let metrics = self.metrics()?;
+            if probe(&metrics) { Ok(metrics) } else { bail!("the metrics are:\n{}", metrics.text) }
+        })
+    }
+
+    /// Kills it as a crash would (SIGKILL).
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Asks it to end (SIGTERM) and waits.
+    pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
+        self.process.terminate(limit)
+    }
+
+    /// Sends it any signal: SIGSTOP makes a hung agent.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Fails, with its last words, if it has ended.
+    pub fn check_running(&mut self) -> Result<()> {
+        self.process.check_running()
+    }
+
+    /// The node that it runs on.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The process: its id, its log, its CPU time, memory and descriptors.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+}
+
+/// A program of this workspace, built into the same folder as the running one (or the folder above, for tests).
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let found = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("the program `{name}` is not built: cargo xtask build"))
+}

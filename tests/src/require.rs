@@ -1,0 +1,96 @@
+//! What a test needs of the machine. A test that cannot run here says why; under CI that is a failure.
+
+use std::path::Path;
+
+use crate::lab;
+
+/// Something that not every machine has.
+#[derive(Clone, Copy, Debug)]
+pub enum Feature {
+    /// Root, iproute2 and cgroup2, and the wish to run tests that change the machine (`UNDERMESH_E2E=1`).
+    Lab,
+    /// The `undermesh` binary with the kernel programs in it.
+    Agent,
+    /// At least this kernel.
+    Kernel(u32, u32),
+    /// A program on the PATH (or in /usr/sbin).
+    Program(&'static str),
+}
+
+/// Returns from the test, with the reason printed, unless the machine has all that is named. The test returns a
+/// `Result`.
+#[macro_export]
+macro_rules! require {
+    ($($feature:expr),+ $(,)?) => {
+        if $crate::require::is_missing(&[$($feature),+]) {
+            return Ok(());
+        }
+    };
+}
+
+/// Prints why the running test skips, if it must; panics instead where `CI` is set.
+pub fn is_missing(features: &[Feature]) -> bool {
+    let Some(reason) = features.iter().find_map(|feature| feature.lack()) else {
+        return false;
+    };
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    assert!(std::env::var_os("CI").is_none(), "{test} must not skip under CI: {reason}");
+    eprintln!("SKIP {test}: {reason}");
+    true
+}
+
+impl Feature {
+    /// Why the machine does not have it; none if it has.
+    fn lack(self) -> Option<String> {
+        match self {
+            Self::Lab => lack_of_lab(),
+            Self::Agent => lab::binary("undermesh").err().map(|error| error.to_string()),
+            Self::Kernel(major, minor) => {
+                let release = kernel_release();
+                let old = version(&release) < (major, minor);
+                old.then(|| format!("needs Linux {major}.{minor}, this is {release}"))
+            }
+            Self::Program(name) => {
+                (!is_installed(name)).then(|| format!("needs the program `{name}`: cargo xtask setup"))
+            }
+        }
+    }
+}
+
+fn lack_of_lab() -> Option<String> {
+    if std::env::var_os("UNDERMESH_E2E").is_none() {
+        return Some("it changes the machine's namespaces; run it by `cargo xtask test`".to_owned());
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return Some("it needs root".to_owned());
+    }
+    Feature::Program("ip").lack().or_else(|| lab::cgroup_root().err().map(|error| error.to_string()))
+}
+
+/// True if the program is on the PATH or in /usr/sbin.
+pub fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+        || Path::new("/usr/sbin").join(program).is_file()
+}
+
+fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
+}
+
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(['.', '-', '+']).map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_kernel_releases() {
+        assert_eq!(version("6.1.0-28-amd64"), (6, 1));
+        assert_eq!(version("5.15+"), (5, 15));
+    }
+}

@@ -1,0 +1,5 @@
+//! End-to-end tests: real programs in the lab's pods, on this machine's kernel.
+//!
+//! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
+
+mod lab;

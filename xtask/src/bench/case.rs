@@ -1,0 +1,207 @@
+//! What is measured: one load between two pods, and the figures that come out of it.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::column::{BULK_PORT, Column, HTTP_PORT};
+use super::cpu;
+
+/// A load between the client and one of the servers.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// Which server.
+    pub span: Span,
+    load: Load,
+}
+
+/// Where the server is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// On the client's node.
+    SameNode,
+    /// On the other node.
+    AcrossNodes,
+}
+
+#[derive(Clone, Copy)]
+enum Load {
+    /// As many bytes as will go.
+    Bulk { connections: u32 },
+    /// HTTP requests on kept-alive connections.
+    KeepAlive { connections: u32 },
+    /// HTTP requests, each on a connection of its own.
+    NewConnections { at_once: u32 },
+}
+
+/// One figure: what it is, and its value.
+pub struct Figure {
+    /// Its name with its unit.
+    pub name: &'static str,
+    /// Its value.
+    pub value: f64,
+}
+
+/// All cases, in the order of the table.
+pub fn all() -> Vec<Case> {
+    let loads = [
+        Load::Bulk { connections: 1 },
+        Load::Bulk { connections: 8 },
+        Load::KeepAlive { connections: 1 },
+        Load::KeepAlive { connections: 16 },
+        Load::KeepAlive { connections: 64 },
+        Load::NewConnections { at_once: 1 },
+        Load::NewConnections { at_once: 16 },
+    ];
+    let spans = [Span::AcrossNodes, Span::SameNode];
+    spans.into_iter().flat_map(|span| loads.map(|load| Case { span, load })).collect()
+}
+
+impl Case {
+    /// `across nodes: HTTP keep-alive, 16 connections`.
+    pub fn name(&self) -> String {
+        format!("{}: {}", self.span.name(), self.title())
+    }
+
+    /// The name without the span.
+    pub fn title(&self) -> String {
+        match self.load {
+            Load::Bulk { connections } => format!("bulk, {}", counted(connections)),
+            Load::KeepAlive { connections } => format!("HTTP keep-alive, {}", counted(connections)),
+            Load::NewConnections { at_once } => format!("new connections, {at_once} at once"),
+        }
+    }
+
+    /// Runs the load for this long.
+    pub fn measure(&self, column: &mut Column, length: Duration) -> Result<Vec<Figure>> {
+        column.check()?;
+        let (machine, proxies) = (cpu::machine_seconds()?, column.proxy_cpu()?);
+        let (mut figures, units, [machine_name, proxies_name]) = match self.load {
+            Load::Bulk { connections } => {
+                let (figures, bytes) = self.iperf(column, connections, length)?;
+                (figures, bytes / f64::from(1 << 30), ["machine CPU-s per GiB", "proxies CPU-s per GiB"])
+            }
+            Load::KeepAlive { connections } => {
+                let (figures, requests) = self.wrk(column, connections, length, "requests/s", &[])?;
+                (figures, requests / 1e4, ["machine CPU-s per 10,000", "proxies CPU-s per 10,000"])
+            }
+            Load::NewConnections { at_once } => {
+                let close = ["-H", "Connection: close"];
+                let (figures, requests) = self.wrk(column, at_once, length, "connections/s", &close)?;
+                (figures, requests / 1e4, ["machine CPU-s per 10,000", "proxies CPU-s per 10,000"])
+            }
+        };
+        column.check()?;
+        figures.push(Figure { name: machine_name, value: (cpu::machine_seconds()? - machine) / units });
+        figures.push(Figure { name: proxies_name, value: (column.proxy_cpu()? - proxies) / units });
+        Ok(figures)
+    }
+
+    /// The figures, and the bytes that arrived.
+    fn iperf(&self, column: &Column, connections: u32, length: Duration) -> Result<(Vec<Figure>, f64)> {
+        let server = self.server(column, BULK_PORT);
+        let mut iperf = Command::new("iperf3");
+        iperf.args(["--json", "--client", &server.ip().to_string(), "--port", &BULK_PORT.to_string()]);
+        iperf.args(["--parallel", &connections.to_string(), "--time", &length.as_secs().to_string()]);
+        let output = column.client.run(iperf, length + Duration::from_secs(20))?;
+        let json: Value = serde_json::from_str(&output.stdout).context("iperf3 printed no JSON")?;
+        ensure!(json["error"].is_null(), "iperf3: {}", json["error"]);
+        let received = &json["end"]["sum_received"];
+        let number = |name: &str| received[name].as_f64().with_context(|| format!("iperf3 says no {name}"));
+        Ok((vec![Figure { name: "Gbit/s", value: number("bits_per_second")? / 1e9 }], number("bytes")?))
+    }
+
+    /// The figures, and the requests that were answered.
+    fn wrk(
+        &self,
+        column: &Column,
+        connections: u32,
+        length: Duration,
+        rate: &'static str,
+        further: &[&str],
+    ) -> Result<(Vec<Figure>, f64)> {
+        let threads = connections.min(2).to_string();
+        let url = format!("http://{}/", self.server(column, HTTP_PORT));
+        let mut wrk = Command::new("wrk");
+        wrk.args(["--latency", "-t", &threads, "-c", &connections.to_string()]);
+        wrk.args(["-d", &format!("{}s", length.as_secs())]).args(further).arg(url);
+        let page = column.client.run(wrk, length + Duration::from_secs(20))?.success()?;
+        let (figures, requests) = read_wrk(&page, rate).with_context(|| format!("wrk printed\n{page}"))?;
+        Ok((figures, requests))
+    }
+
+    fn server(&self, column: &Column, port: u16) -> SocketAddr {
+        let pod = match self.span {
+            Span::SameNode => &column.near,
+            Span::AcrossNodes => &column.far,
+        };
+        SocketAddr::new(pod.ip(), port)
+    }
+}
+
+impl Span {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SameNode => "same node",
+            Self::AcrossNodes => "across nodes",
+        }
+    }
+}
+
+fn counted(connections: u32) -> String {
+    format!("{connections} connection{}", if connections == 1 { "" } else { "s" })
+}
+
+fn read_wrk(page: &str, rate: &'static str) -> Result<(Vec<Figure>, f64)> {
+    ensure!(
+        !page.contains("Socket errors") && !page.contains("Non-2xx"),
+        "not every request was answered well"
+    );
+    let after = |label: &str| {
+        let line = page.lines().find_map(|line| line.trim().strip_prefix(label));
+        line.map(str::trim).with_context(|| format!("no line `{label}`"))
+    };
+    let requests =
+        page.lines().find_map(|line| line.trim().split_once(" requests in ")).context("no count")?;
+    let figures = vec![
+        Figure { name: rate, value: after("Requests/sec:")?.parse()? },
+        Figure { name: "p50 us", value: microseconds(after("50%")?)? },
+        Figure { name: "p99 us", value: microseconds(after("99%")?)? },
+    ];
+    Ok((figures, requests.0.parse()?))
+}
+
+/// `35.00us`, `3.20ms`, `1.01s`.
+fn microseconds(text: &str) -> Result<f64> {
+    let units = [("us", 1.0), ("ms", 1e3), ("s", 1e6)];
+    let found = units.iter().find_map(|(unit, factor)| Some((text.strip_suffix(unit)?, factor)));
+    let (number, factor) = found.with_context(|| format!("`{text}` is no time"))?;
+    Ok(number.parse::<f64>()? * factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: &str = "\
+  2 threads and 16 connections
+  Latency Distribution
+     50%  223.00us
+     75%  400.00us
+     99%    3.20ms
+  134500 requests in 5.00s, 40.00MB read
+Requests/sec:  26900.50
+";
+
+    #[test]
+    fn reads_what_wrk_prints() {
+        let (figures, requests) = read_wrk(PAGE, "requests/s").unwrap();
+        let values: Vec<f64> = figures.iter().map(|figure| figure.value).collect();
+        assert_eq!((values, requests), (vec![26900.5, 223.0, 3200.0], 134_500.0));
+        assert!(read_wrk(&format!("{PAGE}  Non-2xx or 3xx responses: 3\n"), "requests/s").is_err());
+    }
+}

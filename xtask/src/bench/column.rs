@@ -1,0 +1,138 @@
+//! One column of the table: a lab of its own with a client, a server on its node and one on the other, and the
+//! mesh under them, if any.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use super::ztunnel;
+use anyhow::{Context, Result};
+use undermesh_tests::lab::{Agent, AgentOptions, Lab, Manifest, Pod, PodSpec, Process};
+
+/// Where nginx answers.
+pub const HTTP_PORT: u16 = 8080;
+
+/// Where iperf3 listens.
+pub const BULK_PORT: u16 = 5201;
+
+const NAMESPACE: &str = "bench";
+
+/// What lies under the pods.
+pub enum Mesh {
+    /// Nothing: the pods as they are.
+    None,
+    /// This build's agents.
+    Undermesh(PathBuf),
+    /// A ztunnel on each node.
+    Ztunnel(PathBuf),
+}
+
+/// A process of the mesh, whose CPU time and memory count.
+enum Proxy {
+    Agent(Agent),
+    Other(Process),
+}
+
+/// A running lab that can be measured.
+pub struct Column {
+    pub name: String,
+    pub client: Pod,
+    pub near: Pod,
+    pub far: Pod,
+    proxies: Vec<Proxy>,
+    _servers: Vec<Process>,
+    // Dropped last: it sweeps what the others live in.
+    _lab: Lab,
+}
+
+impl Column {
+    /// Makes the pods, puts the mesh under them and starts the servers.
+    pub fn make(name: &str, mesh: Mesh) -> Result<Self> {
+        let lab = Lab::create(&format!("um-bench-{name}"))?;
+        let (node1, node2) = (lab.add_node()?, lab.add_node()?);
+        let namespace = Manifest::namespace(NAMESPACE);
+        let enrolled = matches!(mesh, Mesh::Undermesh(_));
+        lab.apply(&if enrolled { namespace.label("undermesh.io/mesh", "enabled") } else { namespace })?;
+        let client = node1.add_pod(PodSpec::new(NAMESPACE, "client"))?;
+        let near = node1.add_pod(PodSpec::new(NAMESPACE, "near"))?;
+        let far = node2.add_pod(PodSpec::new(NAMESPACE, "far"))?;
+        let mut proxies = Vec::new();
+        match &mesh {
+            Mesh::None => {}
+            Mesh::Undermesh(binary) => {
+                for node in [&node1, &node2] {
+                    let options = AgentOptions { binary: Some(binary.clone()), ..AgentOptions::default() };
+                    let mut agent = node.spawn_agent(options)?;
+                    agent.wait_ready(Duration::from_secs(30))?;
+                    proxies.push(Proxy::Agent(agent));
+                }
+            }
+            Mesh::Ztunnel(binary) => {
+                for node in [&node1, &node2] {
+                    proxies.push(Proxy::Other(ztunnel::start(binary, &lab, node, &[&client, &near, &far])?));
+                }
+            }
+        }
+        let mut servers = Vec::new();
+        for pod in [&near, &far] {
+            servers.extend(start_servers(&lab, pod)?);
+        }
+        Ok(Self { name: name.to_owned(), client, near, far, proxies, _servers: servers, _lab: lab })
+    }
+
+    /// CPU seconds that the mesh's own processes have used so far.
+    pub fn proxy_cpu(&self) -> Result<f64> {
+        self.proxies.iter().map(|proxy| proxy.process().cpu_seconds()).sum()
+    }
+
+    /// Fails, with its last words, if a process of the mesh has ended.
+    pub fn check(&mut self) -> Result<()> {
+        self.proxies.iter_mut().try_for_each(|proxy| match proxy {
+            Proxy::Agent(agent) => agent.check_running(),
+            Proxy::Other(process) => process.check_running(),
+        })
+    }
+}
+
+impl Proxy {
+    fn process(&self) -> &Process {
+        match self {
+            Self::Agent(agent) => agent.process(),
+            Self::Other(process) => process,
+        }
+    }
+}
+
+fn start_servers(lab: &Lab, pod: &Pod) -> Result<[Process; 2]> {
+    let dir = lab.dir().join(format!("nginx-{}", pod.name()));
+    fs::create_dir_all(&dir)?;
+    fs::write(dir.join("nginx.conf"), nginx_conf())?;
+    let mut nginx = Command::new("/usr/sbin/nginx");
+    nginx.arg("-p").arg(&dir).arg("-c").arg(dir.join("nginx.conf")).args(["-e", "stderr"]);
+    let mut iperf = Command::new("iperf3");
+    iperf.args(["--server", "--port", &BULK_PORT.to_string()]);
+    let servers = [pod.spawn(nginx)?, pod.spawn(iperf)?];
+    pod.wait_listening(HTTP_PORT).with_context(|| format!("nginx says: {}", servers[0].log_tail(5)))?;
+    pod.wait_listening(BULK_PORT)?;
+    Ok(servers)
+}
+
+/// One worker and a body of 96 bytes, from memory.
+fn nginx_conf() -> String {
+    let body = "undermesh ".repeat(10)[..95].to_owned();
+    format!(
+        "user root; daemon off; worker_processes 1; pid nginx.pid;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    keepalive_requests 1000000000;
+    server {{
+        listen {HTTP_PORT} backlog=4096;
+        listen [::]:{HTTP_PORT} backlog=4096;
+        location / {{ default_type text/plain; return 200 \"{body}\\n\"; }}
+    }}
+}}
+"
+    )
+}

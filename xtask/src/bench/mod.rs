@@ -1,0 +1,122 @@
+//! `cargo xtask bench`: the same pods with and without a mesh, interleaved in one run.
+//!
+//! Absolute figures drift from machine to machine and from minute to minute; only ratios inside one run count. So
+//! every round measures every case in every column, one right after the other, in an order that rotates.
+
+mod case;
+mod column;
+mod cpu;
+mod report;
+mod ztunnel;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use undermesh_tests::lab::sweep_on_signals;
+
+use crate::build::Build;
+use crate::{paths, say, setup};
+use case::Case;
+use column::{Column, Mesh};
+use report::Report;
+
+/// The arguments of `cargo xtask bench`.
+#[derive(Args)]
+pub struct Bench {
+    /// Few and short rounds: to see that it works, not to quote.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds; the table has their medians.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Seconds of each measurement.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Measure only the cases whose names have this in them.
+    #[arg(long)]
+    only: Option<String>,
+    /// Where the figures go as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// A further column: another mesh under the same pods, as NAME=PATH. Known: ztunnel.
+    #[arg(long, value_parser = peer)]
+    peer: Option<PathBuf>,
+    /// The agent to measure, instead of a release build of this tree.
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
+    /// Measure without this build's agents.
+    #[arg(long)]
+    direct_only: bool,
+}
+
+impl Bench {
+    /// Measures, prints a table, writes JSON.
+    pub fn run(&self) -> Result<()> {
+        setup::for_bench()?;
+        if self.peer.is_some() {
+            setup::for_ztunnel()?;
+        }
+        if !self.direct_only && self.agent.is_none() {
+            Build { release: true }.run()?;
+        }
+        sweep_on_signals()?;
+        let cases: Vec<Case> = case::all().into_iter().filter(|case| self.is_wanted(case)).collect();
+        ensure!(!cases.is_empty(), "no case has `{}` in its name", self.only.as_deref().unwrap_or_default());
+        let mut columns = self.columns()?;
+        let report = self.measure(&cases, &mut columns)?;
+        drop(columns);
+
+        println!("\n{}", report.table());
+        let json = self.json.clone().unwrap_or_else(|| paths::target().join("bench.json"));
+        report.write_json(&json).with_context(|| format!("{} cannot be written", json.display()))?;
+        println!("All samples: {}", json.display());
+        Ok(())
+    }
+
+    fn columns(&self) -> Result<Vec<Column>> {
+        let mut columns = vec![Column::make("direct", Mesh::None)?];
+        if !self.direct_only {
+            let agent = self.agent.clone().unwrap_or_else(|| paths::programs(true).join("undermesh"));
+            let agent = std::fs::canonicalize(&agent).with_context(|| format!("no {}", agent.display()))?;
+            columns.push(Column::make("mesh", Mesh::Undermesh(agent))?);
+        }
+        if let Some(ztunnel) = &self.peer {
+            columns.push(Column::make("ztunnel", Mesh::Ztunnel(ztunnel.clone()))?);
+        }
+        Ok(columns)
+    }
+
+    fn measure(&self, cases: &[Case], columns: &mut [Column]) -> Result<Report> {
+        let rounds = self.rounds.unwrap_or(if self.quick { 2 } else { 5 }).max(1);
+        let length = Duration::from_secs(self.seconds.unwrap_or(if self.quick { 1 } else { 5 }).max(1));
+        let names: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
+        let mut report = Report::new(names, rounds, length);
+        for round in 0..rounds {
+            say::step(&format!("round {} of {rounds}", round + 1));
+            for case in cases {
+                for turn in 0..columns.len() {
+                    let index = (turn + round) % columns.len();
+                    let column = &mut columns[index];
+                    let figures = case.measure(column, length);
+                    let figures =
+                        figures.with_context(|| format!("{} in column {}", case.name(), column.name))?;
+                    eprintln!("    {:48} {:10} {}", case.name(), column.name, report::brief(&figures));
+                    report.add(case, index, figures);
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    fn is_wanted(&self, case: &Case) -> bool {
+        self.only.as_ref().is_none_or(|only| case.name().contains(only.as_str()))
+    }
+}
+
+/// `ztunnel=PATH`, the path as a program that can be run from any folder.
+fn peer(text: &str) -> Result<PathBuf> {
+    let path = text.strip_prefix("ztunnel=").context("the only peer that can be run here is ztunnel=PATH")?;
+    std::fs::canonicalize(path).with_context(|| format!("no {path}"))
+}
