@@ -3,3 +3,5 @@
 //! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
 
 mod lab;
+mod mesh;
+mod names;
