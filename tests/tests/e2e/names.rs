@@ -14,12 +14,13 @@ use undermesh_tests::require::Feature;
 use crate::mesh::{BYPASSED, Mesh, OPENED, PORT, SERVICE_PORT, at, counted, names, service_ips};
 
 /// How the client makes its socket: a name, whether it is for IPv4 alone, and the arguments. `OWN` stands for the
-/// pod's own address of the family.
-const SOCKETS: [(&str, bool, &[&str]); 6] = [
+/// pod's own address of the family, `SECOND` for that on its second network.
+const SOCKETS: [(&str, bool, &[&str]); 7] = [
     ("unbound", false, &[]),
     ("bound to the pod's address", false, &["--bind", "OWN"]),
     ("dual-stack, unbound", true, &["--dual-stack"]),
     ("dual-stack, bound to the pod's address", true, &["--dual-stack", "--bind", "OWN"]),
+    ("bound to the second network's address", false, &["--bind", "SECOND"]),
     ("bound to the interface", false, &["--device", "eth0"]),
     ("non-blocking", false, &["--nonblocking"]),
 ];
@@ -49,7 +50,7 @@ fn a_client_of_a_service_sees_the_service() -> Result<()> {
     let without = all_names(&mesh)?;
     mesh.start(&[])?;
     for (server, case, own, ip, args) in cases(&mesh) {
-        let service = service_ips(server)[usize::from(own.is_ipv6())];
+        let service = service_ips(server)[usize::from(ip.is_ipv6())];
         let to = at(service, SERVICE_PORT);
         let seen = names(&mesh.client(&command(&to, args, own))?)?;
         let seen = if server.name() == "far" { seen.replace("OTHER", "PORT") } else { seen };
@@ -106,17 +107,19 @@ fn all_names(mesh: &Mesh) -> Result<BTreeMap<String, String>> {
     seen.collect()
 }
 
-/// The server, the case's name, the client's own address and the server's, the arguments.
-type Case<'a> = (&'a Pod, String, IpAddr, IpAddr, &'static [&'static str]);
+/// The server, the case's name, the client's own address and its second one, the server's address, the arguments.
+type Case<'a> = (&'a Pod, String, [IpAddr; 2], IpAddr, &'static [&'static str]);
 
 fn cases(mesh: &Mesh) -> Vec<Case<'_>> {
     let mut cases = Vec::new();
     for server in mesh.servers() {
-        for (own, ip) in [(mesh.client.ip(), server.ip()), (mesh.client.ip6(), server.ip6())] {
+        let seconds = mesh.client.second_ips().into_iter().flatten();
+        let firsts = [(mesh.client.ip(), server.ip()), (mesh.client.ip6(), server.ip6())];
+        for ((own, ip), second) in firsts.into_iter().zip(seconds) {
             for (name, v4_only, args) in SOCKETS {
                 if ip.is_ipv4() || !v4_only {
                     let case = format!("{name}, to the {} pod at {ip}", server.name());
-                    cases.push((server, case, own, ip, args));
+                    cases.push((server, case, [own, second], ip, args));
                 }
             }
         }
@@ -124,8 +127,8 @@ fn cases(mesh: &Mesh) -> Vec<Case<'_>> {
     cases
 }
 
-fn command(to: &str, args: &[&str], own: IpAddr) -> Vec<String> {
-    let args = args.iter().map(|arg| arg.replace("OWN", &at(own, 0)));
+fn command(to: &str, args: &[&str], [own, second]: [IpAddr; 2]) -> Vec<String> {
+    let args = args.iter().map(|arg| arg.replace("OWN", &at(own, 0)).replace("SECOND", &at(second, 0)));
     ["connect".to_owned(), to.to_owned()].into_iter().chain(args).collect()
 }
 

@@ -28,7 +28,7 @@ impl Udp {
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let socket = UdpSocket::bind(any)?;
-        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
         let sent = match self.connected {
             true => socket.connect(self.to).and_then(|()| socket.send(b"ping")),
             false => socket.send_to(b"ping", self.to),
