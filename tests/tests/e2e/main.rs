@@ -2,6 +2,7 @@
 //!
 //! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
 
+mod endings;
 mod inner;
 mod lab;
 mod mesh;
@@ -9,3 +10,4 @@ mod names;
 mod own;
 mod ports;
 mod sockets;
+mod transfers;
