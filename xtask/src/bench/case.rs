@@ -171,8 +171,14 @@ fn read_wrk(page: &str, rate: &'static str) -> Result<(Vec<Figure>, f64)> {
         Figure { name: rate, value: after("Requests/sec:")?.parse()? },
         Figure { name: "p50 us", value: microseconds(after("50%")?)? },
         Figure { name: "p99 us", value: microseconds(after("99%")?)? },
+        Figure { name: "broken connections", value: after("Socket errors:").map_or(0.0, sum_of_numbers) },
     ];
     Ok((figures, requests.0.parse()?))
+}
+
+/// `connect 0, read 21, write 0, timeout 0`
+fn sum_of_numbers(text: &str) -> f64 {
+    text.split([' ', ',']).filter_map(|word| word.parse::<f64>().ok()).sum()
 }
 
 /// `35.00us`, `3.20ms`, `1.01s`.
@@ -201,7 +207,9 @@ Requests/sec:  26900.50
     fn reads_what_wrk_prints() {
         let (figures, requests) = read_wrk(PAGE, "requests/s").unwrap();
         let values: Vec<f64> = figures.iter().map(|figure| figure.value).collect();
-        assert_eq!((values, requests), (vec![26900.5, 223.0, 3200.0], 134_500.0));
+        assert_eq!((values, requests), (vec![26900.5, 223.0, 3200.0, 0.0], 134_500.0));
+        let broken = format!("{PAGE}  Socket errors: connect 0, read 21, write 0, timeout 2\n");
+        assert_eq!(read_wrk(&broken, "requests/s").unwrap().0[3].value, 23.0);
         assert!(read_wrk(&format!("{PAGE}  Non-2xx or 3xx responses: 3\n"), "requests/s").is_err());
     }
 }
