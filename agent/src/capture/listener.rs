@@ -67,7 +67,9 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_port(true)?;
-    // Accepted sockets inherit these.
+    // Accepted sockets inherit these. Theirs are the ports of the pod's servers: without SO_REUSEADDR a server that
+    // restarts could not bind its own port while the agent still holds a connection to it.
+    socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
