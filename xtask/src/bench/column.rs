@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::ztunnel;
 use anyhow::{Context, Result};
-use undermesh_tests::lab::{Agent, AgentOptions, Lab, Manifest, Pod, PodSpec, Process};
+use undermesh_tests::lab::{Agent, AgentOptions, Lab, Manifest, Metrics, Pod, PodSpec, Process};
 
 /// Where nginx answers.
 pub const HTTP_PORT: u16 = 8080;
@@ -40,6 +40,10 @@ pub struct Column {
     pub client: Pod,
     pub near: Pod,
     pub far: Pod,
+    /// A pod on the client's node that is in no mesh.
+    pub outside: Pod,
+    /// Which program makes the loads that no package makes.
+    pub probe: PathBuf,
     proxies: Vec<Proxy>,
     _servers: Vec<Process>,
     // Dropped last: it sweeps what the others live in.
@@ -48,7 +52,7 @@ pub struct Column {
 
 impl Column {
     /// Makes the pods, puts the mesh under them and starts the servers.
-    pub fn make(name: &str, mesh: Mesh) -> Result<Self> {
+    pub fn make(name: &str, mesh: Mesh, probe: PathBuf) -> Result<Self> {
         let lab = Lab::create(&format!("um-bench-{name}"))?;
         let (node1, node2) = (lab.add_node()?, lab.add_node()?);
         let namespace = Manifest::namespace(NAMESPACE);
@@ -57,6 +61,8 @@ impl Column {
         let client = node1.add_pod(PodSpec::new(NAMESPACE, "client"))?;
         let near = node1.add_pod(PodSpec::new(NAMESPACE, "near"))?;
         let far = node2.add_pod(PodSpec::new(NAMESPACE, "far"))?;
+        lab.apply(&Manifest::namespace("outside"))?;
+        let outside = node1.add_pod(PodSpec::new("outside", "outside"))?;
         let mut proxies = Vec::new();
         match &mesh {
             Mesh::None => {}
@@ -75,15 +81,35 @@ impl Column {
             }
         }
         let mut servers = Vec::new();
-        for pod in [&near, &far] {
+        for pod in [&near, &far, &outside] {
             servers.extend(start_servers(&lab, pod)?);
         }
-        Ok(Self { name: name.to_owned(), client, near, far, proxies, _servers: servers, _lab: lab })
+        let name = name.to_owned();
+        Ok(Self { name, client, near, far, outside, probe, proxies, _servers: servers, _lab: lab })
     }
 
     /// CPU seconds that the mesh's own processes have used so far.
     pub fn proxy_cpu(&self) -> Result<f64> {
         self.proxies.iter().map(|proxy| proxy.process().cpu_seconds()).sum()
+    }
+
+    /// Resident memory of the mesh's processes, in bytes, node1's first; empty without a mesh.
+    pub fn proxy_memory(&self) -> Result<Vec<u64>> {
+        self.proxies.iter().map(|proxy| proxy.process().resident_bytes()).collect()
+    }
+
+    /// Adds idle pods to the client's node and waits until they are in the mesh; false where the mesh would not
+    /// hear of them.
+    pub fn add_pods(&mut self, count: usize) -> Result<bool> {
+        let Some(Proxy::Agent(agent)) = self.proxies.first() else { return Ok(false) };
+        for number in 0..count {
+            self.client.node().add_pod(PodSpec::new(NAMESPACE, &format!("idle-{number}")))?;
+        }
+        // Beside the client and the server that were there before.
+        let all = (count + 2) as f64;
+        let enrolled = |metrics: &Metrics| metrics.sum("undermesh_pods_enrolled", &[]) >= all;
+        agent.wait_metrics(Duration::from_secs(60), "all pods are enrolled", enrolled)?;
+        Ok(true)
     }
 
     /// Fails, with its last words, if a process of the mesh has ended.
@@ -122,7 +148,7 @@ fn start_servers(lab: &Lab, pod: &Pod) -> Result<[Process; 2]> {
 fn nginx_conf() -> String {
     let body = "undermesh ".repeat(10)[..95].to_owned();
     format!(
-        "user root; daemon off; worker_processes 1; pid nginx.pid;
+        "user root; daemon off; worker_processes 1; worker_rlimit_nofile 8192; pid nginx.pid;
 events {{ worker_connections 4096; }}
 http {{
     access_log off;
