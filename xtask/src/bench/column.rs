@@ -45,7 +45,7 @@ pub struct Column {
     /// Which program makes the loads that no package makes.
     pub probe: PathBuf,
     proxies: Vec<Proxy>,
-    _servers: Vec<Process>,
+    servers: Vec<Process>,
     // Dropped last: it sweeps what the others live in.
     _lab: Lab,
 }
@@ -82,10 +82,10 @@ impl Column {
         }
         let mut servers = Vec::new();
         for pod in [&near, &far, &outside] {
-            servers.extend(start_servers(&lab, pod)?);
+            servers.extend(startservers(&lab, pod)?);
         }
         let name = name.to_owned();
-        Ok(Self { name, client, near, far, outside, probe, proxies, _servers: servers, _lab: lab })
+        Ok(Self { name, client, near, far, outside, probe, proxies, servers, _lab: lab })
     }
 
     /// CPU seconds that the mesh's own processes have used so far.
@@ -112,8 +112,9 @@ impl Column {
         Ok(true)
     }
 
-    /// Fails, with its last words, if a process of the mesh has ended.
+    /// Fails, with its last words, if a server or a process of the mesh has ended.
     pub fn check(&mut self) -> Result<()> {
+        self.servers.iter_mut().try_for_each(Process::check_running)?;
         self.proxies.iter_mut().try_for_each(|proxy| match proxy {
             Proxy::Agent(agent) => agent.check_running(),
             Proxy::Other(process) => process.check_running(),
@@ -130,7 +131,7 @@ impl Proxy {
     }
 }
 
-fn start_servers(lab: &Lab, pod: &Pod) -> Result<[Process; 2]> {
+fn startservers(lab: &Lab, pod: &Pod) -> Result<[Process; 2]> {
     let dir = lab.dir().join(format!("nginx-{}", pod.name()));
     fs::create_dir_all(&dir)?;
     fs::write(dir.join("nginx.conf"), nginx_conf())?;

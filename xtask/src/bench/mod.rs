@@ -109,6 +109,8 @@ impl Bench {
                     let index = (turn + round) % columns.len();
                     let column = &mut columns[index];
                     let figures = case.measure(column, length, self.rate);
+                    // A server or an agent that has ended says more than the client that noticed.
+                    column.check()?;
                     let figures =
                         figures.with_context(|| format!("{} in column {}", case.name(), column.name))?;
                     eprintln!("    {:48} {:10} {}", case.name(), column.name, report::brief(&figures));
