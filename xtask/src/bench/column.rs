@@ -120,6 +120,24 @@ impl Column {
             Proxy::Other(process) => process.check_running(),
         })
     }
+
+    /// What the agents have to say of a load that failed: connections that did not end well, and their last words.
+    pub fn explain(&self) -> String {
+        let mut text = String::new();
+        for proxy in &self.proxies {
+            if let Proxy::Agent(agent) = proxy {
+                let metrics = agent.metrics().unwrap_or_default();
+                let ended =
+                    metrics.samples.iter().filter(|s| s.labels.get("reason").is_some_and(|r| r != "done"));
+                for sample in ended.filter(|sample| sample.value > 0.0) {
+                    text.push_str(&format!("{} {:?} {}\n", sample.name, sample.labels, sample.value));
+                }
+            }
+            text.push_str(&proxy.process().log_tail(5));
+            text.push('\n');
+        }
+        text
+    }
 }
 
 impl Proxy {
