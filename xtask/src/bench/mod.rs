@@ -111,8 +111,9 @@ impl Bench {
                     let figures = case.measure(column, length, self.rate);
                     // A server or an agent that has ended says more than the client that noticed.
                     column.check()?;
-                    let figures =
-                        figures.with_context(|| format!("{} in column {}", case.name(), column.name))?;
+                    let figures = figures.with_context(|| {
+                        format!("{} in column {}\n{}", case.name(), column.name, column.explain())
+                    })?;
                     eprintln!("    {:48} {:10} {}", case.name(), column.name, report::brief(&figures));
                     report.add(case, index, figures);
                 }
