@@ -71,13 +71,20 @@ impl Agent {
 }
 
 /// The address that `getsockname` shows in place of `local`, for a client socket whose peer is a code: the pod's own,
-/// unless the application had bound it.
+/// unless the application had bound another.
 #[inline(always)]
 pub fn sockname(pod: &Pod, local: &Address, peer: &Address) -> Option<Address> {
-    if code::of(peer).is_none() || pod.owns(local) {
+    if code::of(peer).is_none() || !is_of_the_way(local) {
         return None;
     }
     pod.address_like(peer)
+}
+
+/// Whether the kernel chose this source address on the way to a code. Any other one was bound by the application, or
+/// is still unspecified: a connect that failed leaves its destination in the socket, but takes the source back.
+#[inline(always)]
+pub fn is_of_the_way(source: &Address) -> bool {
+    source.is_loopback() || code::of(source).is_some()
 }
 
 #[cfg(test)]
@@ -137,6 +144,9 @@ mod tests {
             ("127.0.0.1", "127.128.0.16", Some("10.0.0.5")),
             ("fd75:6d65:7368:1::10", "fd75:6d65:7368:1::10", Some("fd00::5")),
             ("10.0.0.5", "127.128.0.16", None),
+            ("192.168.7.5", "127.128.0.16", None),
+            ("0.0.0.0", "127.128.0.16", None),
+            ("::", "fd75:6d65:7368:1::10", None),
             ("127.0.0.1", "127.0.0.1", None),
             ("10.0.0.5", "10.0.0.9", None),
         ] {

@@ -15,6 +15,10 @@ pub enum Feature {
     Kernel(u32, u32),
     /// A program on the PATH (or in /usr/sbin).
     Program(&'static str),
+    /// MPTCP sockets.
+    Mptcp,
+    /// io_uring, which some machines switch off.
+    IoUring,
 }
 
 /// Returns from the test, with the reason printed, unless the machine has all that is named. The test returns a
@@ -53,6 +57,15 @@ impl Feature {
             }
             Self::Program(name) => {
                 (!is_installed(name)).then(|| format!("needs the program `{name}`: cargo xtask setup"))
+            }
+            Self::Mptcp => {
+                let (domain, protocol) = (socket2::Domain::IPV4, socket2::Protocol::MPTCP);
+                let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(protocol));
+                socket.err().map(|error| format!("needs MPTCP (CONFIG_MPTCP, net.mptcp.enabled=1): {error}"))
+            }
+            Self::IoUring => {
+                let ring = io_uring::IoUring::new(1);
+                ring.err().map(|error| format!("needs io_uring (kernel.io_uring_disabled=0): {error}"))
             }
         }
     }

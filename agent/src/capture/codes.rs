@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use imbl::OrdSet;
 use tracing::warn;
+use undermesh_common::connect::is_of_the_way;
 use undermesh_common::maps::Destination;
 use undermesh_common::{Address, code};
 
@@ -37,6 +38,12 @@ impl CodeTable {
         let code = code::of(&Address::from(local))?;
         self.0.load().get(&code).cloned()
     }
+}
+
+/// The source address that an application had bound, if it had: one that had not got a loopback address or a code on
+/// the way to the agent.
+pub fn bound_source(source: IpAddr) -> Option<IpAddr> {
+    (!is_of_the_way(&source.into())).then_some(source)
 }
 
 /// Gives out codes. They are used in turn, so that one comes back only after eight million others.

@@ -27,7 +27,7 @@ use tracing::{debug, info, warn};
 
 use crate::model::{Snapshot, Workload, WorkloadUid};
 
-pub use codes::{Code, CodeTable};
+pub use codes::{Code, CodeTable, bound_source};
 pub use counters::PodCounters;
 pub use dial::{Dial, Dialer};
 pub use listener::PodListeners;

@@ -10,7 +10,7 @@ use super::Proxy;
 use super::relay::{Meter, relay, reset_on_close};
 use super::upstream::{self, Target};
 use crate::balance::{self, NoEndpointReason, Request};
-use crate::capture::{Code, Dialer, PodNet};
+use crate::capture::{Code, Dialer, PodNet, bound_source};
 use crate::model::{Destination, LoadGuard, ObjectRef, Snapshot};
 use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
 
@@ -61,8 +61,7 @@ fn accept(proxy: &Proxy, net: &Arc<PodNet>, stream: &TcpStream, peer: SocketAddr
     let local = stream.local_addr().ok()?;
     let code = proxy.codes.destination(local.ip())?;
     let peer_ip = peer.ip().to_canonical();
-    // An application that bound no address has got the loopback's on the way to the code.
-    let bound = net.addresses.contains(&peer_ip).then_some(peer_ip);
+    let bound = bound_source(peer_ip);
     let client_ip = bound.or_else(|| net.address_like(code.address)).unwrap_or(peer_ip);
     Some(Captured {
         net: net.clone(),

@@ -2,4 +2,10 @@
 //!
 //! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
 
+mod inner;
 mod lab;
+mod mesh;
+mod names;
+mod own;
+mod ports;
+mod sockets;

@@ -1,0 +1,141 @@
+//! getsockname(), getpeername() and accept() show what they show without the mesh.
+//!
+//! One exception: across nodes in plaintext the server sees the client's address with the port of the agent's own
+//! connection, since nothing on the wire carries the client's.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use anyhow::{Result, ensure};
+use undermesh_tests::lab::Pod;
+use undermesh_tests::require;
+use undermesh_tests::require::Feature;
+
+use crate::mesh::{BYPASSED, Mesh, OPENED, PORT, SERVICE_PORT, at, counted, names, service_ips};
+
+/// How the client makes its socket: a name, whether it is for IPv4 alone, and the arguments. `OWN` stands for the
+/// pod's own address of the family, `SECOND` for that on its second network.
+const SOCKETS: [(&str, bool, &[&str]); 7] = [
+    ("unbound", false, &[]),
+    ("bound to the pod's address", false, &["--bind", "OWN"]),
+    ("dual-stack, unbound", true, &["--dual-stack"]),
+    ("dual-stack, bound to the pod's address", true, &["--dual-stack", "--bind", "OWN"]),
+    ("bound to the second network's address", false, &["--bind", "SECOND"]),
+    ("bound to the interface", false, &["--device", "eth0"]),
+    ("non-blocking", false, &["--nonblocking"]),
+];
+
+#[test]
+fn both_sides_see_the_names_that_they_see_without_the_mesh() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::create("um-e2e-names")?;
+    let without = all_names(&mesh)?;
+    mesh.start(&[])?;
+    let with = all_names(&mesh)?;
+    for (case, without) in &without {
+        // The documented exception.
+        let with =
+            if case.contains(" far ") { with[case].replace("OTHER", "PORT") } else { with[case].clone() };
+        ensure!(with == *without, "{case}\n   without: {without}\n      with: {with}");
+    }
+    let captured = mesh.agent().metrics()?.sum(OPENED, &[("reporter", "source")]);
+    ensure!(captured == without.len() as f64, "{captured} of {} connections were captured", without.len());
+    Ok(())
+}
+
+#[test]
+fn a_client_of_a_service_sees_the_service() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::create("um-e2e-names-service")?;
+    let without = all_names(&mesh)?;
+    mesh.start(&[])?;
+    for (server, case, own, ip, args) in cases(&mesh) {
+        let service = service_ips(server)[usize::from(ip.is_ipv6())];
+        let to = at(service, SERVICE_PORT);
+        let seen = names(&mesh.client(&command(&to, args, own))?)?;
+        let seen = if server.name() == "far" { seen.replace("OTHER", "PORT") } else { seen };
+        // As a client of the pod, but for the peer that the client sees.
+        let (pod_seen, service_seen) = (mapped(ip, PORT, args), mapped(service, SERVICE_PORT, args));
+        let expected = without[&case]
+            .replace(&format!("sees {pod_seen}, server"), &format!("sees {service_seen}, server"));
+        ensure!(seen == expected, "{case}, by its Service\n  expected: {expected}\n      seen: {seen}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_socket_bound_to_another_network_goes_its_own_way() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::create("um-e2e-names-net1")?;
+    let to = at(mesh.near.ip(), PORT);
+    let dial = ["connect", &to, "--device", "net1"];
+    let without = names(&mesh.client(&dial)?)?;
+    mesh.start(&[])?;
+    let with = names(&mesh.client(&dial)?)?;
+    ensure!(with == without, "without: {without}\n   with: {with}");
+    let metrics = mesh.agent().metrics()?;
+    let bypassed = counted(&metrics, BYPASSED, "other_interface");
+    ensure!(bypassed == 1.0, "{bypassed} connections counted as bypassed by their interface");
+    let captured = metrics.sum(OPENED, &[("reporter", "source")]);
+    ensure!(captured == 0.0, "{captured} connections were captured");
+    Ok(())
+}
+
+#[test]
+fn addresses_of_a_second_network_are_not_steered() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::create("um-e2e-names-second")?;
+    let dial_all = |mesh: &Mesh| -> Result<Vec<String>> {
+        let ips = mesh.servers().into_iter().filter_map(Pod::second_ips).flatten();
+        ips.map(|ip| names(&mesh.client(&["connect", &at(ip, PORT)])?)).collect()
+    };
+    let without = dial_all(&mesh)?;
+    mesh.start(&[])?;
+    let with = dial_all(&mesh)?;
+    ensure!(with == without, "without: {without:#?}\nwith: {with:#?}");
+    ensure!(mesh.noted()? == 0.0, "the agents noted {} connections", mesh.noted()?);
+    Ok(())
+}
+
+/// What both sides see, for every server, family and kind of socket.
+fn all_names(mesh: &Mesh) -> Result<BTreeMap<String, String>> {
+    let seen = cases(mesh).into_iter().map(|(_, case, own, ip, args)| {
+        let to = at(ip, PORT);
+        let seen = mesh.client(&command(&to, args, own))?;
+        Ok((case, names(&seen)?))
+    });
+    seen.collect()
+}
+
+/// The server, the case's name, the client's own address and its second one, the server's address, the arguments.
+type Case<'a> = (&'a Pod, String, [IpAddr; 2], IpAddr, &'static [&'static str]);
+
+fn cases(mesh: &Mesh) -> Vec<Case<'_>> {
+    let mut cases = Vec::new();
+    for server in mesh.servers() {
+        let seconds = mesh.client.second_ips().into_iter().flatten();
+        let firsts = [(mesh.client.ip(), server.ip()), (mesh.client.ip6(), server.ip6())];
+        for ((own, ip), second) in firsts.into_iter().zip(seconds) {
+            for (name, v4_only, args) in SOCKETS {
+                if ip.is_ipv4() || !v4_only {
+                    let case = format!("{name}, to the {} pod at {ip}", server.name());
+                    cases.push((server, case, [own, second], ip, args));
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn command(to: &str, args: &[&str], [own, second]: [IpAddr; 2]) -> Vec<String> {
+    let args = args.iter().map(|arg| arg.replace("OWN", &at(own, 0)).replace("SECOND", &at(second, 0)));
+    ["connect".to_owned(), to.to_owned()].into_iter().chain(args).collect()
+}
+
+/// The address as the kind of socket shows it.
+fn mapped(ip: IpAddr, port: u16, args: &[&str]) -> String {
+    match ip {
+        IpAddr::V4(v4) if args.contains(&"--dual-stack") => at(v4.to_ipv6_mapped().into(), port),
+        _ => at(ip, port),
+    }
+}

@@ -1,0 +1,90 @@
+//! A pod's space of source ports is what it is without the mesh: one for each destination.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use undermesh_tests::lab::{Node, Pod, PodSpec, Process, binary, in_netns};
+use undermesh_tests::require;
+use undermesh_tests::require::Feature;
+
+use crate::mesh::{BYPASSED, LIMIT, Mesh, OPENED, REFUSED, at, witness_within};
+
+const PORT: u16 = 7002;
+
+#[test]
+fn three_hundred_ports_hold_750_connections_to_three_destinations() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut crowd = Crowd::create("um-e2e-ports-few")?;
+    // Before the agent comes, which takes one of them for its listeners.
+    in_netns(crowd.mesh.client.netns(), || {
+        Ok(std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40299")?)
+    })?;
+    crowd.mesh.start(&[])?;
+    for family in [Pod::ip, Pod::ip6] {
+        crowd.connect(family, 750, 750, LIMIT)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn sixty_thousand_connections_leave_one_pod_for_three_destinations() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut crowd = Crowd::create("um-e2e-ports-many")?;
+    crowd.mesh.start(&[])?;
+    // The agent needs two descriptors for each, and some apart; the witness and the servers one.
+    let (_, descriptors) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    let at_once = (descriptors.min(64_000).saturating_sub(1500) / 2) as usize;
+    crowd.connect(Pod::ip, 60_000, at_once, Duration::from_secs(240))
+}
+
+struct Crowd {
+    _servers: Vec<Process>,
+    third: Pod,
+    mesh: Mesh,
+}
+
+impl Crowd {
+    fn create(name: &str) -> Result<Self> {
+        let mesh = Mesh::create(name)?;
+        let node: &Node = &mesh.nodes[0];
+        let third = node.add_pod(PodSpec::new("shop", "third"))?;
+        let mut servers = Vec::new();
+        for pod in [&mesh.near, &mesh.far, &third] {
+            let mut reflect = Command::new(binary("witness")?);
+            reflect.args(["reflect", "--port", &PORT.to_string()]);
+            servers.push(pod.spawn(reflect)?);
+            pod.wait_listening(PORT)?;
+        }
+        Ok(Self { _servers: servers, third, mesh })
+    }
+
+    /// Connects in turn to all three servers, and requires that every connection was made, captured and answered.
+    fn connect(
+        &self,
+        family: fn(&Pod) -> std::net::IpAddr,
+        total: usize,
+        at_once: usize,
+        limit: Duration,
+    ) -> Result<()> {
+        let mesh = &self.mesh;
+        let opened = || -> Result<f64> { Ok(mesh.agent().metrics()?.sum(OPENED, &[("reporter", "source")])) };
+        let before = opened()?;
+        let (total_arg, at_once_arg) = (total.to_string(), at_once.to_string());
+        let to = [&mesh.near, &mesh.far, &self.third].map(|pod| at(family(pod), PORT));
+        let args = ["crowd", "--total", &total_arg, "--at-once", &at_once_arg, &to[0], &to[1], &to[2]];
+        let told = witness_within(&mesh.client, &args, limit)?;
+        eprintln!("{total} connections: {told}");
+        ensure!(
+            told["made"] == total && told["failed"] == serde_json::json!({}),
+            "not all were made: {told}"
+        );
+        ensure!(told["most_at_once"] == total.min(at_once), "they were not held at one time: {told}");
+        let metrics = mesh.agent().metrics()?;
+        let (bypassed, refused) = (metrics.sum(BYPASSED, &[]), metrics.sum(REFUSED, &[]));
+        ensure!(bypassed == 0.0 && refused == 0.0, "{bypassed} were bypassed, {refused} refused");
+        let captured = opened()? - before;
+        ensure!(captured == total as f64, "{captured} of {total} were captured");
+        Ok(())
+    }
+}
