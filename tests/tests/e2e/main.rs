@@ -2,4 +2,6 @@
 //!
 //! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
 
+mod enrolment;
+mod kit;
 mod lab;
