@@ -2,7 +2,9 @@
 //!
 //! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
 
+mod enrolment;
 mod inner;
+mod kit;
 mod lab;
 mod mesh;
 mod names;
