@@ -17,6 +17,9 @@ pub const FIRST: u32 = 16;
 /// Codes are below this one: 23 bits fit beneath 127.128.0.0/9.
 pub const LIMIT: u32 = 1 << 23;
 
+/// The code of nothing: a connect that is to be refused goes there, and finds ECONNREFUSED as at any closed port.
+pub const NOWHERE: u32 = 0;
+
 /// Where the agent's outbound listener in a pod is bound.
 pub const OUTBOUND_LISTENER: u32 = 1;
 

@@ -239,7 +239,12 @@ fn load_object(maps: &Path, netns_cookie: u64) -> Result<Ebpf, CaptureError> {
     for name in MAPS {
         loader.map_pin_path(name, maps.join(name));
     }
-    let loaded = loader.override_global("NETNS_COOKIE", &netns_cookie, true).load(OBJECT);
+    // What would be thrown away need not be sent.
+    let log_level = log::max_level() as u8;
+    let loaded = loader
+        .override_global("NETNS_COOKIE", &netns_cookie, true)
+        .override_global(aya_log::LEVEL, &log_level, false)
+        .load(OBJECT);
     drop(loader);
     give_memory_back();
     loaded.map_err(|error| CaptureError::Load(explain(&error_chain(&error))))
