@@ -2,6 +2,8 @@
 //!
 //! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
 
+mod crash;
 mod enrolment;
+mod kernel;
 mod kit;
 mod lab;
