@@ -24,10 +24,10 @@ pub struct Inbound<'a> {
 pub enum Steer {
     /// To whoever listens there, as without the mesh.
     Pass,
-    /// A connect that was to be refused.
-    Refuse,
-    /// A direct dial of the agent's listeners, or of a reserved code: refused, and told.
+    /// A code that stands for nothing: refused.
     RefuseListenerDial,
+    /// Sent here to be refused; counted where it was sent from.
+    Refuse,
     /// To the agent's outbound listener; refused if that is gone, since the application's own wildcard listener would
     /// get it otherwise.
     Outbound,
@@ -43,8 +43,8 @@ impl Inbound<'_> {
     pub fn steer(&self) -> Steer {
         if let Some(code) = code::of(self.local) {
             return match code {
-                code::NOWHERE => Steer::Refuse,
-                _ if code < code::FIRST => Steer::RefuseListenerDial,
+                code::REFUSED => Steer::Refuse,
+                0..code::FIRST => Steer::RefuseListenerDial,
                 _ => Steer::Outbound,
             };
         }
@@ -102,8 +102,8 @@ mod tests {
             (0, "10.0.0.5", "127.128.0.16", 80, Outbound),
             (0, "fd00::5", "fd75:6d65:7368:1::10", 80, Outbound),
             (0, "127.0.0.1", "127.128.0.1", 40000, RefuseListenerDial),
-            (0, "127.0.0.1", "127.128.0.0", 80, Refuse),
-            (0, "fd00::5", "fd75:6d65:7368:1::", 80, Refuse),
+            (0, "127.0.0.1", "127.128.0.3", 80, Refuse),
+            (0, "fd00::5", "fd75:6d65:7368:1::3", 80, Refuse),
             (1, "10.0.0.9", "10.0.0.5", 80, Strict),
             (1, "10.0.0.9", "10.0.0.5", TUNNEL_PORT, Inbound),
             (1, "10.0.0.5", "10.0.0.5", 80, Pass),

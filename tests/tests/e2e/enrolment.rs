@@ -6,11 +6,12 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
-use undermesh_tests::lab::{Agent, Node, Pod, PodSpec, eventually, run_here};
+use serde_json::json;
+use undermesh_tests::lab::{Agent, Pod, PodSpec, eventually, run_here};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
+use crate::kernel::programs;
 use crate::kit::{Mesh, SHOP, SOON, Talk, dial, namespace, serve, undermesh};
 
 const OPENED: &str = "undermesh_tcp_connections_opened_total";
@@ -141,31 +142,6 @@ fn programs_are_on_enrolled_pods_alone() -> Result<()> {
     let again = undermesh(node, &["detach", "--bpffs", &node.pins().display().to_string()])?.success()?;
     ensure!(again.starts_with("nothing to detach"), "detach says: {again}");
     Ok(())
-}
-
-/// Each program that is attached to a cgroup of the node, with the cgroup.
-fn programs(node: &Node) -> Result<BTreeSet<(std::path::PathBuf, String)>> {
-    let groups: Vec<Value> = bpftool(&["cgroup", "tree", &node.cgroup().display().to_string()])?;
-    let text =
-        |value: &Value| value.as_str().map(str::to_owned).context("bpftool's answer has no text there");
-    let mut found = BTreeSet::new();
-    for group in groups {
-        let cgroup = text(&group["cgroup"])?;
-        for program in group["programs"].as_array().context("a cgroup without programs")? {
-            ensure!(
-                found.insert((cgroup.clone().into(), text(&program["name"])?)),
-                "attached twice to {cgroup}: {program}"
-            );
-        }
-    }
-    Ok(found)
-}
-
-fn bpftool(args: &[&str]) -> Result<Vec<Value>> {
-    let mut command = Command::new("bpftool");
-    command.arg("--json").args(args);
-    let answer = run_here(command, SOON)?.success()?;
-    serde_json::from_str(&answer).with_context(|| format!("bpftool says {answer}"))
 }
 
 #[test]

@@ -197,6 +197,8 @@ pub struct Run {
 #[derive(Debug, Deserialize)]
 pub struct Ran {
     pub made: u64,
+    pub failed_in_all: u64,
+    /// The first ones.
     pub failed: Vec<Failure>,
 }
 
@@ -204,6 +206,7 @@ pub struct Ran {
 pub struct Failure {
     /// `CLOCK_MONOTONIC` before the connect.
     pub began_ns: i64,
+    pub ended_ns: i64,
     pub error: String,
 }
 
@@ -268,7 +271,8 @@ pub fn undermesh(node: &Node, args: &[&str]) -> Result<Output> {
     node.run(command, SOON)
 }
 
-fn last_line<T: DeserializeOwned>(output: &str) -> Result<T> {
+/// Reads what `traffic` says last.
+pub fn last_line<T: DeserializeOwned>(output: &str) -> Result<T> {
     let line = output.lines().last().unwrap_or_default();
     serde_json::from_str(line).with_context(|| format!("the client said: {output}"))
 }

@@ -18,23 +18,29 @@ const LISTED: usize = 200;
 
 pub(crate) async fn run(to: SocketAddr, clients: usize) -> Result<()> {
     let mut stop = signal(SignalKind::terminate())?;
-    let (made, failed) = (Rc::new(Cell::new(0u64)), Rc::new(RefCell::new(Vec::new())));
+    let (made, ended_badly) = (Rc::new(Cell::new(0u64)), Rc::new(Cell::new(0u64)));
+    let failed = Rc::new(RefCell::new(Vec::new()));
     let local = LocalSet::new();
     for _ in 0..clients {
-        let (made, failed) = (made.clone(), failed.clone());
+        let (made, ended_badly, failed) = (made.clone(), ended_badly.clone(), failed.clone());
         local.spawn_local(async move {
             loop {
                 let began_ns = monotonic_ns()?;
-                made.set(made.get() + 1);
                 let once = async {
                     let mut exchange = Exchange::open(to).await?;
                     exchange.line("a line to be echoed").await?;
                     exchange.close().await
                 };
-                if let Err(error) = within(Duration::from_secs(5), once).await
-                    && failed.borrow().len() < LISTED
-                {
-                    failed.borrow_mut().push(json!({ "began_ns": began_ns, "error": describe(&error) }));
+                let ended = within(Duration::from_secs(5), once).await;
+                let ended_ns = monotonic_ns()?;
+                made.set(made.get() + 1);
+                if let Err(error) = ended {
+                    ended_badly.set(ended_badly.get() + 1);
+                    if failed.borrow().len() < LISTED {
+                        failed.borrow_mut().push(
+                            json!({ "began_ns": began_ns, "ended_ns": ended_ns, "error": describe(&error) }),
+                        );
+                    }
                 }
             }
             #[expect(unreachable_code, reason = "it says what `?` above returns")]
@@ -43,7 +49,10 @@ pub(crate) async fn run(to: SocketAddr, clients: usize) -> Result<()> {
     }
     println!("running");
     local.run_until(stop.recv()).await;
-    println!("{}", json!({ "made": made.get(), "failed": *failed.borrow() }));
+    println!(
+        "{}",
+        json!({ "made": made.get(), "failed_in_all": ended_badly.get(), "failed": *failed.borrow() })
+    );
     Ok(())
 }
 
