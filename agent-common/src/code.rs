@@ -14,6 +14,10 @@ pub const PREFIX6: [u8; 8] = [0xfd, 0x75, 0x6d, 0x65, 0x73, 0x68, 0x00, 0x01];
 /// directly is refused.
 pub const FIRST: u32 = 16;
 
+/// Where connects go that are to be refused: `steer` answers with a reset, so that the application finds ECONNREFUSED,
+/// where a refusal from the connect hook itself would be EPERM.
+pub const REFUSED: u32 = 3;
+
 /// Codes are below this one: 23 bits fit beneath 127.128.0.0/9.
 pub const LIMIT: u32 = 1 << 23;
 

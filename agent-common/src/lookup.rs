@@ -26,6 +26,8 @@ pub enum Steer {
     Pass,
     /// A code that stands for nothing: refused.
     RefuseListenerDial,
+    /// Sent here to be refused; counted where it was sent from.
+    Refuse,
     /// To the agent's outbound listener; refused if that is gone, since the application's own wildcard listener would
     /// get it otherwise.
     Outbound,
@@ -40,7 +42,11 @@ impl Inbound<'_> {
     #[inline(always)]
     pub fn steer(&self) -> Steer {
         if let Some(code) = code::of(self.local) {
-            return if code < code::FIRST { Steer::RefuseListenerDial } else { Steer::Outbound };
+            return match code {
+                code::REFUSED => Steer::Refuse,
+                0..code::FIRST => Steer::RefuseListenerDial,
+                _ => Steer::Outbound,
+            };
         }
         // The interface does not tell local from remote (a pod's call to its own address reports the interface that
         // owns the address), so the addresses must.
@@ -96,6 +102,8 @@ mod tests {
             (0, "10.0.0.5", "127.128.0.16", 80, Outbound),
             (0, "fd00::5", "fd75:6d65:7368:1::10", 80, Outbound),
             (0, "127.0.0.1", "127.128.0.1", 40000, RefuseListenerDial),
+            (0, "127.0.0.1", "127.128.0.3", 80, Refuse),
+            (0, "fd00::5", "fd75:6d65:7368:1::3", 80, Refuse),
             (1, "10.0.0.9", "10.0.0.5", 80, Strict),
             (1, "10.0.0.9", "10.0.0.5", TUNNEL_PORT, Inbound),
             (1, "10.0.0.5", "10.0.0.5", 80, Pass),

@@ -165,15 +165,17 @@ mod user {
         }
     }
 
-    // SAFETY: all of these are `repr(C)`, integers only, without implicit padding (checked below).
-    unsafe impl aya::Pod for Agent {}
-    unsafe impl aya::Pod for Destination {}
-    unsafe impl aya::Pod for Pod {}
-    unsafe impl aya::Pod for Listener {}
-    unsafe impl aya::Pod for Counters {}
-    unsafe impl aya::Pod for Address {}
-    unsafe impl aya::Pod for Endpoint {}
-    unsafe impl aya::Pod for Tuple {}
+    /// Lets user space read and write the type in a map.
+    macro_rules! map_type {
+        ($($name:ident),+) => {
+            $(
+                // SAFETY: `repr(C)`, integers only, without implicit padding: the sizes are checked below.
+                unsafe impl aya::Pod for $name {}
+            )+
+        };
+    }
+
+    map_type!(Agent, Destination, Pod, Listener, Counters, Address, Endpoint, Tuple);
 }
 
 const _: () = {

@@ -27,9 +27,9 @@ pub fn connect4(ctx: SockAddrContext) -> i32 {
     }
     let destination = Address::from_ip4(sock_addr.user_ip4);
     let Some(entry) = known(&destination) else { return PROCEED };
-    match verdict(&ctx, &destination) {
-        Ok(()) => {
-            sock_addr.user_ip4 = code::ip4(entry.code);
+    match verdict(&ctx, &destination, entry) {
+        Ok(code) => {
+            sock_addr.user_ip4 = code::ip4(code);
             PROCEED
         }
         Err(answer) => answer,
@@ -45,13 +45,13 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
     }
     let destination = user_ip6(sock_addr);
     let Some(entry) = known(&destination) else { return PROCEED };
-    match verdict(&ctx, &destination) {
-        Ok(()) => {
+    match verdict(&ctx, &destination, entry) {
+        Ok(code) => {
             // A dual-stack socket that dials a v4-mapped address gets a v4-mapped code: its source is IPv4.
             let code = if destination.as_ip4().is_some() {
-                Address::from_ip4(code::ip4(entry.code))
+                Address::from_ip4(code::ip4(code))
             } else {
-                Address::from_ip6(code::ip6(entry.code))
+                Address::from_ip6(code::ip6(code))
             };
             set_user_ip6(sock_addr, &code);
             PROCEED
@@ -67,9 +67,9 @@ fn known(destination: &Address) -> Option<Destination> {
     unsafe { DESTINATIONS.get(destination) }.copied()
 }
 
-/// Ok to capture; otherwise the program's answer.
+/// The code to go to; otherwise the program's answer.
 #[inline(always)]
-fn verdict(ctx: &SockAddrContext, destination: &Address) -> Result<(), i32> {
+fn verdict(ctx: &SockAddrContext, destination: &Address, entry: Destination) -> Result<u32, i32> {
     // SAFETY: the helper takes any sock_addr context.
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the entry is only read, before anything could remove it.
@@ -91,7 +91,7 @@ fn verdict(ctx: &SockAddrContext, destination: &Address) -> Result<(), i32> {
                 unbind_interface(ctx)?;
             }
             count(cookie, |c| c.captured += 1);
-            Ok(())
+            Ok(entry.code)
         }
         ConnectVerdict::PassOwn => Err(PROCEED),
         ConnectVerdict::PassInterface => {
@@ -112,11 +112,10 @@ fn verdict(ctx: &SockAddrContext, destination: &Address) -> Result<(), i32> {
             count(cookie, |c| c.bypassed_agent_down += 1);
             Err(PROCEED)
         }
-        // Captured all the same: at a code without a listener the application finds a plain ECONNREFUSED, where
-        // a refusal from here would be EPERM.
         ConnectVerdict::RefuseAgentDown => {
             count(cookie, |c| c.refused_agent_down += 1);
-            if hung { Err(REFUSE) } else { Ok(()) }
+            // A socket bound to an interface reaches no code: it would time out instead.
+            if interface == 0 { Ok(code::REFUSED) } else { Err(REFUSE) }
         }
     }
 }

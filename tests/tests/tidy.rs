@@ -22,10 +22,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("admin", &["model", "telemetry"]),
     ("controller", &["model", "config", "identity", "policy", "telemetry"]),
     // Wiring happens here, so it may know everybody.
+    ("agent", &EVERYBODY),
     ("cli", &EVERYBODY),
 ];
 
-const EVERYBODY: [&str; 12] = [
+const EVERYBODY: [&str; 13] = [
+    "agent",
     "model",
     "policy",
     "route",

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::model::{
-    Destination, Endpoint, EndpointLoad, Enrolment, MtlsMode, ObjectRef, Service, ServicePort,
+    Candidates, Destination, Endpoint, EndpointLoad, Enrolment, MtlsMode, ObjectRef, Service, ServicePort,
     SessionAffinity, Snapshot, TrafficDistribution, TrafficScope, Workload,
 };
 use crate::telemetry::{
@@ -85,6 +85,7 @@ fn snapshot() -> Snapshot {
             port: 5432,
             app_protocol: None,
             endpoints: Arc::new([endpoint]),
+            candidates: Candidates::default(),
         }],
         session_affinity: SessionAffinity::ClientIp { timeout: Duration::from_secs(9) },
         internal_traffic: TrafficScope::Cluster,

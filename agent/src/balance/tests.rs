@@ -1,3 +1,5 @@
+//! Connections and the endpoints that they get, as tables.
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -61,6 +62,8 @@ impl Dialer {
         let socket =
             Socket::new(Domain::for_address(dial.to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
         socket.set_tcp_nodelay(true)?;
+        // As for accepted connections: only an end in order is to look like one.
+        socket.set_linger(Some(Duration::ZERO))?;
         if let Some(keepalive) = dial.keepalive {
             socket.set_tcp_keepalive(keepalive)?;
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use undermesh_common::code;
@@ -67,8 +68,13 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(false)?;
     }
     socket.set_reuse_port(true)?;
-    // Accepted sockets inherit these.
+    // Accepted sockets inherit these. Theirs are the ports of the pod's servers: without SO_REUSEADDR a server that
+    // restarts could not bind its own port while the agent still holds a connection to it.
+    socket.set_reuse_address(true)?;
     socket.set_tcp_nodelay(true)?;
+    // An agent that is killed must not make a stream that it cuts look as if it had ended: unless the relay ends a
+    // connection in order, its close is a reset.
+    socket.set_linger(Some(Duration::ZERO))?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

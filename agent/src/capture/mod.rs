@@ -23,6 +23,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use imbl::OrdSet;
+use imbl::ordset::DiffItem;
 use tracing::{debug, info, warn};
 
 use crate::model::{Snapshot, Workload, WorkloadUid};
@@ -118,9 +119,16 @@ pub struct Capture {
     pods: HashMap<WorkloadUid, Enrolled>,
     by_address: EnrolledPods,
     /// Un-enrolled pods that still have connections.
-    retiring: Vec<Arc<PodNet>>,
+    retiring: Vec<Retiring>,
     /// What was counted for pods that have left.
     retired: Arc<Mutex<Counters>>,
+}
+
+/// An un-enrolled pod whose connections go on.
+#[derive(Debug)]
+struct Retiring {
+    net: Arc<PodNet>,
+    cgroup: PathBuf,
 }
 
 /// A pod that was just enrolled: its listeners wait to be served, one set per worker.
@@ -170,22 +178,41 @@ impl Capture {
         Dialer::new(&self.programs)
     }
 
-    /// Makes exactly the snapshot's addresses known to the kernel. Touches only what changed.
-    pub fn sync_destinations(&mut self, snapshot: &Snapshot) -> Result<(), CaptureError> {
-        let next = snapshot.captured.clone();
-        let previous = std::mem::replace(&mut self.captured, next);
-        let mut failed = None;
-        for change in previous.diff(&self.captured) {
-            use imbl::ordset::DiffItem;
-            let result = match change {
-                DiffItem::Add(address) => self.codes.add(*address),
-                DiffItem::Remove(address) => self.codes.remove(*address, Instant::now()),
-            };
-            if let Err(error) = result {
-                failed = Some(error);
-            }
+    /// Has the kernel forget the addresses that are not the mesh's any more. Touches only what changed.
+    pub fn forget_destinations(&mut self, snapshot: &Snapshot) -> Result<(), CaptureError> {
+        let before = self.captured.clone();
+        let gone = before.diff(&snapshot.captured).filter_map(|item| match item {
+            DiffItem::Remove(address) => Some(*address),
+            DiffItem::Add(_) => None,
+        });
+        let now = Instant::now();
+        let mut result = Ok(());
+        for address in gone {
+            self.captured.remove(&address);
+            result = self.codes.remove(address, now).and(result);
         }
-        failed.map_or(Ok(()), Err)
+        result
+    }
+
+    /// Makes the snapshot's addresses known to the kernel. Touches only what changed.
+    pub fn learn_destinations(&mut self, snapshot: &Snapshot) -> Result<(), CaptureError> {
+        let before = self.captured.clone();
+        let new = before.diff(&snapshot.captured).filter_map(|item| match item {
+            DiffItem::Add(address) => Some(*address),
+            DiffItem::Remove(_) => None,
+        });
+        let mut result = Ok(());
+        for address in new {
+            result = match self.codes.add(address) {
+                Ok(()) => {
+                    self.captured.insert(address);
+                    result
+                }
+                // It stays unknown, hence uncaptured, and is tried again with the next snapshot.
+                Err(error) => Err(error),
+            };
+        }
+        result
     }
 
     /// Whether this very pod (not a predecessor of its name) is enrolled.
@@ -193,9 +220,12 @@ impl Capture {
         self.pods.contains_key(uid)
     }
 
-    /// The pods that are enrolled now.
-    pub fn enrolled_uids(&self) -> Vec<WorkloadUid> {
-        self.pods.keys().cloned().collect()
+    /// Whether the pod is enrolled with other addresses, or at another place, than it has now.
+    pub fn has_moved(&self, workload: &Workload) -> bool {
+        self.pods.get(&workload.uid).is_some_and(|enrolled| {
+            let then = &enrolled.net.workload;
+            then.addresses != workload.addresses || then.paths != workload.paths
+        })
     }
 
     /// Enrols a running pod. Its existing connections are left alone. On an error nothing of it is left.
@@ -239,7 +269,7 @@ impl Capture {
             *self.retired.lock().unwrap_or_else(PoisonError::into_inner) += counters.of(net.cookie);
         }
         enrolled.unenrol(&mut self.programs);
-        self.retiring.push(net.clone());
+        self.retiring.push(Retiring { net: net.clone(), cgroup: enrolled.cgroup });
         Some(net)
     }
 
@@ -257,7 +287,7 @@ impl Capture {
     pub fn tidy(&mut self, now: Instant) {
         self.codes.tidy(now);
         let enrolled = &self.pods;
-        self.retiring.retain(|net| {
+        self.retiring.retain(|Retiring { net, .. }| {
             // One reference here; the others are connections.
             let in_use = Arc::strong_count(net) > 1;
             let enrolled_again = enrolled.values().any(|pod| pod.net.cookie == net.cookie);
@@ -269,13 +299,14 @@ impl Capture {
         });
     }
 
-    /// Pods whose last process has exited: their connections serve nobody any more.
-    pub fn ended(&self) -> Vec<WorkloadUid> {
-        let gone = |enrolled: &&Enrolled| !enrolled.is_populated();
-        self.pods.values().filter(gone).map(|enrolled| enrolled.uid.clone()).collect()
+    /// Un-enrolled pods whose last process has exited: their connections serve nobody any more, and would keep the
+    /// network namespace alive.
+    pub fn deserted(&self) -> Vec<Arc<PodNet>> {
+        let deserted = self.retiring.iter().filter(|pod| !cgroup::is_populated(&pod.cgroup));
+        deserted.map(|pod| pod.net.clone()).collect()
     }
 
-    /// Tells the kernel that every worker was seen working at `at_ns` (`CLOCK_MONOTONIC`).
+    /// The writer of the agent's sign of life.
     pub fn heartbeat(&self) -> Result<Heartbeat, CaptureError> {
         self.programs.heartbeat(self.settings.on_agent_down)
     }

@@ -16,7 +16,7 @@ use undermesh_common::{Address, code};
 use super::listener::{self, PodListeners};
 use super::programs::{COOKIE_FREE, Programs, unpin_pod};
 use super::{CaptureError, Netns, Part, cgroup, map_error};
-use crate::model::{MtlsMode, ObjectRef, Workload, WorkloadUid};
+use crate::model::{MtlsMode, ObjectRef, Workload};
 
 /// An enrolled pod's network, for whoever dials from it. Connections keep it alive.
 #[derive(Debug)]
@@ -50,9 +50,8 @@ impl PodNet {
 /// A pod while it is enrolled.
 #[derive(Debug)]
 pub(super) struct Enrolled {
-    pub(super) uid: WorkloadUid,
     pub(super) net: Arc<PodNet>,
-    cgroup: PathBuf,
+    pub(super) cgroup: PathBuf,
     pins: PathBuf,
     entry: Pod,
 }
@@ -87,7 +86,6 @@ impl Enrolled {
 
         let label = pin_label(&workload.pod, netns.cookie());
         let enrolled = Self {
-            uid: workload.uid.clone(),
             net: Arc::new(PodNet {
                 pod: workload.pod.clone(),
                 workload: workload.clone(),
@@ -178,10 +176,6 @@ impl Enrolled {
             tracing::warn!(pod = %self.net.pod, %error, pins = %self.pins.display(), "cannot remove the pod's pins");
         }
         programs.remove_entries(self.net.cookie);
-    }
-
-    pub(super) fn is_populated(&self) -> bool {
-        cgroup::is_populated(&self.cgroup)
     }
 }
 

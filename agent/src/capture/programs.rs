@@ -234,15 +234,27 @@ pub(super) fn unpin_pod(pins: &Path) -> io::Result<()> {
 
 fn load_object(maps: &Path, netns_cookie: u64) -> Result<Ebpf, CaptureError> {
     let mut loader = EbpfLoader::new();
-    // No program needs the kernel's own types; parsing them would take longer than all the rest.
+    // No program needs the kernel's own types.
     loader.btf(None);
     for name in MAPS {
         loader.map_pin_path(name, maps.join(name));
     }
-    loader
+    // What would be thrown away need not be sent.
+    let log_level = log::max_level() as u8;
+    let loaded = loader
         .override_global("NETNS_COOKIE", &netns_cookie, true)
-        .load(OBJECT)
-        .map_err(|error| CaptureError::Load(explain(&error_chain(&error))))
+        .override_global(aya_log::LEVEL, &log_level, false)
+        .load(OBJECT);
+    drop(loader);
+    give_memory_back();
+    loaded.map_err(|error| CaptureError::Load(explain(&error_chain(&error))))
+}
+
+/// A loader reads the whole of the kernel's type information before it can be told not to: 20 MiB that the allocator
+/// would keep for ever.
+fn give_memory_back() {
+    // SAFETY: the call has no precondition; it returns free pages to the kernel.
+    unsafe { libc::malloc_trim(0) };
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), CaptureError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 
 use super::Proxy;
-use super::relay::{Meter, relay, reset_on_close};
+use super::relay::{Meter, relay};
 use super::upstream::{self, Target};
 use crate::capture::{Dialer, PodNet};
 use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
@@ -24,7 +24,6 @@ pub(super) async fn serve(
     let dialled = SocketAddr::new(local.ip().to_canonical(), local.port());
     let mut facts = facts(&proxy, &net, caller, dialled);
     let refuse = |facts: ConnectionFacts, reason: RefuseReason| {
-        reset_on_close(&client);
         proxy.telemetry.connection_refused(facts, reason);
     };
     let Some(place) = proxy.enter() else { return refuse(facts, RefuseReason::Limit) };

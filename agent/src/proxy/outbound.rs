@@ -7,7 +7,7 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 
 use super::Proxy;
-use super::relay::{Meter, relay, reset_on_close};
+use super::relay::{Meter, relay};
 use super::upstream::{self, Target};
 use crate::balance::{self, NoEndpointReason, Request};
 use crate::capture::{Code, Dialer, PodNet, bound_source};
@@ -36,7 +36,6 @@ pub(super) async fn serve(
             meter.close(reason);
         }
         Err(failed) => {
-            reset_on_close(&client);
             let facts = facts(&proxy, &snapshot, &captured, failed.towards, failed.service, Reporter::Source);
             proxy.telemetry.connection_refused(facts, failed.reason);
         }
@@ -200,7 +199,6 @@ fn facts(
 
 /// Whatever reached the listener without a code that means something, or found the agent full.
 fn refuse_unknown(proxy: &Proxy, net: &PodNet, client: &TcpStream, peer: SocketAddr) {
-    reset_on_close(client);
     let dialled = client.local_addr().unwrap_or(peer);
     let known = proxy.codes.destination(dialled.ip());
     let reason = if known.is_some() { RefuseReason::Limit } else { RefuseReason::UnknownDestination };

@@ -8,7 +8,6 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -58,26 +57,25 @@ impl Meter {
 }
 
 /// Relays between the two until both directions have ended or one of them broke; says why it ended. Both sockets are
-/// closed: in order after an orderly end, else the one that is still whole gets a reset.
+/// closed: in order after an orderly end, else by a reset, as all of the agent's are unless told otherwise.
 pub(super) async fn relay(mut client: TcpStream, mut upstream: TcpStream, meter: &Meter) -> CloseReason {
-    let end = both_ways(&mut client, &mut upstream, meter).await;
-    match end {
-        Ok(()) => CloseReason::Done,
-        Err(Broken { side: Side::Client, error }) => {
-            reset_on_close(&upstream);
-            if is_silence(&error) { CloseReason::ClientTimeout } else { CloseReason::ClientReset }
+    match both_ways(&mut client, &mut upstream, meter).await {
+        Ok(()) => {
+            close_in_order(&client);
+            close_in_order(&upstream);
+            CloseReason::Done
         }
-        Err(Broken { side: Side::Upstream, error }) => {
-            reset_on_close(&client);
-            if is_silence(&error) { CloseReason::UpstreamTimeout } else { CloseReason::UpstreamReset }
-        }
+        Err(Broken { side: Side::Client, error }) if is_silence(&error) => CloseReason::ClientTimeout,
+        Err(Broken { side: Side::Client, .. }) => CloseReason::ClientReset,
+        Err(Broken { side: Side::Upstream, error }) if is_silence(&error) => CloseReason::UpstreamTimeout,
+        Err(Broken { side: Side::Upstream, .. }) => CloseReason::UpstreamReset,
     }
 }
 
-/// Makes the close of the socket a reset.
-pub(super) fn reset_on_close(socket: &TcpStream) {
+/// Makes the close of the socket an orderly one.
+fn close_in_order(socket: &TcpStream) {
     // It fails only on a socket that is reset already.
-    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+    let _ = SockRef::from(socket).set_linger(None);
 }
 
 /// Which of the two sockets broke, and how.

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 
@@ -47,10 +47,12 @@ enum Command {
     Release { cookie: u64, fate: Fate, done: oneshot::Sender<()> },
 }
 
-/// What becomes of the connections of a pod that is not served any more.
+/// What becomes of a pod's connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// They go on until they end.
+    /// New ones are accepted.
+    Serve,
+    /// The pod is not served any more; those that are open go on until they end.
     GoOn,
     /// They are broken off: nobody is left at the pod's end.
     BreakOff,
@@ -76,7 +78,8 @@ impl Workers {
         Ok(())
     }
 
-    /// Stops serving a pod: takes what waits in the listeners' backlog, then closes them.
+    /// Stops serving a pod: takes what waits in the listeners' backlog, then closes them. May be called again to break
+    /// off what has gone on.
     pub async fn release(&self, net: &PodNet, fate: Fate) -> Result<(), WorkersGone> {
         for worker in &self.workers {
             let (done, released) = oneshot::channel();
@@ -123,26 +126,26 @@ impl Drop for Workers {
 }
 
 async fn run(proxy: Arc<Proxy>, dialer: Arc<Dialer>, mut inbox: mpsc::Receiver<Command>, tick: &AtomicU64) {
-    let mut pods: HashMap<u64, oneshot::Sender<Fate>> = HashMap::new();
+    let mut pods: HashMap<u64, watch::Sender<Fate>> = HashMap::new();
     let mut accepting: JoinSet<()> = JoinSet::new();
     let mut ticks = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             command = inbox.recv() => match command {
                 Some(Command::Serve { net, listeners }) => {
-                    let (stop, stopped) = oneshot::channel();
+                    let (decide, fate) = watch::channel(Fate::Serve);
                     let cookie = net.cookie;
                     match PodTask::new(proxy.clone(), dialer.clone(), net, listeners) {
                         Ok(pod) => {
-                            pods.insert(cookie, stop);
-                            accepting.spawn(pod.run(stopped));
+                            pods.insert(cookie, decide);
+                            accepting.spawn(pod.run(fate));
                         }
                         Err(error) => error!(%error, "cannot serve the listeners of a pod"),
                     }
                 }
                 Some(Command::Release { cookie, fate, done }) => {
-                    if let Some(stop) = pods.remove(&cookie) {
-                        let _ = stop.send(fate);
+                    if let Some(decide) = pods.get(&cookie) {
+                        decide.send_replace(fate);
                     }
                     if let Err(error) = leave_netns(cookie) {
                         error!(%error, "cannot leave the network namespace of a pod");
@@ -153,6 +156,7 @@ async fn run(proxy: Arc<Proxy>, dialer: Arc<Dialer>, mut inbox: mpsc::Receiver<C
             },
             _ = ticks.tick() => tick.store(monotonic_ns(), Ordering::Relaxed),
             Some(ended) = accepting.join_next() => {
+                pods.retain(|_, decide| !decide.is_closed());
                 if let Err(error) = ended {
                     error!(%error, "serving a pod broke off");
                 }
@@ -183,26 +187,21 @@ impl PodTask {
         Ok(Self { proxy, dialer, net, outbound, inbound, connections: JoinSet::new() })
     }
 
-    async fn run(mut self, mut stopped: oneshot::Receiver<Fate>) {
-        let fate = loop {
+    async fn run(mut self, mut fate: watch::Receiver<Fate>) {
+        while *fate.borrow_and_update() == Fate::Serve {
             tokio::select! {
-                fate = &mut stopped => break fate.unwrap_or(Fate::BreakOff),
+                changed = fate.changed() => if changed.is_err() { break },
                 accepted = self.outbound.accept() => self.take_outbound(accepted).await,
                 accepted = self.inbound.accept() => self.take_inbound(accepted).await,
                 Some(ended) = self.connections.join_next() => report_panic(ended),
             }
-        };
+        }
         self.take_backlog().await;
-        let Self { net, outbound, inbound, mut connections, .. } = self;
+        let Self { net, outbound, inbound, connections, .. } = self;
         drop((outbound, inbound));
         debug!(pod = %net.pod, open = connections.len(), "not serving the pod any more");
         drop(net);
-        if fate == Fate::BreakOff {
-            connections.abort_all();
-        }
-        while let Some(ended) = connections.join_next().await {
-            report_panic(ended);
-        }
+        see_out(connections, fate).await;
     }
 
     async fn take_outbound(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
@@ -253,6 +252,20 @@ impl PodTask {
                 Ok((false, accepted)) => self.take_inbound(accepted).await,
                 Err(_nothing_waits) => return,
             }
+        }
+    }
+}
+
+/// Waits for the connections to end, or breaks them off when that is decided.
+async fn see_out(mut connections: JoinSet<()>, mut fate: watch::Receiver<Fate>) {
+    while !connections.is_empty() {
+        if *fate.borrow_and_update() == Fate::BreakOff {
+            connections.abort_all();
+        }
+        tokio::select! {
+            Some(ended) = connections.join_next() => report_panic(ended),
+            // Err: the pod is served anew, by another task, and nobody decides about these any more.
+            Ok(()) = fate.changed() => {}
         }
     }
 }

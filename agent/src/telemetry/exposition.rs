@@ -163,7 +163,7 @@ impl Scrape {
         for (reason, count) in &self.kernel.bypassed {
             counter(&mut family, &[("reason", *reason)], *count)?;
         }
-        let help = "Connections that the kernel programs refused by themselves";
+        let help = "Connections that the kernel programs refused by themselves, by why.";
         let mut family = out.counter("undermesh_kernel_refused_connections", help)?;
         for (reason, count) in &self.kernel.refused {
             counter(&mut family, &[("reason", *reason)], *count)?;

@@ -2,8 +2,12 @@
 //!
 //! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
 
+mod crash;
 mod endings;
+mod enrolment;
 mod inner;
+mod kernel;
+mod kit;
 mod lab;
 mod mesh;
 mod names;

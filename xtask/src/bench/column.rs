@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::ztunnel;
 use anyhow::{Context, Result};
-use undermesh_tests::lab::{Agent, AgentOptions, Lab, Manifest, Pod, PodSpec, Process};
+use undermesh_tests::lab::{Agent, AgentOptions, Lab, Manifest, Metrics, Pod, PodSpec, Process};
 
 /// Where nginx answers.
 pub const HTTP_PORT: u16 = 8080;
@@ -40,15 +40,19 @@ pub struct Column {
     pub client: Pod,
     pub near: Pod,
     pub far: Pod,
+    /// A pod on the client's node that is in no mesh.
+    pub outside: Pod,
+    /// Which program makes the loads that no package makes.
+    pub probe: PathBuf,
     proxies: Vec<Proxy>,
-    _servers: Vec<Process>,
+    servers: Vec<Process>,
     // Dropped last: it sweeps what the others live in.
     _lab: Lab,
 }
 
 impl Column {
     /// Makes the pods, puts the mesh under them and starts the servers.
-    pub fn make(name: &str, mesh: Mesh) -> Result<Self> {
+    pub fn make(name: &str, mesh: Mesh, probe: PathBuf) -> Result<Self> {
         let lab = Lab::create(&format!("um-bench-{name}"))?;
         let (node1, node2) = (lab.add_node()?, lab.add_node()?);
         let namespace = Manifest::namespace(NAMESPACE);
@@ -57,6 +61,8 @@ impl Column {
         let client = node1.add_pod(PodSpec::new(NAMESPACE, "client"))?;
         let near = node1.add_pod(PodSpec::new(NAMESPACE, "near"))?;
         let far = node2.add_pod(PodSpec::new(NAMESPACE, "far"))?;
+        lab.apply(&Manifest::namespace("outside"))?;
+        let outside = node1.add_pod(PodSpec::new("outside", "outside"))?;
         let mut proxies = Vec::new();
         match &mesh {
             Mesh::None => {}
@@ -75,10 +81,11 @@ impl Column {
             }
         }
         let mut servers = Vec::new();
-        for pod in [&near, &far] {
-            servers.extend(start_servers(&lab, pod)?);
+        for pod in [&near, &far, &outside] {
+            servers.extend(startservers(&lab, pod)?);
         }
-        Ok(Self { name: name.to_owned(), client, near, far, proxies, _servers: servers, _lab: lab })
+        let name = name.to_owned();
+        Ok(Self { name, client, near, far, outside, probe, proxies, servers, _lab: lab })
     }
 
     /// CPU seconds that the mesh's own processes have used so far.
@@ -86,12 +93,50 @@ impl Column {
         self.proxies.iter().map(|proxy| proxy.process().cpu_seconds()).sum()
     }
 
-    /// Fails, with its last words, if a process of the mesh has ended.
+    /// Resident memory of the mesh's processes, in bytes, node1's first; empty without a mesh.
+    pub fn proxy_memory(&self) -> Result<Vec<u64>> {
+        self.proxies.iter().map(|proxy| proxy.process().resident_bytes()).collect()
+    }
+
+    /// Adds idle pods to the client's node and waits until they are in the mesh; false where the mesh would not
+    /// hear of them.
+    pub fn add_pods(&mut self, count: usize) -> Result<bool> {
+        let Some(Proxy::Agent(agent)) = self.proxies.first() else { return Ok(false) };
+        for number in 0..count {
+            self.client.node().add_pod(PodSpec::new(NAMESPACE, &format!("idle-{number}")))?;
+        }
+        // Beside the client and the server that were there before.
+        let all = (count + 2) as f64;
+        let enrolled = |metrics: &Metrics| metrics.sum("undermesh_pods_enrolled", &[]) >= all;
+        agent.wait_metrics(Duration::from_secs(60), "all pods are enrolled", enrolled)?;
+        Ok(true)
+    }
+
+    /// Fails, with its last words, if a server or a process of the mesh has ended.
     pub fn check(&mut self) -> Result<()> {
+        self.servers.iter_mut().try_for_each(Process::check_running)?;
         self.proxies.iter_mut().try_for_each(|proxy| match proxy {
             Proxy::Agent(agent) => agent.check_running(),
             Proxy::Other(process) => process.check_running(),
         })
+    }
+
+    /// What the agents have to say of a load that failed: connections that did not end well, and their last words.
+    pub fn explain(&self) -> String {
+        let mut text = String::new();
+        for proxy in &self.proxies {
+            if let Proxy::Agent(agent) = proxy {
+                let metrics = agent.metrics().unwrap_or_default();
+                let ended =
+                    metrics.samples.iter().filter(|s| s.labels.get("reason").is_some_and(|r| r != "done"));
+                for sample in ended.filter(|sample| sample.value > 0.0) {
+                    text.push_str(&format!("{} {:?} {}\n", sample.name, sample.labels, sample.value));
+                }
+            }
+            text.push_str(&proxy.process().log_tail(5));
+            text.push('\n');
+        }
+        text
     }
 }
 
@@ -104,7 +149,7 @@ impl Proxy {
     }
 }
 
-fn start_servers(lab: &Lab, pod: &Pod) -> Result<[Process; 2]> {
+fn startservers(lab: &Lab, pod: &Pod) -> Result<[Process; 2]> {
     let dir = lab.dir().join(format!("nginx-{}", pod.name()));
     fs::create_dir_all(&dir)?;
     fs::write(dir.join("nginx.conf"), nginx_conf())?;
@@ -122,7 +167,7 @@ fn start_servers(lab: &Lab, pod: &Pod) -> Result<[Process; 2]> {
 fn nginx_conf() -> String {
     let body = "undermesh ".repeat(10)[..95].to_owned();
     format!(
-        "user root; daemon off; worker_processes 1; pid nginx.pid;
+        "user root; daemon off; worker_processes 1; worker_rlimit_nofile 8192; pid nginx.pid;
 events {{ worker_connections 4096; }}
 http {{
     access_log off;

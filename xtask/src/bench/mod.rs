@@ -6,10 +6,12 @@
 mod case;
 mod column;
 mod cpu;
+mod footprint;
+mod probe;
 mod report;
 mod ztunnel;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -34,6 +36,9 @@ pub struct Bench {
     /// Seconds of each measurement.
     #[arg(long)]
     seconds: Option<u64>,
+    /// Requests per second of the fixed-rate case: half of what the slowest column can do is a good choice.
+    #[arg(long, default_value_t = 5000)]
+    rate: u32,
     /// Measure only the cases whose names have this in them.
     #[arg(long)]
     only: Option<String>,
@@ -61,11 +66,15 @@ impl Bench {
         if !self.direct_only && self.agent.is_none() {
             Build { release: true }.run()?;
         }
+        let probe = probe::build(!self.direct_only && self.agent.is_none())?;
         sweep_on_signals()?;
         let cases: Vec<Case> = case::all().into_iter().filter(|case| self.is_wanted(case)).collect();
         ensure!(!cases.is_empty(), "no case has `{}` in its name", self.only.as_deref().unwrap_or_default());
-        let mut columns = self.columns()?;
-        let report = self.measure(&cases, &mut columns)?;
+        let mut columns = self.columns(&probe)?;
+        let mut report = self.measure(&cases, &mut columns)?;
+        for column in &mut columns {
+            report.add_footprint(footprint::measure(column, self.quick)?);
+        }
         drop(columns);
 
         println!("\n{}", report.table());
@@ -75,15 +84,15 @@ impl Bench {
         Ok(())
     }
 
-    fn columns(&self) -> Result<Vec<Column>> {
-        let mut columns = vec![Column::make("direct", Mesh::None)?];
+    fn columns(&self, probe: &Path) -> Result<Vec<Column>> {
+        let mut columns = vec![Column::make("direct", Mesh::None, probe.to_owned())?];
         if !self.direct_only {
             let agent = self.agent.clone().unwrap_or_else(|| paths::programs(true).join("undermesh"));
             let agent = std::fs::canonicalize(&agent).with_context(|| format!("no {}", agent.display()))?;
-            columns.push(Column::make("mesh", Mesh::Undermesh(agent))?);
+            columns.push(Column::make("mesh", Mesh::Undermesh(agent), probe.to_owned())?);
         }
         if let Some(ztunnel) = &self.peer {
-            columns.push(Column::make("ztunnel", Mesh::Ztunnel(ztunnel.clone()))?);
+            columns.push(Column::make("ztunnel", Mesh::Ztunnel(ztunnel.clone()), probe.to_owned())?);
         }
         Ok(columns)
     }
@@ -99,9 +108,12 @@ impl Bench {
                 for turn in 0..columns.len() {
                     let index = (turn + round) % columns.len();
                     let column = &mut columns[index];
-                    let figures = case.measure(column, length);
-                    let figures =
-                        figures.with_context(|| format!("{} in column {}", case.name(), column.name))?;
+                    let figures = case.measure(column, length, self.rate);
+                    // A server or an agent that has ended says more than the client that noticed.
+                    column.check()?;
+                    let figures = figures.with_context(|| {
+                        format!("{} in column {}\n{}", case.name(), column.name, column.explain())
+                    })?;
                     eprintln!("    {:48} {:10} {}", case.name(), column.name, report::brief(&figures));
                     report.add(case, index, figures);
                 }

@@ -8,6 +8,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::case::{Case, Figure, Span};
+use super::footprint::Footprint;
 use crate::say;
 
 /// All figures of a run.
@@ -16,6 +17,7 @@ pub struct Report {
     rounds: usize,
     length: Duration,
     rows: Vec<Row>,
+    footprints: Vec<Footprint>,
 }
 
 /// One figure of one case, with the samples of each column.
@@ -29,7 +31,7 @@ struct Row {
 impl Report {
     /// An empty report.
     pub fn new(columns: Vec<String>, rounds: usize, length: Duration) -> Self {
-        Self { columns, rounds, length, rows: Vec::new() }
+        Self { columns, rounds, length, rows: Vec::new(), footprints: Vec::new() }
     }
 
     /// Adds one round's figures of one case in one column.
@@ -44,6 +46,11 @@ impl Report {
             });
             self.rows[at].samples[column].push(value);
         }
+    }
+
+    /// Adds what one column's mesh costs at rest; none where there is no mesh.
+    pub fn add_footprint(&mut self, footprint: Option<Footprint>) {
+        self.footprints.extend(footprint);
     }
 
     /// `median [min..max]` of each column, and how the others compare with the first.
@@ -63,6 +70,13 @@ impl Report {
             }
             text.push_str(&format!("\n{}", say::table(&cells)));
         }
+        for Footprint { column, figures } in &self.footprints {
+            let mut cells = vec![vec![format!("AT REST: {column}")]];
+            cells.extend(
+                figures.iter().map(|Figure { name, value }| vec![(*name).to_owned(), figure(*value)]),
+            );
+            text.push_str(&format!("\n{}", say::table(&cells)));
+        }
         text
     }
 
@@ -76,6 +90,7 @@ impl Report {
             "cores": std::thread::available_parallelism()?.get(),
             "rounds": self.rounds,
             "seconds": self.length.as_secs(),
+            "at_rest": self.footprints.iter().map(Footprint::json).collect::<serde_json::Map<_, _>>(),
             "results": self.rows.iter().map(|row| self.row_json(row)).collect::<Vec<_>>(),
         });
         Ok(fs::write(path, serde_json::to_string_pretty(&report)?)?)

@@ -100,6 +100,8 @@ impl Compiler {
             changed |= self.publish_address(address);
         }
         self.loads.sweep();
+        // The first configuration is one however empty it is: an agent on a node without pods is ready, too.
+        changed |= self.snapshot.generation == 0;
         if changed {
             self.snapshot.generation += 1;
         }

@@ -1,3 +1,5 @@
+//! Documents in, snapshot out.
+
 use expect_test::{Expect, expect};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde_json::Value;

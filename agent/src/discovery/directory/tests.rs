@@ -1,3 +1,5 @@
+//! A real directory that changes, and what is published of it.
+
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use expect_test::{Expect, expect};

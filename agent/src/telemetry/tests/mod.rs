@@ -265,6 +265,7 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         undermesh_pods_not_enrolled{reason="impossible"} 1
         undermesh_pods_not_enrolled{reason="pending"} 1
         undermesh_bypassed_connections_total{reason="agent_down"} 4
+        undermesh_kernel_refused_connections_total{reason="plaintext"} 2
         undermesh_pod_tcp_retransmits_total{pod_name="web-0",pod_namespace="shop"} 1
         undermesh_pod_tcp_timeouts_total{pod_name="web-0",pod_namespace="shop"} 2
         undermesh_pod_tcp_connected_total{pod_name="web-0",pod_namespace="shop"} 3

@@ -1,0 +1,190 @@
+//! Keeps the kernel and the workers in step with the snapshot.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::report::obstacle;
+use crate::capture::Capture;
+use crate::model::{NodeInfo, Snapshot, Workload, WorkloadUid};
+use crate::proxy::{Fate, Workers};
+use crate::telemetry::{PodReport, PodState, Status, Telemetry};
+
+/// How often the agent looks after what ends by itself: codes out of use, pods whose processes are gone.
+const HOUSEKEEPING: Duration = Duration::from_secs(2);
+
+/// How soon a pod whose enrolment failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The pods of this node, as they are to be and as they are.
+pub(super) struct Mesh {
+    node: NodeInfo,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    status: Arc<Status>,
+    telemetry: Arc<Telemetry>,
+    capture: Capture,
+    workers: Workers,
+    /// The workloads of the snapshot that was applied last.
+    applied: OrdMap<WorkloadUid, Arc<Workload>>,
+    /// Those of this node that are to be enrolled and have what it takes.
+    wanted: HashMap<WorkloadUid, Arc<Workload>>,
+    /// Of these, the ones whose enrolment failed, and when to try again.
+    failed: HashMap<WorkloadUid, Instant>,
+}
+
+impl Mesh {
+    pub(super) fn new(
+        node: NodeInfo,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        status: Arc<Status>,
+        telemetry: Arc<Telemetry>,
+        capture: Capture,
+        workers: Workers,
+    ) -> Self {
+        Self {
+            node,
+            snapshot,
+            status,
+            telemetry,
+            capture,
+            workers,
+            applied: OrdMap::new(),
+            wanted: HashMap::new(),
+            failed: HashMap::new(),
+        }
+    }
+
+    /// Follows the snapshots for as long as there are any.
+    pub(super) async fn follow(&mut self, mut news: watch::Receiver<()>) -> anyhow::Result<()> {
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut settled = false;
+        loop {
+            let retry = self.failed.values().min().copied();
+            tokio::select! {
+                changed = news.changed() => {
+                    changed.context("the source of the configuration has ended")?;
+                    self.apply().await?;
+                    if !settled {
+                        settled = true;
+                        self.capture.forget_strangers();
+                    }
+                }
+                _ = housekeeping.tick() => self.tidy().await?,
+                () = sleep_until(retry), if retry.is_some() => self.try_again().await?,
+            }
+        }
+    }
+
+    /// Clients learn of a pod after it is enrolled, and forget it before it is not. Costs what has changed, not what
+    /// there is.
+    async fn apply(&mut self) -> anyhow::Result<()> {
+        let snapshot = self.snapshot.load_full();
+        if let Err(error) = self.capture.forget_destinations(&snapshot) {
+            error!(%error, "the kernel does not forget addresses that have left the mesh");
+        }
+        let before = std::mem::replace(&mut self.applied, snapshot.workloads.clone());
+        let after = self.applied.clone();
+        let (gone, current): (Vec<_>, Vec<_>) =
+            before.diff(&after).partition(|item| matches!(item, DiffItem::Remove(..)));
+        for item in gone.into_iter().chain(current) {
+            match item {
+                DiffItem::Remove(uid, _) => self.unwant(uid).await?,
+                DiffItem::Add(_, workload) | DiffItem::Update { new: (_, workload), .. } => {
+                    self.judge(workload).await?
+                }
+            }
+        }
+        if let Err(error) = self.capture.learn_destinations(&snapshot) {
+            error!(%error, "the kernel does not take the mesh's addresses");
+        }
+        self.telemetry.retain(&snapshot, Instant::now());
+        Ok(())
+    }
+
+    /// A workload that is new or has changed.
+    async fn judge(&mut self, workload: &Arc<Workload>) -> anyhow::Result<()> {
+        let wanted = workload.node.as_ref() == Some(&self.node.name)
+            && workload.enrolment.is_wanted()
+            && !workload.addresses.is_empty();
+        if !wanted {
+            return self.unwant(&workload.uid).await;
+        }
+        if self.capture.has_moved(workload) {
+            self.unwant(&workload.uid).await?;
+        }
+        self.wanted.insert(workload.uid.clone(), workload.clone());
+        if self.capture.is_enrolled(&workload.uid) {
+            if let Err(error) = self.capture.update(workload) {
+                error!(pod = %workload.pod, %error, "cannot update the pod in the kernel");
+            }
+            return Ok(());
+        }
+        self.enrol(workload).await
+    }
+
+    async fn enrol(&mut self, workload: &Arc<Workload>) -> anyhow::Result<()> {
+        let state = match self.capture.enrol(workload) {
+            Ok(pod) => {
+                info!(pod = %workload.pod, "enrolled");
+                self.failed.remove(&workload.uid);
+                self.workers.serve(pod).await?;
+                PodState::Enrolled { since: SystemTime::now() }
+            }
+            Err(error) => {
+                // The same failure every second would say nothing new.
+                if self.failed.insert(workload.uid.clone(), Instant::now() + RETRY).is_none() {
+                    warn!(pod = %workload.pod, %error, "cannot enrol the pod; trying again");
+                }
+                PodState::NotEnrolled { reason: obstacle(&error), detail: error.to_string() }
+            }
+        };
+        self.status.set_pod(workload.uid.clone(), PodReport { pod: workload.pod.clone(), state });
+        Ok(())
+    }
+
+    async fn unwant(&mut self, uid: &WorkloadUid) -> anyhow::Result<()> {
+        self.wanted.remove(uid);
+        self.failed.remove(uid);
+        self.status.remove_pod(uid);
+        if let Some(net) = self.capture.unenrol(uid) {
+            self.workers.release(&net, Fate::GoOn).await?;
+            info!(pod = %net.pod, "not enrolled any more");
+        }
+        Ok(())
+    }
+
+    async fn try_again(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let due: Vec<_> =
+            self.failed.iter().filter(|(_, at)| **at <= now).map(|(uid, _)| uid.clone()).collect();
+        for uid in due {
+            if let Some(workload) = self.wanted.get(&uid).cloned() {
+                self.enrol(&workload).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn tidy(&mut self) -> anyhow::Result<()> {
+        for net in self.capture.deserted() {
+            self.workers.release(&net, Fate::BreakOff).await?;
+        }
+        self.capture.tidy(Instant::now());
+        self.telemetry.retain(&self.snapshot.load(), Instant::now());
+        Ok(())
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

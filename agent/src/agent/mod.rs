@@ -1,0 +1,130 @@
+//! The wiring of `undermesh agent`: the one place that knows every module.
+
+mod mesh;
+mod report;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info};
+
+use crate::admin::Admin;
+use crate::balance::AffinityTable;
+use crate::capture::{Capture, CaptureSettings};
+use crate::discovery::directory::{Directory, Publication};
+use crate::model::{NodeInfo, Snapshot};
+use crate::proxy::{Proxy, ProxySettings, Workers};
+use crate::telemetry::{AccessLog, AccessLogSettings, Status, Telemetry, TelemetrySettings};
+
+use mesh::Mesh;
+
+/// How long the access log may take to write its last lines.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// Clients with session affinity that are remembered at one time.
+const AFFINITY_CLIENTS: usize = 100_000;
+
+/// Validated settings of the agent.
+#[derive(Debug)]
+pub struct AgentSettings {
+    /// This node.
+    pub node: NodeInfo,
+    /// The directory of manifests.
+    pub config_dir: PathBuf,
+    /// Where the admin endpoints listen.
+    pub admin_address: SocketAddr,
+    /// The kernel side.
+    pub capture: CaptureSettings,
+    /// The relay.
+    pub proxy: ProxySettings,
+    /// Where access-log lines go.
+    pub access_log: AccessLogSettings,
+}
+
+/// Runs until SIGTERM or SIGINT. Enrolled pods stay captured, in their down mode until the next agent takes over.
+pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
+    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+    let status = Status::new(settings.node.name.clone(), snapshot.clone());
+    let access_log = AccessLog::start(&settings.access_log).context("starting the access log")?;
+    let telemetry = Telemetry::new(TelemetrySettings::default(), status.clone(), access_log);
+
+    let capture = Capture::start(settings.capture)?;
+    let proxy = Arc::new(Proxy {
+        snapshot: snapshot.clone(),
+        codes: capture.code_table(),
+        enrolled: capture.enrolled(),
+        telemetry: telemetry.clone(),
+        affinity: AffinityTable::new(AFFINITY_CLIENTS),
+        settings: settings.proxy,
+        open: AtomicUsize::new(0),
+    });
+    let workers = Workers::start(capture.workers(), &proxy, &capture)?;
+    watch_workers(&capture, &workers)?;
+    report::kernel_counters_at_scrape(&telemetry, &capture)?;
+
+    let admin = Admin::bind(settings.admin_address, telemetry.clone()).await?;
+    info!(address = %admin.local_address(), "admin endpoints");
+    tokio::spawn(admin.serve(std::future::pending()));
+
+    let directory = Directory::open(&settings.config_dir, settings.node.clone())?;
+    let (published, news) = watch::channel(());
+    let publish = {
+        let (snapshot, status) = (snapshot.clone(), status.clone());
+        move |Publication { snapshot: next, rejections }: Publication| {
+            report::rejections(&status, &rejections);
+            snapshot.store(next);
+            published.send_replace(());
+        }
+    };
+    publish(directory.publication());
+
+    let mut mesh = Mesh::new(settings.node, snapshot, status, telemetry.clone(), capture, workers);
+    let ended = tokio::select! {
+        result = mesh.follow(news) => result,
+        ended = directory.follow(publish) => {
+            let Err(error) = ended;
+            Err(error).context("following the directory of manifests")
+        }
+        () = stop_signal() => {
+            info!("stopping; enrolled pods stay in their down mode until the next agent takes over");
+            Ok(())
+        }
+    };
+    telemetry.access_log().flush(LAST_LINES);
+    ended
+}
+
+/// A thread of its own, so that it tells a hung worker from a hung everything.
+fn watch_workers(capture: &Capture, workers: &Workers) -> anyhow::Result<()> {
+    const BEAT: Duration = Duration::from_millis(500);
+    let mut heartbeat = capture.heartbeat()?;
+    let last_tick = workers.last_tick();
+    std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
+        loop {
+            if let Err(error) = heartbeat.beat(last_tick()) {
+                error!(%error, "cannot write the heartbeat");
+            }
+            std::thread::sleep(BEAT);
+        }
+    })?;
+    Ok(())
+}
+
+async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,91 @@
+//! What the agent says of itself, put into the words of telemetry.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tracing::warn;
+
+use crate::capture::{Capture, CaptureError, Counters, Part, PodCounters, PodNet};
+use crate::config;
+use crate::telemetry::{self, KernelCounters, NotEnrolledReason, PodTcp, Status, Telemetry};
+
+/// Has the kernel's counters read whenever the metrics are.
+pub(super) fn kernel_counters_at_scrape(telemetry: &Arc<Telemetry>, capture: &Capture) -> anyhow::Result<()> {
+    let counters = capture.counters()?;
+    let enrolled = capture.enrolled();
+    telemetry.on_scrape(move |telemetry| {
+        let pods: HashMap<u64, Arc<PodNet>> =
+            enrolled.load().values().map(|net| (net.cookie, net.clone())).collect();
+        telemetry.set_kernel_counters(kernel_counters(&counters, pods.values()));
+    });
+    Ok(())
+}
+
+fn kernel_counters<'a>(
+    counters: &PodCounters,
+    pods: impl Iterator<Item = &'a Arc<PodNet>>,
+) -> KernelCounters {
+    let total = counters.total();
+    KernelCounters {
+        bypassed: vec![
+            ("agent_down", total.bypassed_agent_down),
+            ("inbound_agent_down", total.inbound_bypassed_agent_down),
+            ("inner_netns", total.bypassed_inner_netns),
+            ("other_interface", total.bypassed_interface),
+        ],
+        refused: vec![
+            ("agent_down", total.refused_agent_down),
+            ("inbound_agent_down", total.inbound_refused_agent_down),
+            ("inner_netns", total.refused_inner_netns),
+            ("plaintext", total.inbound_refused_strict),
+            ("listener_dial", total.refused_listener_dial),
+        ],
+        pods: pods.map(|net| pod_tcp(net, &counters.of(net.cookie))).collect(),
+    }
+}
+
+fn pod_tcp(net: &PodNet, counters: &Counters) -> PodTcp {
+    PodTcp {
+        pod: net.pod.clone(),
+        retransmits: counters.tcp_retransmits,
+        timeouts: counters.tcp_timeouts,
+        connected: counters.tcp_active_opens,
+        accepted: counters.tcp_passive_opens,
+    }
+}
+
+/// What kind of obstacle an error is, for the metric.
+pub(super) fn obstacle(error: &CaptureError) -> NotEnrolledReason {
+    match error {
+        CaptureError::Step { part: Part::Netns, .. } => NotEnrolledReason::NetnsUnavailable,
+        CaptureError::Step { part: Part::Cgroup, .. } => NotEnrolledReason::CgroupUnavailable,
+        CaptureError::Step { part: Part::Listeners, .. } => NotEnrolledReason::ListenFailed,
+        CaptureError::Step { part: Part::Links, .. } | CaptureError::Load(_) | CaptureError::Map { .. } => {
+            NotEnrolledReason::AttachFailed
+        }
+        CaptureError::Step { part: Part::Workers, .. } | CaptureError::Preflight(_) => {
+            NotEnrolledReason::Internal
+        }
+    }
+}
+
+/// Logs what is rejected anew, and reports all that is.
+pub(super) fn rejections(status: &Status, rejections: &[config::Rejection]) {
+    let reports: Vec<_> = rejections.iter().map(rejection_report).collect();
+    let before = status.rejections();
+    for (rejection, _) in rejections.iter().zip(&reports).filter(|(_, report)| !before.contains(report)) {
+        warn!(%rejection, "rejected");
+    }
+    status.set_rejections(reports);
+}
+
+fn rejection_report(rejection: &config::Rejection) -> telemetry::Rejection {
+    let field = rejection.field.to_string();
+    telemetry::Rejection {
+        origin: rejection.file.display().to_string(),
+        line: rejection.position.map(|position| position.line.into()),
+        object: rejection.object.as_ref().map(ToString::to_string),
+        field: (!field.is_empty()).then_some(field),
+        message: rejection.message.clone(),
+    }
+}

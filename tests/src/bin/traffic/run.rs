@@ -1,0 +1,63 @@
+//! Clients that dial without a pause while something happens to the agents.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::Result;
+use nix::time::{ClockId, clock_gettime};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::LocalSet;
+
+use crate::dial::{Exchange, describe, within};
+
+/// Failures that are listed one by one.
+const LISTED: usize = 200;
+
+pub(crate) async fn run(to: SocketAddr, clients: usize) -> Result<()> {
+    let mut stop = signal(SignalKind::terminate())?;
+    let (made, ended_badly) = (Rc::new(Cell::new(0u64)), Rc::new(Cell::new(0u64)));
+    let failed = Rc::new(RefCell::new(Vec::new()));
+    let local = LocalSet::new();
+    for _ in 0..clients {
+        let (made, ended_badly, failed) = (made.clone(), ended_badly.clone(), failed.clone());
+        local.spawn_local(async move {
+            loop {
+                let began_ns = monotonic_ns()?;
+                let once = async {
+                    let mut exchange = Exchange::open(to).await?;
+                    exchange.line("a line to be echoed").await?;
+                    exchange.close().await
+                };
+                let ended = within(Duration::from_secs(5), once).await;
+                let ended_ns = monotonic_ns()?;
+                made.set(made.get() + 1);
+                if let Err(error) = ended {
+                    ended_badly.set(ended_badly.get() + 1);
+                    if failed.borrow().len() < LISTED {
+                        failed.borrow_mut().push(
+                            json!({ "began_ns": began_ns, "ended_ns": ended_ns, "error": describe(&error) }),
+                        );
+                    }
+                }
+            }
+            #[expect(unreachable_code, reason = "it says what `?` above returns")]
+            anyhow::Ok(())
+        });
+    }
+    println!("running");
+    local.run_until(stop.recv()).await;
+    println!(
+        "{}",
+        json!({ "made": made.get(), "failed_in_all": ended_badly.get(), "failed": *failed.borrow() })
+    );
+    Ok(())
+}
+
+/// The clock that the test has, too.
+fn monotonic_ns() -> Result<i64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(now.tv_sec() * 1_000_000_000 + now.tv_nsec())
+}

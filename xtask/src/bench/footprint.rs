@@ -1,0 +1,71 @@
+//! What a mesh costs while nothing happens: memory and CPU time.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::{Map, Value, json};
+
+use super::case::Figure;
+use super::column::Column;
+use super::probe;
+
+const CONNECTIONS: usize = 1000;
+const PODS: usize = 100;
+const KIB: f64 = 1024.0;
+
+/// One column's figures.
+pub struct Footprint {
+    /// The column.
+    pub column: String,
+    /// Its figures.
+    pub figures: Vec<Figure>,
+}
+
+impl Footprint {
+    /// The figures as a member of the report.
+    pub fn json(&self) -> (String, Value) {
+        let figures = self.figures.iter().map(|figure| (figure.name.to_owned(), json!(figure.value)));
+        (self.column.clone(), Value::Object(figures.collect::<Map<_, _>>()))
+    }
+}
+
+/// Measures after the loads, so memory that a load has left behind counts; nothing for a column without a mesh. Adds
+/// idle pods, so it comes last.
+pub fn measure(column: &mut Column, quick: bool) -> Result<Option<Footprint>> {
+    let Some(before) = memory(column)? else { return Ok(None) };
+    let held = probe::hold(column, CONNECTIONS)?;
+    settle();
+    let with_connections = memory(column)?.unwrap_or(before);
+    drop(held);
+    settle();
+
+    let mut figures = vec![
+        Figure { name: "node1's proxy after the loads, MiB", value: before / KIB / KIB },
+        Figure {
+            name: "per idle connection, KiB",
+            value: (with_connections - before) / CONNECTIONS as f64 / KIB,
+        },
+    ];
+    let before_pods = memory(column)?.unwrap_or(before);
+    if column.add_pods(PODS)? {
+        settle();
+        let with_pods = memory(column)?.unwrap_or(before_pods);
+        let name = "per idle pod, KiB";
+        figures.push(Figure { name, value: (with_pods - before_pods) / PODS as f64 / KIB });
+        let (watched, cpu) = (Duration::from_secs(if quick { 3 } else { 20 }), column.proxy_cpu()?);
+        std::thread::sleep(watched);
+        let idle = (column.proxy_cpu()? - cpu) / watched.as_secs_f64();
+        figures.push(Figure { name: "both proxies with 100 idle pods, % of a core", value: idle * 100.0 });
+    }
+    Ok(Some(Footprint { column: column.name.clone(), figures }))
+}
+
+/// Resident memory of the proxy on the client's node.
+fn memory(column: &Column) -> Result<Option<f64>> {
+    Ok(column.proxy_memory()?.first().map(|bytes| *bytes as f64))
+}
+
+/// What comes after the last answer, such as closing and freeing, takes a moment.
+fn settle() {
+    std::thread::sleep(Duration::from_secs(1));
+}
