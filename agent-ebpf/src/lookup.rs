@@ -38,7 +38,6 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     let inbound = Inbound { pod, local: &local.address, local_port: local.port, remote: &remote.address };
     match inbound.steer() {
         Steer::Pass => PASS,
-        Steer::Refuse => DROP,
         Steer::RefuseListenerDial => {
             count(cookie, |c| c.refused_listener_dial += 1);
             DROP
