@@ -3,6 +3,7 @@
 //! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
 
 mod crash;
+mod endings;
 mod enrolment;
 mod inner;
 mod kernel;
@@ -13,3 +14,4 @@ mod names;
 mod own;
 mod ports;
 mod sockets;
+mod transfers;

@@ -119,7 +119,7 @@ impl Step {
             Self::Hear(count) => hear(stream, *count),
             Self::HearLine => hear_line(stream),
             Self::HearEnd => Ok(hear_end(stream)),
-            Self::Echo => io::copy(&mut stream.try_clone()?, stream).map(|count| format!("echoed {count}")),
+            Self::Echo => echo(stream),
             Self::Shut => stream.shutdown(Shutdown::Write).map(|()| "shut".to_owned()),
             Self::Reset => reset(stream),
             Self::Broken => broken(stream),
@@ -159,6 +159,12 @@ fn hear_end(stream: &mut TcpStream) -> String {
     let ended = stream.read_to_end(&mut bytes);
     let text = String::from_utf8_lossy(&bytes).into_owned();
     format!("{text}|{}", ended.map_or_else(|error| errno(&error), |_| "end".to_owned()))
+}
+
+/// For as long as the other side wants.
+fn echo(stream: &mut TcpStream) -> io::Result<String> {
+    stream.set_read_timeout(None)?;
+    io::copy(&mut stream.try_clone()?, stream).map(|count| format!("echoed {count}"))
 }
 
 /// The RST leaves when the socket is closed, and the script's end does that; here the stream is replaced by a

@@ -1,0 +1,147 @@
+//! Bytes arrive whole, whatever their number and pace.
+
+use std::process::Command;
+use std::thread::scope;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use undermesh_tests::lab::{Process, binary, eventually};
+use undermesh_tests::require;
+use undermesh_tests::require::Feature;
+
+use crate::mesh::{LIMIT, Mesh, at, listen, witness_within};
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn bulk_in_both_directions_at_once_arrives_whole() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mesh = Mesh::running("um-e2e-bulk", &[])?;
+    let size = 64 * MIB;
+    for pod in mesh.servers() {
+        let script = format!("exchange:{size}:2:1,hear-end");
+        let server = listen(pod, 7001, &["--script", &script])?;
+        for (number, ip) in [pod.ip(), pod.ip6()].into_iter().enumerate() {
+            let script = format!("exchange:{size}:1:2,shut,hear-end");
+            let told = mesh.client(&["connect", &at(ip, 7001), "--script", &script])?;
+            let whole = format!("poured {size}, drained {size}");
+            ensure!(told[0]["saw"][0] == *whole && told[0]["saw"][2] == "|end", "the client at {ip}: {told}");
+            let server = nth_line(&server, number)?;
+            ensure!(server["saw"][0] == *whole && server["saw"][1] == "|end", "the server at {ip}: {server}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_slow_reader_slows_its_sender_and_fills_no_memory() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mesh = Mesh::running("um-e2e-slow-reader", &[])?;
+    let gate = mesh.lab.dir().join("gate");
+    let server_script = format!("gate:{},drain-all:1", gate.display());
+    let to: Vec<String> = mesh.servers().map(|pod| at(pod.ip(), 7001)).into();
+    let servers = mesh.servers().into_iter().map(|pod| listen(pod, 7001, &["--script", &server_script]));
+    let servers = servers.collect::<Result<Vec<_>>>()?;
+    let before = resident(&mesh)?;
+
+    let connections = 16;
+    let mut clients = Vec::new();
+    for number in 0..connections {
+        let mut client = Command::new(binary("witness")?);
+        // It stays for as long as the gate is closed, and ends when all has been taken.
+        let script = format!("stuff:1,gate:{},shut,hear-end", gate.display());
+        client.args(["connect", &to[number % 2], "--script", &script]);
+        clients.push(mesh.client.spawn(client)?);
+    }
+    let stuck = "every sender is held up";
+    let held_up = mesh.agent().wait_metrics(Duration::from_secs(30), stuck, |metrics| {
+        metrics.sum("undermesh_tcp_connections_active", &[("reporter", "source")]) == connections as f64
+    })?;
+    drop(held_up);
+    settle(&mesh)?;
+    let grown = resident(&mesh)?.saturating_sub(before);
+    ensure!(grown < 24 * MIB, "the agents' memory grew by {grown} bytes for {connections} slow readers");
+
+    std::fs::write(&gate, "")?;
+    let mut sent = Vec::new();
+    for client in &mut clients {
+        client.wait(LIMIT)?;
+        let told: Value = serde_json::from_str(&client.output())?;
+        let bytes = told[0]["saw"][0].as_str().and_then(|bytes| bytes.parse::<u64>().ok());
+        sent.push(bytes.with_context(|| format!("a sender saw {told}"))?);
+        ensure!(told[0]["saw"][3] == "|end", "a sender saw {told}");
+    }
+    ensure!(sent.iter().all(|bytes| *bytes < 64 * MIB), "a sender was not held up: {sent:?}");
+    let mut received = Vec::new();
+    for server in &servers {
+        for number in 0..connections / 2 {
+            let told = nth_line(server, number)?;
+            let bytes = told["saw"][1].as_str().and_then(|bytes| bytes.parse::<u64>().ok());
+            received.push(bytes.with_context(|| format!("a receiver saw {told}"))?);
+        }
+    }
+    sent.sort_unstable();
+    received.sort_unstable();
+    ensure!(sent == received, "sent {sent:?}, received {received:?}");
+    Ok(())
+}
+
+#[test]
+fn an_idle_minute_ends_no_connection() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    // Every second a probe, so that sixty have been answered by the end.
+    let keepalive = ["--keepalive-time", "1", "--keepalive-interval", "1", "--keepalive-probes", "3"];
+    let mesh = Mesh::running("um-e2e-idle", &keepalive)?;
+    let script = "hear-line,say:ping,hear:4,pause:60000,say:still,hear:5,shut,hear-end";
+
+    let told = scope(|scope| {
+        let ips = mesh.servers().into_iter().flat_map(|pod| [pod.ip(), pod.ip6()]);
+        let threads: Vec<_> = ips
+            .map(|ip| {
+                let mesh = &mesh;
+                let dial = move || {
+                    witness_within(
+                        &mesh.client,
+                        &["connect", &at(ip, crate::mesh::PORT), "--script", script],
+                        2 * LIMIT,
+                    )
+                };
+                scope.spawn(dial)
+            })
+            .collect();
+        let join =
+            |thread: std::thread::ScopedJoinHandle<'_, Result<Value>>| thread.join().expect("no panic");
+        threads.into_iter().map(join).collect::<Result<Vec<_>>>()
+    })?;
+    for told in told {
+        ensure!(told[0]["saw"][5] == "still" && told[0]["saw"][7] == "|end", "after an idle minute: {told}");
+    }
+    Ok(())
+}
+
+/// The line that a scripted server prints at the end of its n-th connection.
+fn nth_line(server: &Process, number: usize) -> Result<Value> {
+    let line = eventually(LIMIT, "the server has told what it saw", || {
+        let output = server.output();
+        output.lines().nth(number).map(str::to_owned).with_context(|| format!("so far: {output}"))
+    })?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+/// Resident memory of both agents.
+fn resident(mesh: &Mesh) -> Result<u64> {
+    mesh.agents.iter().map(|agent| agent.process().resident_bytes()).sum()
+}
+
+/// Waits until no byte has moved for a second.
+fn settle(mesh: &Mesh) -> Result<()> {
+    let moved = || -> Result<f64> { Ok(mesh.agent().metrics()?.sum("undermesh_tcp_sent_bytes_total", &[])) };
+    eventually(Duration::from_secs(30), "the senders stand still", || {
+        let before = moved()?;
+        std::thread::sleep(Duration::from_secs(1));
+        let after = moved()?;
+        ensure!(before > 0.0 && before == after, "{before} bytes, then {after}");
+        Ok(())
+    })
+}
