@@ -7,3 +7,4 @@ mod enrolment;
 mod kernel;
 mod kit;
 mod lab;
+mod services;
