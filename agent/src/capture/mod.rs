@@ -32,7 +32,7 @@ pub use codes::{Code, CodeTable, bound_source};
 pub use counters::PodCounters;
 pub use dial::{Dial, Dialer};
 pub use listener::PodListeners;
-pub use netns::{Netns, go_home as leave_netns};
+pub use netns::{Netns, leave_unless as leave_netns_unless};
 pub use pod::PodNet;
 pub use preflight::Preflight;
 pub use undermesh_common::maps::Counters;
@@ -122,6 +122,8 @@ pub struct Capture {
     retiring: Vec<Retiring>,
     /// What was counted for pods that have left.
     retired: Arc<Mutex<Counters>>,
+    /// A pod has left whose vouched connections nobody removes any more.
+    vouched_stale: bool,
 }
 
 /// An un-enrolled pod whose connections go on.
@@ -160,6 +162,7 @@ impl Capture {
             by_address: EnrolledPods::default(),
             retiring: Vec::new(),
             retired: Arc::default(),
+            vouched_stale: false,
         })
     }
 
@@ -269,14 +272,16 @@ impl Capture {
             *self.retired.lock().unwrap_or_else(PoisonError::into_inner) += counters.of(net.cookie);
         }
         enrolled.unenrol(&mut self.programs);
+        self.vouched_stale = true;
         self.retiring.push(Retiring { net: net.clone(), cgroup: enrolled.cgroup });
         Some(net)
     }
 
-    /// Removes pins of pods that an earlier agent had enrolled and that are not to be enrolled now.
-    pub fn forget_strangers(&mut self) {
-        let ours: Vec<u64> = self.pods.values().map(|enrolled| enrolled.net.cookie).collect();
-        match self.programs.forget_pods_except(&ours) {
+    /// Removes what an earlier agent left of pods that are not to be enrolled now. One that is wanted and could not be
+    /// enrolled yet keeps its programs: it is in its down mode meanwhile.
+    pub fn forget_strangers<'a>(&self, wanted: impl Iterator<Item = &'a Workload>) {
+        let wanted: Vec<String> = wanted.map(|workload| pod::pin_prefix(&workload.pod)).collect();
+        match self.programs.forget_pods_except(|pin| wanted.iter().any(|prefix| pin.starts_with(prefix))) {
             Ok(0) => {}
             Ok(count) => info!(count, "removed what an earlier agent had left of pods no longer enrolled"),
             Err(error) => warn!(%error, "cannot remove what an earlier agent left"),
@@ -286,6 +291,12 @@ impl Capture {
     /// Housekeeping, every few seconds: codes that no connection shows any more, namespaces of pods that have gone.
     pub fn tidy(&mut self, now: Instant) {
         self.codes.tidy(now);
+        if std::mem::take(&mut self.vouched_stale) {
+            let enrolled = self.by_address.load();
+            if let Err(error) = self.programs.forget_vouched(|server| enrolled.contains_key(&server)) {
+                warn!(%error, "cannot remove vouchers for pods that have left");
+            }
+        }
         let enrolled = &self.pods;
         self.retiring.retain(|Retiring { net, .. }| {
             // One reference here; the others are connections.

@@ -181,7 +181,12 @@ impl Enrolled {
 
 /// A bpffs takes no dots in names.
 fn pin_label(pod: &ObjectRef, cookie: u64) -> String {
-    format!("{}_{}_{cookie}", pod.namespace, pod.name).replace('.', "-")
+    format!("{}{cookie}", pin_prefix(pod))
+}
+
+/// What the labels of a pod's pins begin with, whatever its network namespace.
+pub(super) fn pin_prefix(pod: &ObjectRef) -> String {
+    format!("{}_{}_", pod.namespace, pod.name).replace('.', "-")
 }
 
 fn map_entry(netns: &Netns, workload: &Workload) -> Result<Pod, CaptureError> {
