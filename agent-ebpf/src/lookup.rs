@@ -42,6 +42,7 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
             count(cookie, |c| c.refused_listener_dial += 1);
             DROP
         }
+        Steer::Refuse => DROP,
         // SK_PASS without a socket would lead to the application's own wildcard listener.
         Steer::Outbound => assign(&ctx, cookie, OUTBOUND).map_or(DROP, |()| PASS),
         // SAFETY: only asked whether there is an entry.
