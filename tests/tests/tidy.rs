@@ -133,6 +133,19 @@ fn files_are_short_and_say_what_they_are() {
 }
 
 #[test]
+fn behaviour_is_shown_by_tests_that_exist() {
+    let page = fs::read_to_string(workspace().join("docs/behaviour.md")).unwrap();
+    let mut wrong = Vec::new();
+    for (module, test) in page.split('`').skip(1).step_by(2).filter_map(|word| word.split_once("::")) {
+        let source = fs::read_to_string(workspace().join(format!("tests/tests/e2e/{module}.rs")));
+        if !source.is_ok_and(|source| source.contains(&format!("fn {test}()"))) {
+            wrong.push(format!("docs/behaviour.md: there is no test {module}::{test}"));
+        }
+    }
+    assert_none(&wrong);
+}
+
+#[test]
 fn imports_are_read_off_the_code() {
     let check = |code: &str, expected: &[&str]| assert_eq!(imports(code), expected, "{code}");
     check("use crate::model::Snapshot;", &["model"]);

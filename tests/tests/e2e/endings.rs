@@ -3,7 +3,7 @@
 //! A script for each side is followed without the mesh first; then with it, each side must see the same, step by step.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -23,7 +23,17 @@ struct Story {
     server: &'static str,
 }
 
-const HALF_CLOSES: [Story; 5] = [
+const HALF_CLOSES: [Story; 7] = [
+    Story {
+        name: "the server closes before a late reader has begun",
+        client: "pause:300,drain:5000000:1,hear-end",
+        server: "pour:5000000:1",
+    },
+    Story {
+        name: "the client closes before a late reader has begun",
+        client: "pour:5000000:2",
+        server: "pause:300,drain:5000000:2,hear-end",
+    },
     Story {
         name: "the server speaks first",
         client: "hear:7,say:hello,hear-end",
@@ -124,6 +134,31 @@ fn what_was_refused_is_now_accepted_and_reset() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+#[test]
+fn an_unreachable_server_resets_within_the_time_limit() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mesh = Mesh::running("um-e2e-unreachable", &["--connect-timeout", "2"])?;
+    mesh.lab.cut(&mesh.nodes[1])?;
+    let began = Instant::now();
+    let told = mesh.client(&["connect", &at(mesh.far.ip(), PORT), "--script", "hear-end"])?;
+    let took = began.elapsed();
+    ensure!(told[0]["connect"] == "ok" && told[0]["saw"][0] == "|ECONNRESET", "{told}");
+    ensure!(took < Duration::from_secs(5), "it took {took:?}");
+    mesh.agent().wait_metrics(Duration::from_secs(5), "the lost way is counted", |metrics| {
+        counted(metrics, REFUSED, "connect_timeout") + counted(metrics, REFUSED, "connect_unreachable") == 1.0
+    })?;
+    Ok(())
+}
+
+/// The relay passes no urgent byte on, and a server that asks for none misses none.
+#[test]
+fn urgent_data_leaves_the_rest_of_the_stream_whole() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let story =
+        Story { name: "urgent", client: "say:one,urgent:X,say:two,shut,hear-end", server: "hear-end" };
+    same_with_and_without("um-e2e-urgent", &[story])
 }
 
 #[test]

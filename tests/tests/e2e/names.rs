@@ -5,13 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::process::Command;
 
 use anyhow::{Result, ensure};
-use undermesh_tests::lab::Pod;
+use undermesh_tests::lab::{Node, Pod, PodSpec, binary};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
-use crate::mesh::{BYPASSED, Mesh, OPENED, PORT, SERVICE_PORT, at, counted, names, service_ips};
+use crate::mesh::{
+    BYPASSED, LIMIT, Mesh, OPENED, PORT, SERVICE_PORT, at, counted, listen, names, service_ips, witness,
+};
 
 /// How the client makes its socket: a name, whether it is for IPv4 alone, and the arguments. `OWN` stands for the
 /// pod's own address of the family, `SECOND` for that on its second network.
@@ -78,6 +81,74 @@ fn a_socket_bound_to_another_network_goes_its_own_way() -> Result<()> {
     ensure!(bypassed == 1.0, "{bypassed} connections counted as bypassed by their interface");
     let captured = metrics.sum(OPENED, &[("reporter", "source")]);
     ensure!(captured == 0.0, "{captured} connections were captured");
+    Ok(())
+}
+
+#[test]
+fn a_captured_socket_forgets_the_interface_it_was_bound_to() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::create("um-e2e-names-device")?;
+    let to = at(mesh.near.ip(), PORT);
+    let dial = ["connect", &to, "--device", "eth0"];
+    let without = mesh.client(&dial)?;
+    ensure!(without[0]["device"] == "eth0", "without the mesh: {without}");
+    mesh.start(&[])?;
+    let with = mesh.client(&dial)?;
+    ensure!(with[0]["connect"] == "ok" && with[0].get("device").is_none(), "with the mesh: {with}");
+    Ok(())
+}
+
+#[test]
+fn callers_from_outside_the_mesh_are_seen_as_they_are() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::create("um-e2e-names-outside")?;
+    let wild = |node: &Node| node.add_pod(PodSpec::new("wild", &format!("wild-{}", node.name())));
+    let callers = [wild(&mesh.nodes[0])?, wild(&mesh.nodes[1])?];
+    let dial_all = |mesh: &Mesh| -> Result<Vec<String>> {
+        let mut seen = Vec::new();
+        for to in [mesh.near.ip(), mesh.near.ip6()].map(|ip| at(ip, PORT)) {
+            for pod in &callers {
+                seen.push(names(&witness(pod, &["connect", &to])?)?);
+            }
+            // The nodes themselves, as the kubelet's probes come.
+            for node in &mesh.nodes {
+                let mut command = Command::new(binary("witness")?);
+                command.args(["connect", &to]);
+                seen.push(names(&serde_json::from_str(&node.run(command, LIMIT)?.success()?)?)?);
+            }
+        }
+        Ok(seen)
+    };
+    let without = dial_all(&mesh)?;
+    mesh.start(&[])?;
+    let with = dial_all(&mesh)?;
+    ensure!(with == without, "without: {without:#?}\nwith: {with:#?}");
+    let relayed = mesh.agent().metrics()?.sum(OPENED, &[("reporter", "destination")]);
+    ensure!(relayed == with.len() as f64, "{relayed} of {} connections were relayed", with.len());
+    Ok(())
+}
+
+#[test]
+fn a_server_of_ipv4_alone_sees_the_same() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::create("um-e2e-names-v4")?;
+    let everywhere = ["--at", "0.0.0.0"];
+    let _servers =
+        mesh.servers().into_iter().map(|pod| listen(pod, 7001, &everywhere)).collect::<Result<Vec<_>>>()?;
+    let dial_all = |mesh: &Mesh| -> Result<Vec<String>> {
+        let mut seen = Vec::new();
+        for to in mesh.servers().map(|pod| at(pod.ip(), 7001)) {
+            seen.push(names(&mesh.client(&["connect", &to])?)?);
+            seen.push(names(&mesh.client(&["connect", &to, "--dual-stack"])?)?);
+        }
+        Ok(seen)
+    };
+    let without = dial_all(&mesh)?;
+    mesh.start(&[])?;
+    let with = dial_all(&mesh)?;
+    // The client of the two connections to the near server is seen in full, see the module's head.
+    let same = with.iter().zip(&without).map(|(with, without)| with.replace("OTHER", "PORT") == *without);
+    ensure!(with[..2] == without[..2] && same.into_iter().all(|same| same), "{without:#?}\nwith: {with:#?}");
     Ok(())
 }
 

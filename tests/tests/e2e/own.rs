@@ -34,6 +34,26 @@ fn a_pods_talk_with_itself_is_untouched() -> Result<()> {
 }
 
 #[test]
+fn a_server_is_reached_at_the_addresses_it_listens_at_alone() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::create("um-e2e-own-address")?;
+    let (private, public) = (["--at", "127.0.0.1"], ["--at", &mesh.near.ip().to_string()]);
+    let _servers = [listen(&mesh.near, 7001, &private)?, listen(&mesh.near, 7002, &public)?];
+    let [to_private, to_public, to_other_family] =
+        [(mesh.near.ip(), 7001), (mesh.near.ip(), 7002), (mesh.near.ip6(), 7002)]
+            .map(|(ip, port)| at(ip, port));
+    let without = names(&mesh.client(&["connect", &to_public])?)?;
+    mesh.start(&[])?;
+    let with = names(&mesh.client(&["connect", &to_public])?)?;
+    ensure!(with == without, "without: {without}\n   with: {with}");
+    for to in [to_private, to_other_family] {
+        let told = mesh.client(&["connect", &to, "--script", "hear-end"])?;
+        ensure!(told[0]["saw"][0] == "|ECONNRESET", "{to}, where nobody listens: {told}");
+    }
+    Ok(())
+}
+
+#[test]
 fn udp_is_untouched() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let mut mesh = Mesh::create("um-e2e-udp")?;

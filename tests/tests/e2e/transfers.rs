@@ -10,7 +10,7 @@ use undermesh_tests::lab::{Process, binary, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
-use crate::mesh::{LIMIT, Mesh, at, listen, witness_within};
+use crate::mesh::{LIMIT, Mesh, PORT, at, listen, witness_within};
 
 const MIB: u64 = 1 << 20;
 
@@ -54,11 +54,9 @@ fn a_slow_reader_slows_its_sender_and_fills_no_memory() -> Result<()> {
         client.args(["connect", &to[number % 2], "--script", &script]);
         clients.push(mesh.client.spawn(client)?);
     }
-    let stuck = "every sender is held up";
-    let held_up = mesh.agent().wait_metrics(Duration::from_secs(30), stuck, |metrics| {
+    mesh.agent().wait_metrics(Duration::from_secs(30), "every sender is relayed", |metrics| {
         metrics.sum("undermesh_tcp_connections_active", &[("reporter", "source")]) == connections as f64
     })?;
-    drop(held_up);
     settle(&mesh)?;
     let grown = resident(&mesh)?.saturating_sub(before);
     ensure!(grown < 24 * MIB, "the agents' memory grew by {grown} bytes for {connections} slow readers");
@@ -95,26 +93,16 @@ fn an_idle_minute_ends_no_connection() -> Result<()> {
     let mesh = Mesh::running("um-e2e-idle", &keepalive)?;
     let script = "hear-line,say:ping,hear:4,pause:60000,say:still,hear:5,shut,hear-end";
 
-    let told = scope(|scope| {
+    let dial = |ip| {
+        let to = at(ip, PORT);
+        witness_within(&mesh.client, &["connect", &to, "--script", script], 2 * LIMIT)
+    };
+    let all_told = scope(|scope| {
         let ips = mesh.servers().into_iter().flat_map(|pod| [pod.ip(), pod.ip6()]);
-        let threads: Vec<_> = ips
-            .map(|ip| {
-                let mesh = &mesh;
-                let dial = move || {
-                    witness_within(
-                        &mesh.client,
-                        &["connect", &at(ip, crate::mesh::PORT), "--script", script],
-                        2 * LIMIT,
-                    )
-                };
-                scope.spawn(dial)
-            })
-            .collect();
-        let join =
-            |thread: std::thread::ScopedJoinHandle<'_, Result<Value>>| thread.join().expect("no panic");
-        threads.into_iter().map(join).collect::<Result<Vec<_>>>()
+        let idle: Vec<_> = ips.map(|ip| scope.spawn(move || dial(ip))).collect();
+        idle.into_iter().map(|idle| idle.join().expect("no panic")).collect::<Result<Vec<_>>>()
     })?;
-    for told in told {
+    for told in all_told {
         ensure!(told[0]["saw"][5] == "still" && told[0]["saw"][7] == "|end", "after an idle minute: {told}");
     }
     Ok(())

@@ -49,7 +49,11 @@ impl Connect {
             };
             let own = socket.as_ref().map(own_name);
             let peer = socket.as_ref().map(peer_name);
-            seen.push(json!({ "connect": connect, "name": own, "peer": peer }));
+            let mut one = json!({ "connect": connect, "name": own, "peer": peer });
+            if let Some(device) = socket.as_ref().and_then(|socket| socket.device().ok()).flatten() {
+                one["device"] = String::from_utf8_lossy(&device).into();
+            }
+            seen.push(one);
             sockets.push(socket);
         }
         for (socket, seen) in sockets.into_iter().zip(&mut seen) {

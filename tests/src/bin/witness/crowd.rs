@@ -10,7 +10,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::script::PATIENCE;
-use crate::socket::errno;
+use crate::socket::{errno, raise_descriptor_limit};
 
 /// The arguments of `witness crowd`.
 #[derive(Args)]
@@ -32,6 +32,7 @@ const BATCH: usize = 256;
 impl Crowd {
     /// Counts what was made, what failed and how, and the most that were open at one time.
     pub fn run(&self) -> Result<Value> {
+        raise_descriptor_limit()?;
         let began = Instant::now();
         let mut failed: BTreeMap<String, usize> = BTreeMap::new();
         let (mut made, mut most) = (0, 0);

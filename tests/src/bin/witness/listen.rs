@@ -1,6 +1,6 @@
 //! A server that follows a script with each connection.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -17,6 +17,9 @@ pub struct Listen {
     /// The port, of IPv4 and IPv6.
     #[arg(long)]
     port: u16,
+    /// The address, with a socket of its family alone; all of both families unless given.
+    #[arg(long, default_value_t = Ipv6Addr::UNSPECIFIED.into())]
+    at: IpAddr,
     /// By an MPTCP socket.
     #[arg(long)]
     mptcp: bool,
@@ -32,14 +35,16 @@ impl Listen {
     /// Serves for ever. Each connection's line is printed when its script has ended.
     pub fn run(&self) -> Result<Value> {
         let protocol = if self.mptcp { Protocol::MPTCP } else { Protocol::TCP };
-        let listener = Socket::new(Domain::IPV6, Type::STREAM, Some(protocol))?;
-        listener.set_only_v6(false)?;
+        let at = SocketAddr::new(self.at, self.port);
+        let listener = Socket::new(Domain::for_address(at), Type::STREAM, Some(protocol))?;
+        if at.is_ipv6() {
+            listener.set_only_v6(false)?;
+        }
         listener.set_reuse_address(true)?;
         if self.fast_open {
             set_option(&listener, libc::IPPROTO_TCP, libc::TCP_FASTOPEN, 16)?;
         }
-        let port = SocketAddr::from((Ipv6Addr::UNSPECIFIED, self.port));
-        listener.bind(&port.into()).with_context(|| format!("port {}", self.port))?;
+        listener.bind(&at.into()).with_context(|| at.to_string())?;
         listener.listen(4096)?;
         let script = Arc::new(self.script.clone());
         loop {

@@ -11,6 +11,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
+use crate::socket::raise_descriptor_limit;
+
 /// The arguments of `witness reflect`.
 #[derive(Args)]
 pub struct Reflect {
@@ -24,6 +26,7 @@ const LISTENER: u64 = u64::MAX;
 impl Reflect {
     /// Serves for ever.
     pub fn run(&self) -> Result<Value> {
+        raise_descriptor_limit()?;
         let listener = listen(self.port)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;

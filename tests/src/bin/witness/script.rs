@@ -32,6 +32,8 @@ enum Step {
     Say(String),
     /// `greet`: sends the server's view of the connection as a line.
     Greet,
+    /// `urgent:TEXT`: sends it out of band (MSG_OOB).
+    Urgent(String),
     /// `hear:N`: waits for so many bytes.
     Hear(usize),
     /// `hear-line`: waits for a line.
@@ -80,6 +82,7 @@ impl FromStr for Step {
         Ok(match name {
             "say" => Self::Say(word()?.to_owned()),
             "greet" => Self::Greet,
+            "urgent" => Self::Urgent(word()?.to_owned()),
             "hear" => Self::Hear(word()?.parse()?),
             "hear-line" => Self::HearLine,
             "hear-end" => Self::HearEnd,
@@ -116,6 +119,9 @@ impl Step {
         match self {
             Self::Say(text) => stream.write_all(text.as_bytes()).map(|()| "said".to_owned()),
             Self::Greet => stream.write_all(format!("{greeting}\n").as_bytes()).map(|()| "said".to_owned()),
+            Self::Urgent(text) => {
+                SockRef::from(&*stream).send_out_of_band(text.as_bytes()).map(|_| "said".to_owned())
+            }
             Self::Hear(count) => hear(stream, *count),
             Self::HearLine => hear_line(stream),
             Self::HearEnd => Ok(hear_end(stream)),
@@ -274,11 +280,13 @@ fn stuff(stream: &mut TcpStream, seed: u64) -> io::Result<String> {
 
 /// Bytes that tell their place and their stream: lost, doubled, swapped or misdirected ones show.
 fn pattern(at: u64, length: usize, seed: u64) -> Vec<u8> {
-    let first = at / 8;
-    let skip = (at % 8) as usize;
-    let words = (length + skip).div_ceil(8) as u64;
-    let bytes = (first..first + words).flat_map(|word| {
-        (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed.wrapping_mul(0xff51_afd7_ed55_8ccd)).to_le_bytes()
-    });
-    bytes.skip(skip).take(length).collect()
+    let (first, skip) = (at / 8, (at % 8) as usize);
+    let mut bytes = vec![0; (length + skip).next_multiple_of(8)];
+    let key = seed.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    for (place, word) in (first..).zip(bytes.as_chunks_mut().0) {
+        *word = (place.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ key).to_le_bytes();
+    }
+    bytes.drain(..skip);
+    bytes.truncate(length);
+    bytes
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// How to make and prepare a client's socket.
@@ -78,6 +79,12 @@ impl Make {
             _ => address,
         }
     }
+}
+
+/// Raises the limit of open files as far as it goes without a privilege.
+pub fn raise_descriptor_limit() -> Result<()> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, most, most)?)
 }
 
 /// Sets an option whose value is an int.
