@@ -203,6 +203,9 @@ impl Mesh {
     }
 
     async fn tidy(&mut self) -> anyhow::Result<()> {
+        for net in self.capture.deserted() {
+            self.workers.release(&net, Fate::BreakOff).await?;
+        }
         self.capture.tidy(Instant::now());
         self.telemetry.retain(&self.snapshot.load(), Instant::now());
         Ok(())

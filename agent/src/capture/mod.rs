@@ -269,10 +269,10 @@ impl Capture {
         });
     }
 
-    /// Pods whose last process has exited: their connections serve nobody any more.
-    pub fn ended(&self) -> Vec<WorkloadUid> {
-        let gone = |enrolled: &&Enrolled| !enrolled.is_populated();
-        self.pods.values().filter(gone).map(|enrolled| enrolled.uid.clone()).collect()
+    /// Un-enrolled pods whose last process has exited: what is left of their connections serves nobody any more.
+    pub fn deserted(&self) -> Vec<Arc<PodNet>> {
+        let is_back = |net: &PodNet| self.pods.values().any(|enrolled| enrolled.net.cookie == net.cookie);
+        self.retiring.iter().filter(|net| net.is_deserted() && !is_back(net)).cloned().collect()
     }
 
     /// Tells the kernel that every worker was seen working at `at_ns` (`CLOCK_MONOTONIC`).

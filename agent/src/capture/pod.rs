@@ -38,6 +38,11 @@ impl PodNet {
         self.addresses.iter().copied().find(|address| address.is_ipv4() == like.is_ipv4())
     }
 
+    /// Whether the last process of the pod has exited.
+    pub(super) fn is_deserted(&self) -> bool {
+        self.workload.paths.as_ref().is_none_or(|paths| !cgroup::is_populated(&paths.cgroup))
+    }
+
     /// Takes the route to the IPv6 codes away, when no connection needs it any more.
     pub(super) fn leave(&self) {
         if let Err(error) = self.netns.run(|| code_route(RouteChange::Remove)).and_then(|result| result) {
@@ -52,7 +57,6 @@ impl PodNet {
 pub(super) struct Enrolled {
     pub(super) uid: WorkloadUid,
     pub(super) net: Arc<PodNet>,
-    cgroup: PathBuf,
     pins: PathBuf,
     entry: Pod,
 }
@@ -95,7 +99,6 @@ impl Enrolled {
                 addresses: workload.addresses.clone(),
                 netns,
             }),
-            cgroup: paths.cgroup.clone(),
             pins: programs.pod_pins(&label),
             entry,
         };
@@ -178,10 +181,6 @@ impl Enrolled {
             tracing::warn!(pod = %self.net.pod, %error, pins = %self.pins.display(), "cannot remove the pod's pins");
         }
         programs.remove_entries(self.net.cookie);
-    }
-
-    pub(super) fn is_populated(&self) -> bool {
-        cgroup::is_populated(&self.cgroup)
     }
 }
 

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 
@@ -123,41 +124,60 @@ impl Drop for Workers {
 }
 
 async fn run(proxy: Arc<Proxy>, dialer: Arc<Dialer>, mut inbox: mpsc::Receiver<Command>, tick: &AtomicU64) {
-    let mut pods: HashMap<u64, oneshot::Sender<Fate>> = HashMap::new();
-    let mut accepting: JoinSet<()> = JoinSet::new();
+    // More than one task of a pod: one that is enrolled again while connections of its earlier time go on.
+    let mut pods: HashMap<u64, Vec<watch::Sender<Option<Fate>>>> = HashMap::new();
+    let mut serving: JoinSet<u64> = JoinSet::new();
     let mut ticks = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             command = inbox.recv() => match command {
                 Some(Command::Serve { net, listeners }) => {
-                    let (stop, stopped) = oneshot::channel();
+                    let (stop, stopped) = watch::channel(None);
                     let cookie = net.cookie;
                     match PodTask::new(proxy.clone(), dialer.clone(), net, listeners) {
                         Ok(pod) => {
-                            pods.insert(cookie, stop);
-                            accepting.spawn(pod.run(stopped));
+                            pods.entry(cookie).or_default().push(stop);
+                            serving.spawn(async move {
+                                pod.run(stopped).await;
+                                cookie
+                            });
                         }
                         Err(error) => error!(%error, "cannot serve the listeners of a pod"),
                     }
                 }
                 Some(Command::Release { cookie, fate, done }) => {
-                    if let Some(stop) = pods.remove(&cookie) {
-                        let _ = stop.send(fate);
+                    for stop in pods.get(&cookie).into_iter().flatten() {
+                        stop.send_replace(Some(fate));
                     }
-                    if let Err(error) = leave_netns(cookie) {
-                        error!(%error, "cannot leave the network namespace of a pod");
-                    }
+                    leave(cookie);
                     let _ = done.send(());
                 }
                 None => break,
             },
             _ = ticks.tick() => tick.store(monotonic_ns(), Ordering::Relaxed),
-            Some(ended) = accepting.join_next() => {
-                if let Err(error) = ended {
-                    error!(%error, "serving a pod broke off");
+            Some(ended) = serving.join_next() => match ended {
+                Ok(cookie) => {
+                    pods.retain(|_, tasks| {
+                        tasks.retain(|stop| !stop.is_closed());
+                        !tasks.is_empty()
+                    });
+                    // Its last connections may have dialled after it was released.
+                    leave(cookie);
                 }
-            }
+                Err(error) => error!(%error, "serving a pod broke off"),
+            },
         }
+    }
+}
+
+/// Waits for the fate, or for the worker's end.
+async fn decided(fate: &mut watch::Receiver<Option<Fate>>, so: impl FnMut(&Option<Fate>) -> bool) {
+    let _ = fate.wait_for(so).await;
+}
+
+fn leave(cookie: u64) {
+    if let Err(error) = leave_netns(cookie) {
+        error!(%error, "cannot leave the network namespace of a pod");
     }
 }
 
@@ -180,29 +200,35 @@ impl PodTask {
     ) -> io::Result<Self> {
         let outbound = TcpListener::from_std(listeners.outbound)?;
         let inbound = TcpListener::from_std(listeners.inbound)?;
+        // Accepted sockets inherit it: a caller may vanish as well as a server may.
+        SockRef::from(&inbound).set_tcp_keepalive(&proxy.settings.keepalive)?;
         Ok(Self { proxy, dialer, net, outbound, inbound, connections: JoinSet::new() })
     }
 
-    async fn run(mut self, mut stopped: oneshot::Receiver<Fate>) {
-        let fate = loop {
+    async fn run(mut self, mut stopped: watch::Receiver<Option<Fate>>) {
+        loop {
             tokio::select! {
-                fate = &mut stopped => break fate.unwrap_or(Fate::BreakOff),
+                () = decided(&mut stopped, Option::is_some) => break,
                 accepted = self.outbound.accept() => self.take_outbound(accepted).await,
                 accepted = self.inbound.accept() => self.take_inbound(accepted).await,
                 Some(ended) = self.connections.join_next() => report_panic(ended),
             }
-        };
+        }
         self.take_backlog().await;
         let Self { net, outbound, inbound, mut connections, .. } = self;
         drop((outbound, inbound));
         debug!(pod = %net.pod, open = connections.len(), "not serving the pod any more");
         drop(net);
-        if fate == Fate::BreakOff {
-            connections.abort_all();
+        loop {
+            tokio::select! {
+                () = decided(&mut stopped, |fate| *fate == Some(Fate::BreakOff)) => break,
+                ended = connections.join_next() => match ended {
+                    Some(ended) => report_panic(ended),
+                    None => return,
+                },
+            }
         }
-        while let Some(ended) = connections.join_next().await {
-            report_panic(ended);
-        }
+        connections.shutdown().await;
     }
 
     async fn take_outbound(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
