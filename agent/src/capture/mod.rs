@@ -119,18 +119,11 @@ pub struct Capture {
     pods: HashMap<WorkloadUid, Enrolled>,
     by_address: EnrolledPods,
     /// Un-enrolled pods that still have connections.
-    retiring: Vec<Retiring>,
+    retiring: Vec<Arc<PodNet>>,
     /// What was counted for pods that have left.
     retired: Arc<Mutex<Counters>>,
     /// A pod has left whose vouched connections nobody removes any more.
     vouched_stale: bool,
-}
-
-/// An un-enrolled pod whose connections go on.
-#[derive(Debug)]
-struct Retiring {
-    net: Arc<PodNet>,
-    cgroup: PathBuf,
 }
 
 /// A pod that was just enrolled: its listeners wait to be served, one set per worker.
@@ -273,7 +266,7 @@ impl Capture {
         }
         enrolled.unenrol(&mut self.programs);
         self.vouched_stale = true;
-        self.retiring.push(Retiring { net: net.clone(), cgroup: enrolled.cgroup });
+        self.retiring.push(net.clone());
         Some(net)
     }
 
@@ -298,7 +291,7 @@ impl Capture {
             }
         }
         let enrolled = &self.pods;
-        self.retiring.retain(|Retiring { net, .. }| {
+        self.retiring.retain(|net| {
             // One reference here; the others are connections.
             let in_use = Arc::strong_count(net) > 1;
             let enrolled_again = enrolled.values().any(|pod| pod.net.cookie == net.cookie);
@@ -310,11 +303,10 @@ impl Capture {
         });
     }
 
-    /// Un-enrolled pods whose last process has exited: their connections serve nobody any more, and would keep the
-    /// network namespace alive.
+    /// Un-enrolled pods whose last process has exited: what is left of their connections serves nobody any more.
     pub fn deserted(&self) -> Vec<Arc<PodNet>> {
-        let deserted = self.retiring.iter().filter(|pod| !cgroup::is_populated(&pod.cgroup));
-        deserted.map(|pod| pod.net.clone()).collect()
+        let is_back = |net: &PodNet| self.pods.values().any(|enrolled| enrolled.net.cookie == net.cookie);
+        self.retiring.iter().filter(|net| net.is_deserted() && !is_back(net)).cloned().collect()
     }
 
     /// The writer of the agent's sign of life.

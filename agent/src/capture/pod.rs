@@ -38,6 +38,11 @@ impl PodNet {
         self.addresses.iter().copied().find(|address| address.is_ipv4() == like.is_ipv4())
     }
 
+    /// Whether the last process of the pod has exited.
+    pub(super) fn is_deserted(&self) -> bool {
+        self.workload.paths.as_ref().is_none_or(|paths| !cgroup::is_populated(&paths.cgroup))
+    }
+
     /// Takes the route to the IPv6 codes away, when no connection needs it any more.
     pub(super) fn leave(&self) {
         if let Err(error) = self.netns.run(|| code_route(RouteChange::Remove)).and_then(|result| result) {
@@ -51,7 +56,6 @@ impl PodNet {
 #[derive(Debug)]
 pub(super) struct Enrolled {
     pub(super) net: Arc<PodNet>,
-    pub(super) cgroup: PathBuf,
     pins: PathBuf,
     entry: Pod,
 }
@@ -93,7 +97,6 @@ impl Enrolled {
                 addresses: workload.addresses.clone(),
                 netns,
             }),
-            cgroup: paths.cgroup.clone(),
             pins: programs.pod_pins(&label),
             entry,
         };
