@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -194,6 +195,8 @@ impl PodTask {
     ) -> io::Result<Self> {
         let outbound = TcpListener::from_std(listeners.outbound)?;
         let inbound = TcpListener::from_std(listeners.inbound)?;
+        // Accepted sockets inherit it: a caller may vanish as well as a server may.
+        SockRef::from(&inbound).set_tcp_keepalive(&proxy.settings.keepalive)?;
         Ok(Self { proxy, dialer, net, outbound, inbound, connections: JoinSet::new() })
     }
 
