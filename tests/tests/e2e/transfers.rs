@@ -35,16 +35,6 @@ fn bulk_in_both_directions_at_once_arrives_whole() -> Result<()> {
 }
 
 #[test]
-/// What the kernel's own buffers may hold between a sender and a reader on another node: three connections, each with a
-/// send and a receive buffer, and a pipe in each agent.
-fn kernel_buffers() -> Result<u64> {
-    let most = |file: &str| -> Result<u64> {
-        let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{file}"))?;
-        Ok(text.split_whitespace().nth(2).context("three numbers")?.parse()?)
-    };
-    Ok(3 * (most("tcp_rmem")? + most("tcp_wmem")?) + 2 * MIB)
-}
-
 fn a_slow_reader_slows_its_sender_and_fills_no_memory() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let mesh = Mesh::running("um-e2e-slow-reader", &[])?;
@@ -143,4 +133,14 @@ fn settle(mesh: &Mesh) -> Result<()> {
         ensure!(before > 0.0 && before == after, "{before} bytes, then {after}");
         Ok(())
     })
+}
+
+/// What the kernel's own buffers may hold between a sender and a reader on another node: three connections, each with a
+/// send and a receive buffer, and a pipe in each agent.
+fn kernel_buffers() -> Result<u64> {
+    let most = |file: &str| -> Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/{file}"))?;
+        Ok(text.split_whitespace().nth(2).context("three numbers")?.parse()?)
+    };
+    Ok(3 * (most("tcp_rmem")? + most("tcp_wmem")?) + 2 * MIB)
 }
