@@ -38,11 +38,11 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     let inbound = Inbound { pod, local: &local.address, local_port: local.port, remote: &remote.address };
     match inbound.steer() {
         Steer::Pass => PASS,
-        Steer::Refuse => DROP,
         Steer::RefuseListenerDial => {
             count(cookie, |c| c.refused_listener_dial += 1);
             DROP
         }
+        Steer::Refuse => DROP,
         // SK_PASS without a socket would lead to the application's own wildcard listener.
         Steer::Outbound => assign(&ctx, cookie, OUTBOUND).map_or(DROP, |()| PASS),
         // SAFETY: only asked whether there is an entry.

@@ -73,7 +73,7 @@ impl Mesh {
                     self.apply().await?;
                     if !settled {
                         settled = true;
-                        self.capture.forget_strangers();
+                        self.capture.forget_strangers(self.wanted.values().map(|workload| &**workload));
                     }
                 }
                 _ = housekeeping.tick() => self.tidy().await?,

@@ -55,6 +55,10 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let access_log = AccessLog::start(&settings.access_log).context("starting the access log")?;
     let telemetry = Telemetry::new(TelemetrySettings::default(), status.clone(), access_log);
 
+    // Whatever may fail comes before the kernel is touched, where an agent that runs already may be at work.
+    let directory = Directory::open(&settings.config_dir, settings.node.clone())?;
+    let admin = Admin::bind(settings.admin_address, telemetry.clone()).await?;
+
     let capture = Capture::start(settings.capture)?;
     let proxy = Arc::new(Proxy {
         snapshot: snapshot.clone(),
@@ -69,11 +73,9 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     watch_workers(&capture, &workers)?;
     report::kernel_counters_at_scrape(&telemetry, &capture)?;
 
-    let admin = Admin::bind(settings.admin_address, telemetry.clone()).await?;
     info!(address = %admin.local_address(), "admin endpoints");
     tokio::spawn(admin.serve(std::future::pending()));
 
-    let directory = Directory::open(&settings.config_dir, settings.node.clone())?;
     let (published, news) = watch::channel(());
     let publish = {
         let (snapshot, status) = (snapshot.clone(), status.clone());

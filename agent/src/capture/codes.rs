@@ -1,6 +1,6 @@
 //! Codes for destinations, in user space and in the kernel's maps.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,7 +51,8 @@ pub fn bound_source(source: IpAddr) -> Option<IpAddr> {
 pub(super) struct Codes {
     table: CodeTable,
     by_address: HashMap<IpAddr, Arc<Code>>,
-    retired: VecDeque<(Instant, Arc<Code>)>,
+    /// Out of use since then, and in use again if their address comes back.
+    retired: HashMap<IpAddr, (Instant, Arc<Code>)>,
     next: u32,
     destinations: BpfHashMap<MapData, Address, Destination>,
     codes: BpfHashMap<MapData, u32, Address>,
@@ -65,7 +66,7 @@ impl Codes {
         let mut this = Self {
             table: CodeTable::default(),
             by_address: HashMap::new(),
-            retired: VecDeque::new(),
+            retired: HashMap::new(),
             next: code::FIRST,
             destinations,
             codes,
@@ -80,7 +81,7 @@ impl Codes {
             if live {
                 this.by_address.insert(entry.address, entry);
             } else {
-                this.retired.push_back((now, entry));
+                this.retire(entry, now);
             }
             this.next = this.next.max(code + 1);
         }
@@ -101,9 +102,11 @@ impl Codes {
         if self.by_address.contains_key(&address) {
             return Ok(());
         }
-        let entry = Arc::new(Code { address, code: self.unused_code() });
-        self.table.0.rcu(|table| table.update(entry.code, entry.clone()));
-        self.codes.insert(entry.code, Address::from(address), 0).map_err(map_error("codes"))?;
+        // What comes and goes all the time takes no more codes than what stays.
+        let entry = match self.retired.remove(&address) {
+            Some((_, entry)) => entry,
+            None => self.make(address)?,
+        };
         self.destinations
             .insert(Address::from(address), Destination { code: entry.code }, 0)
             .map_err(map_error("destinations"))?;
@@ -111,27 +114,43 @@ impl Codes {
         Ok(())
     }
 
+    fn make(&mut self, address: IpAddr) -> Result<Arc<Code>, CaptureError> {
+        let entry = Arc::new(Code { address, code: self.unused_code() });
+        self.table.0.rcu(|table| table.update(entry.code, entry.clone()));
+        self.codes.insert(entry.code, Address::from(address), 0).map_err(map_error("codes"))?;
+        Ok(entry)
+    }
+
     /// New connects go their direct way at once; the code stays until nothing shows it any more.
     pub(super) fn remove(&mut self, address: IpAddr, now: Instant) -> Result<(), CaptureError> {
         let Some(entry) = self.by_address.remove(&address) else { return Ok(()) };
-        self.retired.push_back((now, entry));
+        self.retire(entry, now);
         self.destinations.remove(&Address::from(address)).map_err(map_error("destinations"))
     }
 
     pub(super) fn tidy(&mut self, now: Instant) {
-        let mut kept = VecDeque::with_capacity(self.retired.len());
-        for (since, entry) in self.retired.drain(..) {
-            // One reference here, one in the table; the others are connections.
-            if now.saturating_duration_since(since) < GRACE || Arc::strong_count(&entry) > 2 {
-                kept.push_back((since, entry));
-                continue;
-            }
-            self.table.0.rcu(|table| table.without(&entry.code));
-            if let Err(error) = self.codes.remove(&entry.code) {
-                warn!(%error, code = entry.code, "cannot remove a code that is out of use");
-            }
+        // One reference here, one in the table; the others are connections.
+        let is_over = |since: Instant, entry: &Arc<Code>| {
+            now.saturating_duration_since(since) >= GRACE && Arc::strong_count(entry) <= 2
+        };
+        let over: Vec<_> = self.retired.extract_if(|_, (since, entry)| is_over(*since, entry)).collect();
+        for (_, (_, entry)) in over {
+            self.forget(&entry);
         }
-        self.retired = kept;
+    }
+
+    fn retire(&mut self, entry: Arc<Code>, now: Instant) {
+        // Two codes of one address can only be left by an agent of another version.
+        if let Some((_, other)) = self.retired.insert(entry.address, (now, entry)) {
+            self.forget(&other);
+        }
+    }
+
+    fn forget(&mut self, entry: &Code) {
+        self.table.0.rcu(|table| table.without(&entry.code));
+        if let Err(error) = self.codes.remove(&entry.code) {
+            warn!(%error, code = entry.code, "cannot remove a code that is out of use");
+        }
     }
 
     fn unused_code(&mut self) -> u32 {

@@ -32,7 +32,7 @@ pub use codes::{Code, CodeTable, bound_source};
 pub use counters::PodCounters;
 pub use dial::{Dial, Dialer};
 pub use listener::PodListeners;
-pub use netns::{Netns, go_home as leave_netns};
+pub use netns::{Netns, leave_unless as leave_netns_unless};
 pub use pod::PodNet;
 pub use preflight::Preflight;
 pub use undermesh_common::maps::Counters;
@@ -119,16 +119,11 @@ pub struct Capture {
     pods: HashMap<WorkloadUid, Enrolled>,
     by_address: EnrolledPods,
     /// Un-enrolled pods that still have connections.
-    retiring: Vec<Retiring>,
+    retiring: Vec<Arc<PodNet>>,
     /// What was counted for pods that have left.
     retired: Arc<Mutex<Counters>>,
-}
-
-/// An un-enrolled pod whose connections go on.
-#[derive(Debug)]
-struct Retiring {
-    net: Arc<PodNet>,
-    cgroup: PathBuf,
+    /// A pod has left whose vouched connections nobody removes any more.
+    vouched_stale: bool,
 }
 
 /// A pod that was just enrolled: its listeners wait to be served, one set per worker.
@@ -160,6 +155,7 @@ impl Capture {
             by_address: EnrolledPods::default(),
             retiring: Vec::new(),
             retired: Arc::default(),
+            vouched_stale: false,
         })
     }
 
@@ -269,14 +265,16 @@ impl Capture {
             *self.retired.lock().unwrap_or_else(PoisonError::into_inner) += counters.of(net.cookie);
         }
         enrolled.unenrol(&mut self.programs);
-        self.retiring.push(Retiring { net: net.clone(), cgroup: enrolled.cgroup });
+        self.vouched_stale = true;
+        self.retiring.push(net.clone());
         Some(net)
     }
 
-    /// Removes pins of pods that an earlier agent had enrolled and that are not to be enrolled now.
-    pub fn forget_strangers(&mut self) {
-        let ours: Vec<u64> = self.pods.values().map(|enrolled| enrolled.net.cookie).collect();
-        match self.programs.forget_pods_except(&ours) {
+    /// Removes what an earlier agent left of pods that are not to be enrolled now. One that is wanted and could not be
+    /// enrolled yet keeps its programs: it is in its down mode meanwhile.
+    pub fn forget_strangers<'a>(&self, wanted: impl Iterator<Item = &'a Workload>) {
+        let wanted: Vec<String> = wanted.map(|workload| pod::pin_prefix(&workload.pod)).collect();
+        match self.programs.forget_pods_except(|pin| wanted.iter().any(|prefix| pin.starts_with(prefix))) {
             Ok(0) => {}
             Ok(count) => info!(count, "removed what an earlier agent had left of pods no longer enrolled"),
             Err(error) => warn!(%error, "cannot remove what an earlier agent left"),
@@ -286,8 +284,14 @@ impl Capture {
     /// Housekeeping, every few seconds: codes that no connection shows any more, namespaces of pods that have gone.
     pub fn tidy(&mut self, now: Instant) {
         self.codes.tidy(now);
+        if std::mem::take(&mut self.vouched_stale) {
+            let enrolled = self.by_address.load();
+            if let Err(error) = self.programs.forget_vouched(|server| enrolled.contains_key(&server)) {
+                warn!(%error, "cannot remove vouchers for pods that have left");
+            }
+        }
         let enrolled = &self.pods;
-        self.retiring.retain(|Retiring { net, .. }| {
+        self.retiring.retain(|net| {
             // One reference here; the others are connections.
             let in_use = Arc::strong_count(net) > 1;
             let enrolled_again = enrolled.values().any(|pod| pod.net.cookie == net.cookie);
@@ -299,11 +303,10 @@ impl Capture {
         });
     }
 
-    /// Un-enrolled pods whose last process has exited: their connections serve nobody any more, and would keep the
-    /// network namespace alive.
+    /// Un-enrolled pods whose last process has exited: what is left of their connections serves nobody any more.
     pub fn deserted(&self) -> Vec<Arc<PodNet>> {
-        let deserted = self.retiring.iter().filter(|pod| !cgroup::is_populated(&pod.cgroup));
-        deserted.map(|pod| pod.net.clone()).collect()
+        let is_back = |net: &PodNet| self.pods.values().any(|enrolled| enrolled.net.cookie == net.cookie);
+        self.retiring.iter().filter(|net| net.is_deserted() && !is_back(net)).cloned().collect()
     }
 
     /// The writer of the agent's sign of life.

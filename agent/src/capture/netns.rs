@@ -40,7 +40,7 @@ impl Netns {
     }
 
     /// Moves the calling thread inside and leaves it there: the next call for the same namespace costs nothing. For
-    /// threads that do nothing else with namespaces; see [`go_home`].
+    /// threads that do nothing else with namespaces; see [`leave_unless`].
     pub fn enter(&self) -> io::Result<()> {
         if CURRENT.get() != self.cookie {
             setns(&self.fd, CloneFlags::CLONE_NEWNET)?;
@@ -56,10 +56,11 @@ impl AsFd for Netns {
     }
 }
 
-/// Moves the calling thread back to the process's namespace if it is in the one of that cookie, which it would keep
-/// alive otherwise.
-pub fn go_home(cookie: u64) -> io::Result<()> {
-    if CURRENT.get() == cookie {
+/// Moves the calling thread back to the process's namespace if the one that it is in is not to be kept: it would stay
+/// alive for as long as the thread is in it.
+pub fn leave_unless(keep: impl FnOnce(u64) -> bool) -> io::Result<()> {
+    let cookie = CURRENT.get();
+    if cookie != 0 && !keep(cookie) {
         // The main thread never moves, so its namespace is the process's.
         let home = File::open(format!("/proc/{}/ns/net", std::process::id()))?;
         setns(home, CloneFlags::CLONE_NEWNET)?;

@@ -38,6 +38,11 @@ impl PodNet {
         self.addresses.iter().copied().find(|address| address.is_ipv4() == like.is_ipv4())
     }
 
+    /// Whether the last process of the pod has exited.
+    pub(super) fn is_deserted(&self) -> bool {
+        self.workload.paths.as_ref().is_none_or(|paths| !cgroup::is_populated(&paths.cgroup))
+    }
+
     /// Takes the route to the IPv6 codes away, when no connection needs it any more.
     pub(super) fn leave(&self) {
         if let Err(error) = self.netns.run(|| code_route(RouteChange::Remove)).and_then(|result| result) {
@@ -51,7 +56,6 @@ impl PodNet {
 #[derive(Debug)]
 pub(super) struct Enrolled {
     pub(super) net: Arc<PodNet>,
-    pub(super) cgroup: PathBuf,
     pins: PathBuf,
     entry: Pod,
 }
@@ -93,7 +97,6 @@ impl Enrolled {
                 addresses: workload.addresses.clone(),
                 netns,
             }),
-            cgroup: paths.cgroup.clone(),
             pins: programs.pod_pins(&label),
             entry,
         };
@@ -181,7 +184,12 @@ impl Enrolled {
 
 /// A bpffs takes no dots in names.
 fn pin_label(pod: &ObjectRef, cookie: u64) -> String {
-    format!("{}_{}_{cookie}", pod.namespace, pod.name).replace('.', "-")
+    format!("{}{cookie}", pin_prefix(pod))
+}
+
+/// What the labels of a pod's pins begin with, whatever its network namespace.
+pub(super) fn pin_prefix(pod: &ObjectRef) -> String {
+    format!("{}_{}_", pod.namespace, pod.name).replace('.', "-")
 }
 
 fn map_entry(netns: &Netns, workload: &Workload) -> Result<Pod, CaptureError> {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 use undermesh_common::maps::{Agent, LAYOUT};
+use undermesh_common::{Endpoint, Tuple};
 
 use super::{CaptureError, CaptureSettings, Heartbeat, OnAgentDown, Part, cgroup, error_chain, map_error};
 
@@ -140,24 +142,34 @@ impl Programs {
         pin_over(link, &pins.join(STEER))
     }
 
-    /// Removes the pins of pods whose namespace's cookie is none of `cookies`; says how many.
-    pub(super) fn forget_pods_except(&self, cookies: &[u64]) -> io::Result<usize> {
+    /// Removes the pins of pods that are not to be kept, by the name of their folder; says how many.
+    pub(super) fn forget_pods_except(&self, keep: impl Fn(&str) -> bool) -> io::Result<usize> {
         let mut forgotten = 0;
         for entry in fs::read_dir(self.root.join("pods"))? {
             let entry = entry?;
-            let name = entry.file_name();
-            let cookie =
-                name.to_str().and_then(|n| n.rsplit_once('_')).and_then(|(_, c)| c.parse::<u64>().ok());
-            if cookie.is_some_and(|cookie| cookies.contains(&cookie)) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if keep(&name) {
                 continue;
             }
             unpin_pod(&entry.path())?;
-            if let Some(cookie) = cookie {
+            if let Some(cookie) = name.rsplit('_').next().and_then(|cookie| cookie.parse().ok()) {
                 self.remove_entries(cookie);
             }
             forgotten += 1;
         }
         Ok(forgotten)
+    }
+
+    /// Removes vouchers for connections to addresses that are none of an enrolled pod: the program that would have
+    /// removed them went with the pod.
+    pub(super) fn forget_vouched(&self, is_enrolled: impl Fn(IpAddr) -> bool) -> Result<(), CaptureError> {
+        let mut vouched = self.hash_map::<Tuple, Endpoint>("vouched")?;
+        let stale = |tuple: &Tuple| !is_enrolled(tuple.destination.into());
+        for tuple in vouched.keys().filter_map(Result::ok).filter(stale).collect::<Vec<_>>() {
+            // Gone in the meantime is as good.
+            let _ = vouched.remove(&tuple);
+        }
+        Ok(())
     }
 
     /// Removes what the maps hold of a pod. An entry that is not there is as good as removed.
@@ -175,11 +187,7 @@ impl Programs {
 
     /// Connections that an earlier agent vouched for died with it.
     fn clear_leftovers(&mut self) -> Result<(), CaptureError> {
-        use undermesh_common::{Endpoint, Tuple};
-        let mut vouched = self.hash_map::<Tuple, Endpoint>("vouched")?;
-        for tuple in vouched.keys().filter_map(Result::ok).collect::<Vec<_>>() {
-            let _ = vouched.remove(&tuple);
-        }
+        self.forget_vouched(|_| false)?;
         let mut dials = self.hash_map::<u64, Endpoint>("dials")?;
         for cookie in dials.keys().filter_map(Result::ok).collect::<Vec<_>>() {
             let _ = dials.remove(&cookie);

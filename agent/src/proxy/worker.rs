@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -15,7 +16,7 @@ use tracing::{debug, error, warn};
 
 use super::{Proxy, inbound, outbound};
 use crate::capture::{
-    Capture, CaptureError, Dialer, NewPod, Part, PodListeners, PodNet, leave_netns, monotonic_ns,
+    Capture, CaptureError, Dialer, NewPod, Part, PodListeners, PodNet, leave_netns_unless, monotonic_ns,
 };
 
 /// How often a worker shows that it works. The kernel programs take it for hung after three seconds.
@@ -147,14 +148,16 @@ async fn run(proxy: Arc<Proxy>, dialer: Arc<Dialer>, mut inbox: mpsc::Receiver<C
                     if let Some(decide) = pods.get(&cookie) {
                         decide.send_replace(fate);
                     }
-                    if let Err(error) = leave_netns(cookie) {
-                        error!(%error, "cannot leave the network namespace of a pod");
-                    }
+                    leave_unserved(&pods);
                     let _ = done.send(());
                 }
                 None => break,
             },
-            _ = ticks.tick() => tick.store(monotonic_ns(), Ordering::Relaxed),
+            _ = ticks.tick() => {
+                tick.store(monotonic_ns(), Ordering::Relaxed);
+                // What waited in the backlog of a pod that is released may have led back into its namespace.
+                leave_unserved(&pods);
+            }
             Some(ended) = accepting.join_next() => {
                 pods.retain(|_, decide| !decide.is_closed());
                 if let Err(error) = ended {
@@ -162,6 +165,14 @@ async fn run(proxy: Arc<Proxy>, dialer: Arc<Dialer>, mut inbox: mpsc::Receiver<C
                 }
             }
         }
+    }
+}
+
+/// Dialling leaves the thread in the pod's namespace, which would outlive the pod.
+fn leave_unserved(pods: &HashMap<u64, watch::Sender<Fate>>) {
+    let is_served = |cookie| pods.get(&cookie).is_some_and(|fate| *fate.borrow() == Fate::Serve);
+    if let Err(error) = leave_netns_unless(is_served) {
+        error!(%error, "cannot leave the network namespace of a pod");
     }
 }
 
@@ -184,6 +195,8 @@ impl PodTask {
     ) -> io::Result<Self> {
         let outbound = TcpListener::from_std(listeners.outbound)?;
         let inbound = TcpListener::from_std(listeners.inbound)?;
+        // Accepted sockets inherit it: a caller may vanish as well as a server may.
+        SockRef::from(&inbound).set_tcp_keepalive(&proxy.settings.keepalive)?;
         Ok(Self { proxy, dialer, net, outbound, inbound, connections: JoinSet::new() })
     }
 

@@ -69,7 +69,8 @@ impl Scene {
             dial(&self.client, ip, 1)?.all_served()?;
         }
         let seen = self.metric(OPENED, &labels)? - before;
-        ensure!(seen == 4.0, "{seen} of 4 connections went through the agent");
+        // More: a load that has just ended may have left some in the listeners' backlog.
+        ensure!(seen >= 4.0, "{seen} of 4 connections went through the agent");
         Ok(())
     }
 }

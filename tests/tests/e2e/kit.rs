@@ -140,6 +140,7 @@ pub fn dial(client: &Pod, to: IpAddr, count: usize) -> Result<Dialled> {
 pub fn dial_at_once(client: &Pod, to: SocketAddr, count: usize, at_once: usize) -> Result<Dialled> {
     let mut command = Command::new(binary("traffic")?);
     command.args(["dial", &to.to_string(), "--count", &count.to_string(), "--at-once", &at_once.to_string()]);
+    command.args(["--limit-ms", "2000"]);
     last_line(&client.run(command, Duration::from_secs(60))?.success()?)
 }
 

@@ -13,5 +13,6 @@ mod mesh;
 mod names;
 mod own;
 mod ports;
+mod services;
 mod sockets;
 mod transfers;

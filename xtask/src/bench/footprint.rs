@@ -29,24 +29,22 @@ impl Footprint {
     }
 }
 
-/// Measures after the loads, so memory that a load has left behind counts; nothing for a column without a mesh. Adds
-/// idle pods, so it comes last.
-pub fn measure(column: &mut Column, quick: bool) -> Result<Option<Footprint>> {
-    let Some(before) = memory(column)? else { return Ok(None) };
+/// Measures a mesh that has carried nothing yet; nothing for a column without one. Adds idle pods, so the column is of
+/// no use for loads afterwards.
+pub fn at_rest(column: &mut Column, quick: bool) -> Result<Option<Footprint>> {
+    settle();
+    let Some(idle) = memory(column)? else { return Ok(None) };
+    let mut figures = vec![Figure { name: "node1's proxy, idle, MiB", value: idle / KIB / KIB }];
+
     let held = probe::hold(column, CONNECTIONS)?;
     settle();
-    let with_connections = memory(column)?.unwrap_or(before);
+    let with_connections = memory(column)?.unwrap_or(idle);
     drop(held);
+    let value = (with_connections - idle) / CONNECTIONS as f64 / KIB;
+    figures.push(Figure { name: "per idle connection, KiB", value });
     settle();
 
-    let mut figures = vec![
-        Figure { name: "node1's proxy after the loads, MiB", value: before / KIB / KIB },
-        Figure {
-            name: "per idle connection, KiB",
-            value: (with_connections - before) / CONNECTIONS as f64 / KIB,
-        },
-    ];
-    let before_pods = memory(column)?.unwrap_or(before);
+    let before_pods = memory(column)?.unwrap_or(idle);
     if column.add_pods(PODS)? {
         settle();
         let with_pods = memory(column)?.unwrap_or(before_pods);
@@ -54,10 +52,17 @@ pub fn measure(column: &mut Column, quick: bool) -> Result<Option<Footprint>> {
         figures.push(Figure { name, value: (with_pods - before_pods) / PODS as f64 / KIB });
         let (watched, cpu) = (Duration::from_secs(if quick { 3 } else { 20 }), column.proxy_cpu()?);
         std::thread::sleep(watched);
-        let idle = (column.proxy_cpu()? - cpu) / watched.as_secs_f64();
-        figures.push(Figure { name: "both proxies with 100 idle pods, % of a core", value: idle * 100.0 });
+        let used = (column.proxy_cpu()? - cpu) / watched.as_secs_f64();
+        figures.push(Figure { name: "both proxies with 100 idle pods, % of a core", value: used * 100.0 });
     }
     Ok(Some(Footprint { column: column.name.clone(), figures }))
+}
+
+/// What the loads have left behind.
+pub fn after_loads(column: &Column) -> Result<Option<Figure>> {
+    settle();
+    Ok(memory(column)?
+        .map(|bytes| Figure { name: "node1's proxy after the loads, MiB", value: bytes / KIB / KIB }))
 }
 
 /// Resident memory of the proxy on the client's node.

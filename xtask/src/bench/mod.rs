@@ -70,10 +70,17 @@ impl Bench {
         sweep_on_signals()?;
         let cases: Vec<Case> = case::all().into_iter().filter(|case| self.is_wanted(case)).collect();
         ensure!(!cases.is_empty(), "no case has `{}` in its name", self.only.as_deref().unwrap_or_default());
+        say::step("what a mesh costs at rest");
+        let mut footprints = Vec::new();
+        for column in &mut self.columns(&probe)? {
+            footprints.extend(footprint::at_rest(column, self.quick)?);
+        }
         let mut columns = self.columns(&probe)?;
         let mut report = self.measure(&cases, &mut columns)?;
-        for column in &mut columns {
-            report.add_footprint(footprint::measure(column, self.quick)?);
+        for mut footprint in footprints {
+            let column = columns.iter().find(|column| column.name == footprint.column);
+            footprint.figures.extend(column.map(footprint::after_loads).transpose()?.flatten());
+            report.add_footprint(footprint);
         }
         drop(columns);
 

@@ -49,8 +49,8 @@ impl Report {
     }
 
     /// Adds what one column's mesh costs at rest; none where there is no mesh.
-    pub fn add_footprint(&mut self, footprint: Option<Footprint>) {
-        self.footprints.extend(footprint);
+    pub fn add_footprint(&mut self, footprint: Footprint) {
+        self.footprints.push(footprint);
     }
 
     /// `median [min..max]` of each column, and how the others compare with the first.

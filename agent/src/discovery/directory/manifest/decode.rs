@@ -84,10 +84,24 @@ pub(super) fn salvage(text: &str, syntax: Syntax, error_line: u32) -> Option<Key
     ends.iter().rev().take(ATTEMPTS).find_map(|&end| {
         let value = value(&text[..end], syntax).ok()?;
         match Header::of(&value, None).ok()? {
-            Header::Object(kind) => key(kind, &value),
+            // The namespace may be in the part that cannot be read: without it, this may be any object.
+            Header::Object(kind) if has_namespace(&value) || has_whole_metadata(text, error_line) => {
+                key(kind, &value)
+            }
             _ => None,
         }
     })
+}
+
+fn has_namespace(value: &Value) -> bool {
+    value.pointer("/metadata/namespace").is_some_and(Value::is_string)
+}
+
+/// Whether another field of the object begins after `metadata`, at the line of the error at the latest.
+fn has_whole_metadata(text: &str, error_line: u32) -> bool {
+    let mut after = text.lines().take(error_line as usize).skip_while(|line| !line.starts_with("metadata:"));
+    after.next();
+    after.any(|line| line.starts_with(|c: char| c.is_ascii_alphabetic()))
 }
 
 impl<'a> Header<'a> {
