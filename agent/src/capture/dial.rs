@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
+use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use undermesh_common::Endpoint;
 
 use super::programs::Programs;
-use super::{CaptureError, PodNet};
+use super::{CaptureError, PodNet, sockopt};
 
 /// Makes connections from inside pods, and vouches for them where asked. One per worker thread: dialling moves the
 /// thread into the pod's namespace.
@@ -67,8 +67,11 @@ impl Dialer {
         if let Some(keepalive) = dial.keepalive {
             socket.set_tcp_keepalive(keepalive)?;
         }
+        if dial.on_behalf_of.is_some() {
+            sockopt::set_local_window(&socket)?;
+        }
         if let Some(source) = dial.source {
-            set_bind_address_no_port(&socket)?;
+            sockopt::set_bind_address_no_port(&socket)?;
             socket.bind(&SocketAddr::new(source, 0).into())?;
         }
         // SAFETY: the descriptor is a TCP socket that nothing else owns any more.
@@ -87,20 +90,4 @@ impl Dialer {
     fn withdraw(&self, cookie: u64) {
         let _ = self.dials.lock().unwrap_or_else(PoisonError::into_inner).remove(&cookie);
     }
-}
-
-/// Keeps every destination's own space of source ports although the address is bound (ip(7), Linux 4.2).
-fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: the option's value is one int.
-    let ret = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const on).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if ret == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use undermesh_common::code;
 
-use super::Netns;
+use super::{Netns, sockopt};
 
 /// Connections that wait to be accepted, per listener; the namespace's `net.core.somaxconn` may be lower.
 const BACKLOG: i32 = 4096;
@@ -30,9 +30,11 @@ pub fn open(netns: &Netns, workers: usize) -> io::Result<Vec<PodListeners>> {
         let mut port = 0;
         for _ in 0..workers {
             let outbound = listen(family.bind_address(code::OUTBOUND_LISTENER, port))?;
-            port = outbound.local_addr()?.port();
+            // What the pod dials comes from the pod; what dials the pod may come from far away.
+            sockopt::set_local_window(&outbound)?;
+            port = local_port(&outbound)?;
             let inbound = listen(family.bind_address(code::INBOUND_LISTENER, port))?;
-            sets.push(PodListeners { outbound, inbound });
+            sets.push(PodListeners { outbound: outbound.into(), inbound: inbound.into() });
         }
         Ok(sets)
     })?
@@ -62,7 +64,12 @@ impl Family {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn local_port(socket: &Socket) -> io::Result<u16> {
+    let address = socket.local_addr()?.as_socket();
+    address.map(|address| address.port()).ok_or_else(|| io::Error::other("a TCP socket without a port"))
+}
+
+fn listen(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
@@ -78,5 +85,5 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }

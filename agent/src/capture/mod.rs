@@ -13,6 +13,7 @@ mod netns;
 mod pod;
 mod preflight;
 mod programs;
+mod sockopt;
 
 use std::collections::HashMap;
 use std::io;
