@@ -36,25 +36,24 @@ pub fn at_rest(column: &mut Column, quick: bool) -> Result<Option<Footprint>> {
     let Some(idle) = memory(column)? else { return Ok(None) };
     let mut figures = vec![Figure { name: "node1's proxy, idle, MiB", value: idle / KIB / KIB }];
 
-    let held = probe::hold(column, CONNECTIONS)?;
-    settle();
-    let with_connections = memory(column)?.unwrap_or(idle);
-    drop(held);
-    let value = (with_connections - idle) / CONNECTIONS as f64 / KIB;
-    figures.push(Figure { name: "per idle connection, KiB", value });
-    settle();
-
-    let before_pods = memory(column)?.unwrap_or(idle);
+    // Pods before connections: what those leave in the allocator would be counted against the pods.
     if column.add_pods(PODS)? {
         settle();
-        let with_pods = memory(column)?.unwrap_or(before_pods);
-        let name = "per idle pod, KiB";
-        figures.push(Figure { name, value: (with_pods - before_pods) / PODS as f64 / KIB });
+        let with_pods = memory(column)?.unwrap_or(idle);
+        figures.push(Figure { name: "per idle pod, KiB", value: (with_pods - idle) / PODS as f64 / KIB });
         let (watched, cpu) = (Duration::from_secs(if quick { 3 } else { 20 }), column.proxy_cpu()?);
         std::thread::sleep(watched);
         let used = (column.proxy_cpu()? - cpu) / watched.as_secs_f64();
         figures.push(Figure { name: "both proxies with 100 idle pods, % of a core", value: used * 100.0 });
     }
+
+    let before = memory(column)?.unwrap_or(idle);
+    let held = probe::hold(column, CONNECTIONS)?;
+    settle();
+    let with_connections = memory(column)?.unwrap_or(before);
+    drop(held);
+    let value = (with_connections - before) / CONNECTIONS as f64 / KIB;
+    figures.push(Figure { name: "per idle connection, KiB", value });
     Ok(Some(Footprint { column: column.name.clone(), figures }))
 }
 

@@ -58,7 +58,7 @@ pub fn start(binary: &Path, lab: &Lab, node: &Node, all: &[&Pod]) -> Result<Proc
 fn workload(pod: &Pod) -> serde_json::Value {
     json!({
         "uid": uid(pod), "name": pod.name(), "namespace": pod.namespace(), "serviceAccount": "default",
-        "workloadIps": [pod.ip(), pod.ip6()], "protocol": "HBONE", "node": pod.node().name(), "network": "",
+        "workloadIps": [pod.ip(), pod.ip6()], "protocol": "HBONE", "node": pod.node().name(), "network": "", "services": {},
     })
 }
 
