@@ -184,6 +184,11 @@ impl Talk {
         Ok(last.strip_prefix("failed: ").unwrap_or(&last).to_owned())
     }
 
+    /// Waits until it is over, however it ended.
+    pub fn is_over(mut self, limit: Duration) -> Result<()> {
+        self.process.wait(limit).map(drop)
+    }
+
     fn lines(&self) -> usize {
         self.process.output().lines().filter(|line| line.starts_with("ok ")).count()
     }
