@@ -118,7 +118,7 @@ fn a_peer_that_vanished_ends_its_connections() -> Result<()> {
 fn a_hundred_pods_enrolled_and_removed_ten_times_leave_nothing() -> Result<()> {
     require!(Feature::Lab, Feature::Agent, Feature::Program("bpftool"));
     const PODS: usize = 100;
-    let mut mesh = Mesh::start("um-e2e-hundreds", 1, &[])?;
+    let mesh = Mesh::start("um-e2e-hundreds", 1, &[])?;
     let stays = mesh.outsider(0, "stays")?;
     stays.set_mesh(true)?;
     let _server = serve(&stays)?;
