@@ -185,7 +185,7 @@ impl Talk {
     }
 
     /// Waits until it is over, however it ended.
-    pub fn is_over(mut self, limit: Duration) -> Result<()> {
+    pub fn ends_somehow(mut self, limit: Duration) -> Result<()> {
         self.process.wait(limit).map(drop)
     }
 
@@ -237,7 +237,6 @@ impl Run {
 /// Idle connections.
 pub struct Hold {
     process: Process,
-    pub count: usize,
 }
 
 impl Hold {
@@ -253,7 +252,7 @@ impl Hold {
         });
         let held = held.or_else(|error| process.check_running().and(Err(error)))?;
         ensure!(held.starts_with("holding"), "{held}");
-        Ok(Self { process, count })
+        Ok(Self { process })
     }
 
     /// Uses each of them and closes it; fails if one does not work.
