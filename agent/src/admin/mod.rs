@@ -50,7 +50,7 @@ pub struct Admin {
 
 /// The admin address cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on the admin address {address}: {source}")]
+#[error("cannot listen on the admin address {address}: {source}; choose another one with --admin-address")]
 pub struct BindError {
     /// The address asked for.
     pub address: SocketAddr,

@@ -54,13 +54,15 @@ pub(super) fn create_node(state: &State, node: &str, number: u8) -> Result<()> {
     )?;
     let [v4, v6] = node_addresses(number);
     let [gateway4, gateway6] = pod_addresses(number, 1);
+    // A bridge without an address of its own takes the lowest of its ports': each new pod might change it, and the
+    // others would send to the old one until their neighbour tables time out.
     ip(
         Some(&netns),
         &format!(
             "addr add {v4}/16 dev eth0
              addr add {v6}/64 dev eth0 nodad
              link set eth0 up
-             link add pods type bridge
+             link add pods address 02:4d:00:00:00:{number:02x} type bridge
              addr add {gateway4}/24 dev pods
              addr add {gateway6}/64 dev pods nodad
              link set pods up
@@ -92,7 +94,7 @@ pub(super) fn create_second_network(lab: &str, node: &str, number: u8) -> Result
     ip(
         Some(&format!("{lab}-{node}")),
         &format!(
-            "link add pods2 type bridge
+            "link add pods2 address 02:4d:00:00:01:{number:02x} type bridge
              addr add {v4}/24 dev pods2
              addr add {v6}/64 dev pods2 nodad
              link set pods2 up"

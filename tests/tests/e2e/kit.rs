@@ -184,6 +184,11 @@ impl Talk {
         Ok(last.strip_prefix("failed: ").unwrap_or(&last).to_owned())
     }
 
+    /// Waits until it is over, however it ended.
+    pub fn ends_somehow(mut self, limit: Duration) -> Result<()> {
+        self.process.wait(limit).map(drop)
+    }
+
     fn lines(&self) -> usize {
         self.process.output().lines().filter(|line| line.starts_with("ok ")).count()
     }
@@ -232,7 +237,6 @@ impl Run {
 /// Idle connections.
 pub struct Hold {
     process: Process,
-    pub count: usize,
 }
 
 impl Hold {
@@ -248,7 +252,7 @@ impl Hold {
         });
         let held = held.or_else(|error| process.check_running().and(Err(error)))?;
         ensure!(held.starts_with("holding"), "{held}");
-        Ok(Self { process, count })
+        Ok(Self { process })
     }
 
     /// Uses each of them and closes it; fails if one does not work.
