@@ -133,7 +133,7 @@ fn a_hundred_pods_enrolled_and_removed_ten_times_leave_nothing() -> Result<()> {
         wait_enrolled(&mesh.agents[0], PODS + 1)
     };
     // The first rounds warm up: the allocator's arenas and the tables grow to their sizes.
-    for _ in 0..4 {
+    for _ in 0..2 {
         round(&mesh)?;
     }
     let full = Holdings::of(&mesh)?;
