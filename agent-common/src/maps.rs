@@ -1,9 +1,9 @@
 //! What the maps hold. Field names are for the reader of `bpftool map dump`.
 
-use crate::Address;
+use crate::{Address, Endpoint};
 
 /// Counts the layouts of the structs in this module; a pinned map of another layout is never adopted.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// An agent whose heartbeat is older than this, in nanoseconds, is taken for hung.
 pub const HEARTBEAT_LIMIT_NS: u64 = 3_000_000_000;
@@ -14,8 +14,6 @@ pub const HEARTBEAT_LIMIT_NS: u64 = 3_000_000_000;
 pub struct Agent {
     /// `CLOCK_MONOTONIC` in nanoseconds when every worker of the agent was last seen working.
     pub heartbeat_ns: u64,
-    /// Hash of the object that the attached programs were loaded from.
-    pub build: u64,
     /// [`LAYOUT`] of the agent that wrote this.
     pub layout: u32,
     /// 1: without an agent, connections are refused (`--on-agent-down closed`); 0: they go their direct way.
@@ -94,8 +92,21 @@ impl Listener {
     }
 }
 
+/// `vouched[4-tuple]`: a connection that the agent vouches for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Voucher {
+    /// The client that it stands for.
+    pub client: Endpoint,
+    /// 1: the server's side has a socket for it, which removes the entry when it goes; until then the dialling one does.
+    pub accepted: u32,
+}
+
+/// Key of [`Counters`] for pods that have left.
+pub const DEPARTED: u64 = u64::MAX;
+
 /// `counters[network namespace cookie]`, per CPU: what the kernel programs did without the agent seeing it. Cookie 0
-/// stands for namespaces that are no pod's.
+/// stands for namespaces that are no pod's, [`DEPARTED`] for pods that have left.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -111,6 +122,8 @@ pub struct Counters {
     pub refused_inner_netns: u64,
     /// Connects over an interface that is not the mesh's (`SO_BINDTODEVICE`).
     pub bypassed_interface: u64,
+    /// Connects refused in closed mode because their socket is bound to an interface and its task may not unbind it.
+    pub refused_interface: u64,
     /// Inbound connections that went straight to the application because the agent was gone or hung.
     pub inbound_bypassed_agent_down: u64,
     /// Inbound connections refused because the agent was gone or hung.
@@ -135,7 +148,7 @@ mod user {
     use core::ops::AddAssign;
 
     use super::*;
-    use crate::{Endpoint, Tuple};
+    use crate::Tuple;
 
     impl AddAssign for Counters {
         fn add_assign(&mut self, more: Self) {
@@ -145,6 +158,7 @@ mod user {
             self.bypassed_inner_netns += more.bypassed_inner_netns;
             self.refused_inner_netns += more.refused_inner_netns;
             self.bypassed_interface += more.bypassed_interface;
+            self.refused_interface += more.refused_interface;
             self.inbound_bypassed_agent_down += more.inbound_bypassed_agent_down;
             self.inbound_refused_agent_down += more.inbound_refused_agent_down;
             self.inbound_refused_strict += more.inbound_refused_strict;
@@ -175,15 +189,16 @@ mod user {
         };
     }
 
-    map_type!(Agent, Destination, Pod, Listener, Counters, Address, Endpoint, Tuple);
+    map_type!(Agent, Destination, Pod, Listener, Voucher, Counters, Address, Endpoint, Tuple);
 }
 
 const _: () = {
-    use crate::{Endpoint, Tuple};
-    assert!(size_of::<Agent>() == 8 + 8 + 4 + 4);
+    use crate::Tuple;
+    assert!(size_of::<Agent>() == 8 + 4 + 4);
+    assert!(size_of::<Voucher>() == 20 + 4);
     assert!(size_of::<Pod>() == 2 * 16 + 4 + 4);
     assert!(size_of::<Listener>() == 8 + 4 + 4);
-    assert!(size_of::<Counters>() == 14 * 8);
+    assert!(size_of::<Counters>() == 15 * 8);
     assert!(size_of::<Endpoint>() == 16 + 2 + 2);
     assert!(size_of::<Tuple>() == 16 + 16 + 2 + 2);
 };

@@ -87,8 +87,14 @@ fn verdict(ctx: &SockAddrContext, destination: &Address, entry: Destination) -> 
     };
     match connect.decide() {
         ConnectVerdict::Capture => {
-            if interface != 0 {
-                unbind_interface(ctx)?;
+            if interface != 0 && !unbind_interface(ctx) {
+                // At the code it would only time out.
+                if agent.closed_when_down != 0 {
+                    count(cookie, |c| c.refused_interface += 1);
+                    return Err(REFUSE);
+                }
+                count(cookie, |c| c.bypassed_interface += 1);
+                return Err(PROCEED);
             }
             count(cookie, |c| c.captured += 1);
             Ok(entry.code)
@@ -131,12 +137,10 @@ fn bound_interface(ctx: &SockAddrContext) -> u32 {
 }
 
 /// A socket bound to an interface cannot reach a loopback address; the agent's own dial leaves by the same interface.
-/// A failure lets the connect go its direct way, since at the code it would only time out.
+/// The kernel lets only a task with CAP_NET_RAW take the binding back, also from here.
 #[inline(always)]
-fn unbind_interface(ctx: &SockAddrContext) -> Result<(), i32> {
+fn unbind_interface(ctx: &SockAddrContext) -> bool {
     let mut none = [0u8; 4];
     // SAFETY: the option's value is four bytes of ours.
-    let ret =
-        unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, none.as_mut_ptr().cast(), 4) };
-    if ret == 0 { Ok(()) } else { Err(PROCEED) }
+    unsafe { bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_BINDTODEVICE, none.as_mut_ptr().cast(), 4) == 0 }
 }

@@ -3,7 +3,7 @@
 //! One instance per pod: the program cannot ask for its namespace's cookie, so it carries it.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{bpf_sk_lookup, sk_action};
+use aya_ebpf::bindings::{BPF_SK_LOOKUP_F_REPLACE, bpf_sk_lookup, sk_action};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
@@ -18,10 +18,16 @@ const PASS: u32 = sk_action::SK_PASS;
 /// The kernel answers with a reset: the client finds ECONNREFUSED.
 const DROP: u32 = sk_action::SK_DROP;
 const IPPROTO_TCP: u32 = 6;
+/// The index of `lo` in every network namespace.
+const LOOPBACK: u32 = 1;
 
 /// The cookie of the network namespace that this instance is attached to; set by the loader.
 #[unsafe(no_mangle)]
 static NETNS_COOKIE: Global<u64> = Global::new(0);
+
+/// 1: the kernel tells which interface a packet came over; set by the loader.
+#[unsafe(no_mangle)]
+static HAS_INGRESS: Global<u32> = Global::new(0);
 
 #[sk_lookup]
 pub fn steer(ctx: SkLookupContext) -> u32 {
@@ -43,6 +49,11 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
             DROP
         }
         Steer::Refuse => DROP,
+        // The route to the IPv6 codes would let neighbours of the pod dial them, in the pod's name.
+        Steer::Outbound if from_outside(ctx.lookup) => {
+            count(cookie, |c| c.refused_listener_dial += 1);
+            DROP
+        }
         // SK_PASS without a socket would lead to the application's own wildcard listener.
         Steer::Outbound => assign(&ctx, cookie, OUTBOUND).map_or(DROP, |()| PASS),
         // SAFETY: only asked whether there is an entry.
@@ -77,7 +88,17 @@ fn to_agent(ctx: &SkLookupContext, cookie: u64, port: u16) -> u32 {
 
 #[inline(always)]
 fn assign(ctx: &SkLookupContext, cookie: u64, direction: u32) -> Result<(), i32> {
-    LISTENERS.redirect_sk_lookup(ctx, Listener::new(cookie, direction), 0)
+    // Replacing: the instance that a restarted agent attaches meets the one before it, for a moment.
+    LISTENERS.redirect_sk_lookup(ctx, Listener::new(cookie, direction), u64::from(BPF_SK_LOOKUP_F_REPLACE))
+}
+
+/// Whether a packet for a code came over another interface than the loopback's. The context has told since Linux 5.17;
+/// before, only the agent checks, by the source address.
+#[inline(always)]
+fn from_outside(lookup: *const bpf_sk_lookup) -> bool {
+    // The verifier leaves the read out where the loader says that it cannot be made.
+    // SAFETY: the kernel hands out a valid context.
+    HAS_INGRESS.load() != 0 && unsafe { (&raw const (*lookup).ingress_ifindex).read_volatile() } != LOOPBACK
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuHashMap, SockHash};
 use aya_ebpf::helpers::{bpf_map_lookup_elem, bpf_sk_release};
 use aya_ebpf::macros::btf_map;
-use undermesh_common::maps::{Agent, Counters, Destination, Listener, Pod};
+use undermesh_common::maps::{Agent, Counters, Destination, Listener, Pod, Voucher};
 use undermesh_common::{Address, Endpoint, Tuple};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -35,7 +35,7 @@ pub static DIALS: HashMap<u64, Endpoint, 65_536, NO_PREALLOC> = HashMap::new();
 
 /// Connections that the agent vouches for, and the client that each one stands for.
 #[btf_map(name = "vouched")]
-pub static VOUCHED: HashMap<Tuple, Endpoint, 262_144, NO_PREALLOC> = HashMap::new();
+pub static VOUCHED: HashMap<Tuple, Voucher, 262_144, NO_PREALLOC> = HashMap::new();
 
 /// What happened without the agent seeing it.
 #[btf_map(name = "counters")]

@@ -74,7 +74,7 @@ fn true_peer(sock_addr: &bpf_sock_addr, shown: Address) -> Option<Endpoint> {
     let socket = socket(sock_addr)?;
     let tuple = Tuple::new(Endpoint::new(shown, port), local(socket));
     // SAFETY: as above.
-    unsafe { VOUCHED.get(tuple) }.copied()
+    unsafe { VOUCHED.get(tuple) }.map(|voucher| voucher.client)
 }
 
 /// A captured client's own address is its pod's, not the loopback address that it got on the way to the code.

@@ -7,15 +7,16 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTO_CB,
     BPF_SOCK_OPS_RTO_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
-    BPF_TCP_CLOSE, BPF_TCP_SYN_SENT,
+    BPF_TCP_CLOSE,
 };
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use undermesh_common::{Endpoint, Tuple};
+use undermesh_common::maps::Voucher;
+use undermesh_common::{Address, Endpoint, Tuple};
 
 use crate::context::address;
-use crate::maps::{DIALS, VOUCHED, count};
+use crate::maps::{DIALS, PODS, VOUCHED, count};
 
 const DONE: u32 = 1;
 const WATCHED: i32 = (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG) as i32;
@@ -28,25 +29,37 @@ pub fn vouch_dial(ctx: SockOpsContext) -> u32 {
             // SAFETY: the helper takes any sock_ops context.
             let cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
             // SAFETY: the entry is copied out before it is removed.
-            if let Some(origin) = unsafe { DIALS.get(cookie) }.copied() {
-                // A full map leaves the dial without a voucher: a permissive server relays it once more, a strict
-                // one refuses it. The agent reports the map's fill level.
-                let _ = VOUCHED.insert(dialled(&ctx), origin, 0);
+            if let Some(client) = unsafe { DIALS.get(cookie) }.copied() {
                 let _ = DIALS.remove(cookie);
-                let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+                vouch(&ctx, client);
             }
         }
-        // Nobody answered: there is no server's socket that could clean up.
-        BPF_SOCK_OPS_STATE_CB if ctx.arg(0) == BPF_TCP_SYN_SENT => {
-            if ctx.arg(1) == BPF_TCP_CLOSE {
-                let _ = VOUCHED.remove(dialled(&ctx));
-            } else {
-                let _ = ctx.set_cb_flags(0);
+        // As long as the server's side has no socket for it, nobody else would remove the voucher: nobody answered, or
+        // the connection was reset before it was accepted.
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => {
+            let tuple = dialled(&ctx);
+            // SAFETY: the entry is copied out at once.
+            if unsafe { VOUCHED.get(tuple) }.is_some_and(|voucher| voucher.accepted == 0) {
+                let _ = VOUCHED.remove(tuple);
             }
         }
         _ => {}
     }
     DONE
+}
+
+/// Only for a source that is the dialling pod's own: by routes or addresses of its making a pod could have the kernel
+/// choose another's.
+#[inline(always)]
+fn vouch(ctx: &SockOpsContext, client: Endpoint) {
+    let tuple = dialled(ctx);
+    if !owns(ctx, &tuple.source) {
+        return;
+    }
+    // A full map leaves the dial without a voucher: a permissive server relays it once more, a strict one refuses it.
+    if VOUCHED.insert(tuple, Voucher { client, accepted: 0 }, 0).is_ok() {
+        add_cb_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+    }
 }
 
 /// Counts a pod's connections and drops the voucher of each one that ends.
@@ -55,11 +68,18 @@ pub fn watch_tcp(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
             count(netns(&ctx), |c| c.tcp_active_opens += 1);
-            let _ = ctx.set_cb_flags(WATCHED);
+            add_cb_flags(&ctx, WATCHED);
         }
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
             count(netns(&ctx), |c| c.tcp_passive_opens += 1);
-            let _ = ctx.set_cb_flags(WATCHED);
+            add_cb_flags(&ctx, WATCHED);
+            let tuple = accepted(&ctx);
+            if let Some(voucher) = VOUCHED.get_ptr_mut(tuple)
+                && owns(&ctx, &tuple.destination)
+            {
+                // SAFETY: one aligned word of an entry that lives at least as long as this program runs.
+                unsafe { (*voucher).accepted = 1 };
+            }
         }
         BPF_SOCK_OPS_RTO_CB => count(netns(&ctx), |c| c.tcp_timeouts += 1),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => {
@@ -68,11 +88,28 @@ pub fn watch_tcp(ctx: SockOpsContext) -> u32 {
             if retransmits != 0 {
                 count(netns(&ctx), |c| c.tcp_retransmits += u64::from(retransmits));
             }
-            let _ = VOUCHED.remove(accepted(&ctx));
+            let tuple = accepted(&ctx);
+            // A pod could give itself another's address and play the other's connections.
+            if owns(&ctx, &tuple.destination) {
+                let _ = VOUCHED.remove(tuple);
+            }
         }
         _ => {}
     }
     DONE
+}
+
+/// Whether the address is the own one of the pod whose namespace the socket is in.
+#[inline(always)]
+fn owns(ctx: &SockOpsContext, address: &Address) -> bool {
+    // SAFETY: the entry is only read, before anything could remove it.
+    unsafe { PODS.get(netns(ctx)) }.is_some_and(|pod| pod.owns(address))
+}
+
+/// Asks for callbacks, and takes away none that another program has asked for.
+#[inline(always)]
+fn add_cb_flags(ctx: &SockOpsContext, flags: i32) {
+    let _ = ctx.set_cb_flags(ctx.cb_flags() as i32 | flags);
 }
 
 #[inline(always)]

@@ -121,9 +121,13 @@ impl Mesh {
         }
         self.wanted.insert(workload.uid.clone(), workload.clone());
         if self.capture.is_enrolled(&workload.uid) {
-            if let Err(error) = self.capture.update(workload) {
-                error!(pod = %workload.pod, %error, "cannot update the pod in the kernel");
-            }
+            match self.capture.update(workload) {
+                Ok(()) => self.failed.remove(&workload.uid),
+                Err(error) => {
+                    error!(pod = %workload.pod, %error, "cannot update the pod in the kernel; trying again");
+                    self.failed.insert(workload.uid.clone(), Instant::now() + RETRY)
+                }
+            };
             return Ok(());
         }
         self.enrol(workload).await
@@ -166,7 +170,7 @@ impl Mesh {
             self.failed.iter().filter(|(_, at)| **at <= now).map(|(uid, _)| uid.clone()).collect();
         for uid in due {
             if let Some(workload) = self.wanted.get(&uid).cloned() {
-                self.enrol(&workload).await?;
+                self.judge(&workload).await?;
             }
         }
         Ok(())

@@ -39,6 +39,7 @@ fn kernel_counters<'a>(
             ("inner_netns", total.refused_inner_netns),
             ("plaintext", total.inbound_refused_strict),
             ("listener_dial", total.refused_listener_dial),
+            ("interface", total.refused_interface),
         ],
         pods: pods.map(|net| pod_tcp(net, &counters.of(net.cookie))).collect(),
     }

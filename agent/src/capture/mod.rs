@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -121,8 +121,6 @@ pub struct Capture {
     by_address: EnrolledPods,
     /// Un-enrolled pods that still have connections.
     retiring: Vec<Arc<PodNet>>,
-    /// What was counted for pods that have left.
-    retired: Arc<Mutex<Counters>>,
     /// A pod has left whose vouched connections nobody removes any more.
     vouched_stale: bool,
 }
@@ -155,7 +153,6 @@ impl Capture {
             pods: HashMap::new(),
             by_address: EnrolledPods::default(),
             retiring: Vec::new(),
-            retired: Arc::default(),
             vouched_stale: false,
         })
     }
@@ -225,9 +222,16 @@ impl Capture {
         })
     }
 
-    /// Enrols a running pod. Its existing connections are left alone. On an error nothing of it is left.
+    /// Enrols a running pod. Its existing connections are left alone. On an error nothing new is left of it: a pod that
+    /// an earlier agent had enrolled stays in its down mode.
     pub fn enrol(&mut self, workload: &Arc<Workload>) -> Result<NewPod, CaptureError> {
-        let (enrolled, listeners) = Enrolled::enrol(&mut self.programs, workload, self.settings.workers)?;
+        let netns = pod::open_netns(workload)?;
+        if let Some(other) = self.pods.values().find(|enrolled| enrolled.net.cookie == netns.cookie()) {
+            let error = io::Error::other(format!("it is that of {}, which is enrolled", other.net.pod));
+            return Err(Part::Netns.step("taking the pod's network namespace")(error));
+        }
+        let (enrolled, listeners) =
+            Enrolled::enrol(&mut self.programs, workload, netns, self.settings.workers)?;
         let net = enrolled.net.clone();
         self.by_address.rcu(|pods| {
             let mut pods = imbl::HashMap::clone(pods);
@@ -262,9 +266,6 @@ impl Capture {
             }
             pods
         });
-        if let Ok(counters) = self.counters() {
-            *self.retired.lock().unwrap_or_else(PoisonError::into_inner) += counters.of(net.cookie);
-        }
         enrolled.unenrol(&mut self.programs);
         self.vouched_stale = true;
         self.retiring.push(net.clone());
@@ -317,7 +318,7 @@ impl Capture {
 
     /// A reader of what the kernel programs counted.
     pub fn counters(&self) -> Result<PodCounters, CaptureError> {
-        PodCounters::open(&self.programs, self.retired.clone())
+        PodCounters::open(&self.programs)
     }
 
     /// How many workers the pods' connections are spread over.

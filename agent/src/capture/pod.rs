@@ -6,17 +6,17 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use aya::maps::{HashMap as BpfHashMap, MapData, PerCpuHashMap, PerCpuValues, SockHash};
+use aya::maps::{HashMap as BpfHashMap, MapData, SockHash};
 use rtnetlink::packet_route::route::{RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{RouteMessageBuilder, new_connection};
 use tracing::debug;
-use undermesh_common::maps::{Counters, INBOUND, Listener, OUTBOUND, POD_ADDRESSES, Pod};
+use undermesh_common::maps::{INBOUND, Listener, OUTBOUND, POD_ADDRESSES, Pod};
 use undermesh_common::{Address, code};
 
 use super::listener::{self, PodListeners};
-use super::programs::{COOKIE_FREE, Programs, unpin_pod};
+use super::programs::{COOKIE_FREE, Programs, unpin_pod, zeros};
 use super::{CaptureError, Netns, Part, cgroup, map_error};
-use crate::model::{MtlsMode, ObjectRef, Workload};
+use crate::model::{MtlsMode, ObjectRef, PodPaths, Workload};
 
 /// An enrolled pod's network, for whoever dials from it. Connections keep it alive.
 #[derive(Debug)]
@@ -65,17 +65,10 @@ impl Enrolled {
     pub(super) fn enrol(
         programs: &mut Programs,
         workload: &Arc<Workload>,
+        netns: Netns,
         workers: usize,
     ) -> Result<(Self, Vec<PodListeners>), CaptureError> {
-        let paths = workload.paths.as_ref().ok_or_else(|| {
-            let lack = "the pod has no annotations undermesh.io/netns and undermesh.io/cgroup";
-            Part::Netns.step("finding the pod's network namespace and cgroup")(io::Error::new(
-                io::ErrorKind::NotFound,
-                lack,
-            ))
-        })?;
-        let netns = Netns::open(&paths.netns)
-            .map_err(Part::Netns.step(format!("opening {}", paths.netns.display())))?;
+        let paths = paths(workload)?;
         let cgroup = cgroup::open(&paths.cgroup)
             .map_err(Part::Cgroup.step(format!("opening {}", paths.cgroup.display())))?;
         let entry = map_entry(&netns, workload)?;
@@ -100,10 +93,18 @@ impl Enrolled {
             pins: programs.pod_pins(&label),
             entry,
         };
+        // An earlier agent's programs protect the pod until ours do, or for as long as ours cannot.
+        let protected = enrolled.pins.exists();
         match enrolled.capture(programs, &cgroup, &listeners) {
-            Ok(()) => Ok((enrolled, listeners)),
+            Ok(()) => {
+                programs.forget_other_lives(&label);
+                Ok((enrolled, listeners))
+            }
             Err(error) => {
-                enrolled.unenrol(programs);
+                if !protected {
+                    enrolled.unenrol(programs);
+                    enrolled.net.leave();
+                }
                 Err(error)
             }
         }
@@ -127,17 +128,11 @@ impl Enrolled {
 
     fn write_entries(&self, programs: &Programs, listeners: &[PodListeners]) -> Result<(), CaptureError> {
         let cookie = self.net.cookie;
-        let mut counters: PerCpuHashMap<MapData, u64, Counters> =
-            PerCpuHashMap::try_from(programs.open_map("counters")?).map_err(map_error("counters"))?;
+        let mut counters = programs.counters()?;
         // An earlier agent's counts go on: they tell what happened while nobody watched.
         for cookie in [0, cookie] {
             if counters.get(&cookie, 0).is_err() {
-                let cpus = aya::util::nr_cpus()
-                    .map_err(|(_, error)| error)
-                    .map_err(Part::Links.step("counting the CPUs"))?;
-                let zeros = PerCpuValues::try_from(vec![Counters::default(); cpus])
-                    .map_err(Part::Links.step("counting the CPUs"))?;
-                counters.insert(cookie, zeros, 0).map_err(map_error("counters"))?;
+                zeros().and_then(|zeros| counters.insert(cookie, zeros, 0)).map_err(map_error("counters"))?;
             }
         }
         let mut sockets: SockHash<MapData, Listener> =
@@ -169,8 +164,13 @@ impl Enrolled {
         if self.entry.strict == strict {
             return Ok(());
         }
-        self.entry.strict = strict;
-        self.write_pod(programs)
+        let before = std::mem::replace(&mut self.entry.strict, strict);
+        let written = self.write_pod(programs);
+        if written.is_err() {
+            // So that the next try does not take it for done.
+            self.entry.strict = before;
+        }
+        written
     }
 
     /// Nothing of ours stays but what connections still need.
@@ -180,6 +180,20 @@ impl Enrolled {
         }
         programs.remove_entries(self.net.cookie);
     }
+}
+
+/// Opens the pod's network namespace.
+pub(super) fn open_netns(workload: &Workload) -> Result<Netns, CaptureError> {
+    let path = &paths(workload)?.netns;
+    Netns::open(path).map_err(Part::Netns.step(format!("opening {}", path.display())))
+}
+
+fn paths(workload: &Workload) -> Result<&PodPaths, CaptureError> {
+    workload.paths.as_ref().ok_or_else(|| {
+        let lack = "the pod has no annotations undermesh.io/netns and undermesh.io/cgroup";
+        let error = io::Error::new(io::ErrorKind::NotFound, lack);
+        Part::Netns.step("finding the pod's network namespace and cgroup")(error)
+    })
 }
 
 /// A bpffs takes no dots in names.

@@ -6,14 +6,17 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapInfo};
+use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, MapInfo, PerCpuHashMap, PerCpuValues};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, SockOps};
+use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
-use undermesh_common::maps::{Agent, LAYOUT};
+use undermesh_common::maps::{Agent, Counters, DEPARTED, LAYOUT, Voucher};
 use undermesh_common::{Endpoint, Tuple};
 
 use super::{CaptureError, CaptureSettings, Heartbeat, OnAgentDown, Part, cgroup, error_chain, map_error};
@@ -49,6 +52,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("UNDERMESH_EBPF_OBJECT")
 pub(super) struct Programs {
     ebpf: Ebpf,
     root: PathBuf,
+    /// Held for as long as this process lives.
+    _lock: Flock<File>,
 }
 
 impl Programs {
@@ -65,6 +70,7 @@ impl Programs {
         for dir in [&maps, &root.join("pods")] {
             fs::create_dir_all(dir).map_err(Part::Links.step(format!("making {}", dir.display())))?;
         }
+        let lock = lock(&root)?;
         drop_foreign_layout(&maps)?;
 
         let mut ebpf = load_object(&maps, 0)?;
@@ -72,7 +78,7 @@ impl Programs {
             load_program(&mut ebpf, name)?;
         }
         forward_log(&mut ebpf);
-        let mut programs = Self { ebpf, root };
+        let mut programs = Self { ebpf, root, _lock: lock };
         programs.clear_leftovers()?;
         programs.heartbeat(settings.on_agent_down)?.beat(super::monotonic_ns())?;
         programs.vouch_for_own_dials()?;
@@ -161,10 +167,20 @@ impl Programs {
         Ok(forgotten)
     }
 
+    /// Removes what an earlier pod of the same name, in another network namespace, has left.
+    pub(super) fn forget_other_lives(&self, label: &str) {
+        let Some((name, _)) = label.rsplit_once('_') else { return };
+        let is_other =
+            |pin: &str| pin != label && pin.rsplit_once('_').is_some_and(|(other, _)| other == name);
+        if let Err(error) = self.forget_pods_except(|pin| !is_other(pin)) {
+            warn!(%error, pod = name, "cannot remove what an earlier pod of the name left");
+        }
+    }
+
     /// Removes vouchers for connections to addresses that are none of an enrolled pod: the program that would have
     /// removed them went with the pod.
     pub(super) fn forget_vouched(&self, is_enrolled: impl Fn(IpAddr) -> bool) -> Result<(), CaptureError> {
-        let mut vouched = self.hash_map::<Tuple, Endpoint>("vouched")?;
+        let mut vouched = self.hash_map::<Tuple, Voucher>("vouched")?;
         let stale = |tuple: &Tuple| !is_enrolled(tuple.destination.into());
         for tuple in vouched.keys().filter_map(Result::ok).filter(stale).collect::<Vec<_>>() {
             // Gone in the meantime is as good.
@@ -173,17 +189,35 @@ impl Programs {
         Ok(())
     }
 
-    /// Removes what the maps hold of a pod. An entry that is not there is as good as removed.
+    /// Removes what the maps hold of a pod; its counts go to those that have left. An entry that is not there is as good
+    /// as removed.
     pub(super) fn remove_entries(&self, netns_cookie: u64) {
         if let Ok(mut pods) = self.hash_map::<u64, undermesh_common::maps::Pod>("pods") {
             let _ = pods.remove(&netns_cookie);
         }
-        if let Ok(mut counters) = self.open_map("counters").and_then(|map| {
-            aya::maps::PerCpuHashMap::<_, u64, undermesh_common::maps::Counters>::try_from(map)
-                .map_err(map_error("counters"))
-        }) {
-            let _ = counters.remove(&netns_cookie);
+        if let Err(error) = self.retire_counters(netns_cookie) {
+            warn!(%error, "the counts of a pod that has left are lost");
         }
+    }
+
+    fn retire_counters(&self, netns_cookie: u64) -> Result<(), CaptureError> {
+        let mut counters = self.counters()?;
+        let Ok(counted) = counters.get(&netns_cookie, 0) else { return Ok(()) };
+        let departed = counters.get(&DEPARTED, 0).or_else(|_| zeros()).map_err(map_error("counters"))?;
+        let sums = departed
+            .iter()
+            .zip(counted.iter())
+            .map(|(sum, more)| [*sum, *more].iter().sum())
+            .collect::<Vec<_>>();
+        let departed = PerCpuValues::<Counters>::try_from(sums)
+            .map_err(Part::Links.step("adding up the counts of pods that have left"))?;
+        let _ = counters.remove(&netns_cookie);
+        counters.insert(DEPARTED, departed, 0).map_err(map_error("counters"))
+    }
+
+    /// The per-CPU counters.
+    pub(super) fn counters(&self) -> Result<PerCpuHashMap<MapData, u64, Counters>, CaptureError> {
+        PerCpuHashMap::try_from(self.open_map("counters")?).map_err(map_error("counters"))
     }
 
     /// Connections that an earlier agent vouched for died with it.
@@ -201,6 +235,11 @@ impl Programs {
         let path = cgroup::own().map_err(Part::Cgroup.step("finding the agent's own cgroup"))?;
         let own = cgroup::open(&path)
             .map_err(Part::Cgroup.step(format!("opening the agent's own cgroup {}", path.display())))?;
+        if cgroup::mount_point().is_ok_and(|root| root == path) {
+            warn!(
+                "the agent is in the root cgroup, so its program sees every socket of this machine; give it one of its own"
+            );
+        }
         let attach = |ebpf: &mut Ebpf| -> Result<(), ProgramError> {
             let program: &mut SockOps = program(ebpf, VOUCH_DIAL)?;
             program.attach(&own, CgroupAttachMode::Single).map(drop)
@@ -213,6 +252,18 @@ impl Programs {
             ))
         })
     }
+}
+
+/// Two agents with one folder of pins would take each other's pods.
+fn lock(root: &Path) -> Result<Flock<File>, CaptureError> {
+    let folder = File::open(root).map_err(Part::Links.step(format!("opening {}", root.display())))?;
+    Flock::lock(folder, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => CaptureError::Preflight(format!(
+            "another agent uses the pins in {}; stop it, or name another folder with --bpffs",
+            root.display()
+        )),
+        errno => Part::Links.step(format!("locking {}", root.display()))(errno.into()),
+    })
 }
 
 /// Removes every pin below the folder, and the folder; says how many pods were enrolled.
@@ -241,6 +292,12 @@ pub(super) fn unpin_pod(pins: &Path) -> io::Result<()> {
     fs::remove_dir_all(pins)
 }
 
+/// Counters at nought, one per CPU.
+pub(super) fn zeros() -> Result<PerCpuValues<Counters>, MapError> {
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+    Ok(PerCpuValues::try_from(vec![Counters::default(); cpus])?)
+}
+
 fn load_object(maps: &Path, netns_cookie: u64) -> Result<Ebpf, CaptureError> {
     let mut loader = EbpfLoader::new();
     // No program needs the kernel's own types.
@@ -248,10 +305,13 @@ fn load_object(maps: &Path, netns_cookie: u64) -> Result<Ebpf, CaptureError> {
     for name in MAPS {
         loader.map_pin_path(name, maps.join(name));
     }
+    // bpf_sk_lookup.ingress_ifindex (kernel commit f89315650ba3).
+    let has_ingress = u32::from(KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(5, 17, 0)));
     // What would be thrown away need not be sent.
     let log_level = log::max_level() as u8;
     let loaded = loader
         .override_global("NETNS_COOKIE", &netns_cookie, true)
+        .override_global("HAS_INGRESS", &has_ingress, true)
         .override_global(aya_log::LEVEL, &log_level, false)
         .load(OBJECT);
     drop(loader);

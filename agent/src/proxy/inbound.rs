@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
+use undermesh_common::lookup::TUNNEL_PORT;
+
 use super::Proxy;
 use super::relay::{Meter, relay};
 use super::upstream::{self, Target};
@@ -26,6 +28,10 @@ pub(super) async fn serve(
     let refuse = |facts: ConnectionFacts, reason: RefuseReason| {
         proxy.telemetry.connection_refused(facts, reason);
     };
+    if dialled.port() == TUNNEL_PORT {
+        // The tunnel's, which speaks TLS alone: what the application may have there is not for callers from outside.
+        return refuse(facts, RefuseReason::PlaintextRefused);
+    }
     let Some(place) = proxy.enter() else { return refuse(facts, RefuseReason::Limit) };
 
     let target = Target { from: &net, to: dialled, source: None, on_behalf_of: Some(caller) };

@@ -61,6 +61,10 @@ fn accept(proxy: &Proxy, net: &Arc<PodNet>, stream: &TcpStream, peer: SocketAddr
     let code = proxy.codes.destination(local.ip())?;
     let peer_ip = peer.ip().to_canonical();
     let bound = bound_source(peer_ip);
+    // A captured socket never changes the family, so this one came in by the route to the IPv6 codes.
+    if bound.is_some_and(|source| source.is_ipv4() != code.address.is_ipv4()) {
+        return None;
+    }
     let client_ip = bound.or_else(|| net.address_like(code.address)).unwrap_or(peer_ip);
     Some(Captured {
         net: net.clone(),
@@ -99,9 +103,15 @@ async fn reach(
         Some(Destination::Service(service)) => service,
         // A pod's own address: that pod and no other, ready or not.
         _ => {
-            let stream = dial(proxy, dialer, captured, captured.dialled, client).await;
-            return stream
-                .map(|stream| reached(proxy, stream, captured.dialled, None, None))
+            let dialled = dial(proxy, dialer, captured, captured.dialled, client).await;
+            return dialled
+                .map(|(stream, same_node)| Reached {
+                    stream,
+                    address: captured.dialled,
+                    same_node,
+                    service: None,
+                    _load: None,
+                })
                 .map_err(|reason| Failed { reason, towards: captured.dialled, service: None });
         }
     };
@@ -120,8 +130,9 @@ async fn reach(
         };
         let load = endpoint.load.enter();
         match dial(proxy, dialer, captured, endpoint.address, client).await {
-            Ok(stream) => {
-                return Ok(reached(proxy, stream, endpoint.address, Some(service.id.clone()), Some(load)));
+            Ok((stream, same_node)) => {
+                let (address, service) = (endpoint.address, Some(service.id.clone()));
+                return Ok(Reached { stream, address, same_node, service, _load: Some(load) });
             }
             Err(reason) => {
                 tried.push(endpoint.address);
@@ -137,31 +148,22 @@ async fn reach(
     Err(Failed { reason, towards, service: Some(service.id.clone()) })
 }
 
+/// The connection, and whether it is vouched for to a pod of this node.
 async fn dial(
     proxy: &Proxy,
     dialer: &Dialer,
     captured: &Captured,
     to: SocketAddr,
     client: &TcpStream,
-) -> Result<TcpStream, RefuseReason> {
-    let on_behalf_of = is_on_this_node(proxy, to.ip()).then_some(captured.client);
+) -> Result<(TcpStream, bool), RefuseReason> {
     // The application's bound address, unless the endpoint is of the other family.
     let source = captured.bound.filter(|source| source.is_ipv4() == to.is_ipv4());
-    upstream::connect(proxy, dialer, client, Target { from: &captured.net, to, source, on_behalf_of }).await
-}
-
-fn is_on_this_node(proxy: &Proxy, address: IpAddr) -> bool {
-    proxy.enrolled.load().contains_key(&address)
-}
-
-fn reached(
-    proxy: &Proxy,
-    stream: TcpStream,
-    address: SocketAddr,
-    service: Option<ObjectRef>,
-    load: Option<LoadGuard>,
-) -> Reached {
-    Reached { stream, address, same_node: is_on_this_node(proxy, address.ip()), service, _load: load }
+    // Nobody vouches for an address that is not the pod's own, whatever the pod has given itself.
+    let is_own = captured.bound.is_none_or(|source| captured.net.addresses.contains(&source));
+    let same_node = is_own && proxy.enrolled.load().contains_key(&to.ip());
+    let on_behalf_of = same_node.then_some(captured.client);
+    let target = Target { from: &captured.net, to, source, on_behalf_of };
+    Ok((upstream::connect(proxy, dialer, client, target).await?, same_node))
 }
 
 /// On one node this agent stands on both sides of the connection, and reports it for both.

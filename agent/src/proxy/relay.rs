@@ -228,7 +228,6 @@ impl Direction {
                         self.full_reads = 0;
                         self.state = State::Reading;
                     }
-                    Spliced::Ended => self.state = State::Ending,
                 },
                 State::Ending => {
                     match ready!(Pin::new(&mut *to).poll_shutdown(cx)) {

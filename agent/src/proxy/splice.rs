@@ -17,7 +17,7 @@ const CAPACITY: usize = 1024 * 1024;
 const SPARE: usize = 16;
 
 /// Pipes that one thread has in use at most; bulk beyond that is copied.
-const IN_USE: usize = 256;
+pub(super) const IN_USE: usize = 64;
 
 thread_local! {
     static POOL: RefCell<Pool> = const { RefCell::new(Pool { spare: Vec::new(), in_use: 0 }) };
@@ -44,10 +44,8 @@ pub(super) struct Pipe {
 pub(super) enum Spliced {
     /// This many bytes reached the receiver.
     Moved(usize),
-    /// The sender has nothing more for now, and the pipe is empty.
+    /// Nothing is to be had this way for now, and the pipe is empty: a read tells why.
     Dry,
-    /// The sender has ended its stream, and the pipe is empty.
-    Ended,
 }
 
 /// One of the two sockets broke.
@@ -81,9 +79,9 @@ impl Pipe {
     ) -> Poll<Result<Spliced, SpliceBroken>> {
         let Some(ends) = &self.ends else { return Poll::Ready(Ok(Spliced::Dry)) };
         if self.filled == 0 {
-            match from.try_io(Interest::READABLE, || transfer(from, &ends.write, CAPACITY)) {
-                Ok(0) => return Poll::Ready(Ok(Spliced::Ended)),
-                Ok(n) => self.filled = n,
+            match from.try_io(Interest::READABLE, || fill(from, &ends.write)) {
+                Ok(Some(n)) => self.filled = n,
+                Ok(None) => return Poll::Ready(Ok(Spliced::Dry)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Poll::Ready(Ok(Spliced::Dry));
                 }
@@ -125,6 +123,17 @@ impl Ends {
         // Beyond fs.pipe-user-pages-soft an unprivileged process keeps the default, which works all the same.
         let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(CAPACITY as i32));
         Ok(Self { read, write })
+    }
+}
+
+/// None where there is nothing to be had. At the mark of urgent data splice(2) says "end of the stream" or "not ready"
+/// while a read would go on behind it, so neither is believed, and the readiness is left for the read to judge.
+fn fill(from: &TcpStream, pipe: &OwnedFd) -> io::Result<Option<usize>> {
+    match transfer(from, pipe, CAPACITY) {
+        Ok(0) => Ok(None),
+        Ok(n) => Ok(Some(n)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

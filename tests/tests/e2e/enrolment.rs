@@ -159,7 +159,7 @@ fn maps_show_field_names() -> Result<()> {
         run_here(command, SOON)?.success()
     };
     let expected: [(&str, &[&str]); 6] = [
-        ("agents", &["heartbeat_ns", "build", "layout", "closed_when_down"]),
+        ("agents", &["heartbeat_ns", "layout", "closed_when_down"]),
         ("destinations", &["octets", "code"]),
         ("codes", &["key", "octets"]),
         ("pods", &["addresses", "interface", "strict"]),

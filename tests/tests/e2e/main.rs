@@ -2,6 +2,7 @@
 //!
 //! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
 
+mod attacks;
 mod crash;
 mod endings;
 mod enrolment;
