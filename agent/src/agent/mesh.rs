@@ -17,8 +17,9 @@ use crate::model::{NodeInfo, Snapshot, Workload, WorkloadUid};
 use crate::proxy::{Fate, Workers};
 use crate::telemetry::{PodReport, PodState, Status, Telemetry};
 
-/// How often the agent looks after what ends by itself: codes out of use, pods whose processes are gone.
-const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// How often the agent looks after what ends by itself: pods that leave, codes out of use, pods whose processes
+/// are gone.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// How soon a pod whose enrolment failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -95,7 +96,7 @@ impl Mesh {
             before.diff(&after).partition(|item| matches!(item, DiffItem::Remove(..)));
         for item in gone.into_iter().chain(current) {
             match item {
-                DiffItem::Remove(uid, _) => self.unwant(uid).await?,
+                DiffItem::Remove(uid, _) => self.unwant(uid),
                 DiffItem::Add(_, workload) | DiffItem::Update { new: (_, workload), .. } => {
                     self.judge(workload).await?
                 }
@@ -114,10 +115,11 @@ impl Mesh {
             && workload.enrolment.is_wanted()
             && !workload.addresses.is_empty();
         if !wanted {
-            return self.unwant(&workload.uid).await;
+            self.unwant(&workload.uid);
+            return Ok(());
         }
         if self.capture.has_moved(workload) {
-            self.unwant(&workload.uid).await?;
+            self.unwant(&workload.uid);
         }
         self.wanted.insert(workload.uid.clone(), workload.clone());
         if self.capture.is_enrolled(&workload.uid) {
@@ -153,15 +155,13 @@ impl Mesh {
         Ok(())
     }
 
-    async fn unwant(&mut self, uid: &WorkloadUid) -> anyhow::Result<()> {
+    fn unwant(&mut self, uid: &WorkloadUid) {
         self.wanted.remove(uid);
         self.failed.remove(uid);
         self.status.remove_pod(uid);
-        if let Some(net) = self.capture.unenrol(uid) {
-            self.workers.release(&net, Fate::GoOn).await?;
+        if let Some(net) = self.capture.unenrol(uid, Instant::now()) {
             info!(pod = %net.pod, "not enrolled any more");
         }
-        Ok(())
     }
 
     async fn try_again(&mut self) -> anyhow::Result<()> {
@@ -177,6 +177,9 @@ impl Mesh {
     }
 
     async fn tidy(&mut self) -> anyhow::Result<()> {
+        for net in self.capture.left(Instant::now()) {
+            self.workers.release(&net, Fate::GoOn).await?;
+        }
         for net in self.capture.deserted() {
             self.workers.release(&net, Fate::BreakOff).await?;
         }

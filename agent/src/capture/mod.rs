@@ -8,6 +8,7 @@ mod cgroup;
 mod codes;
 mod counters;
 mod dial;
+mod link;
 mod listener;
 mod netns;
 mod pod;
@@ -20,7 +21,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use imbl::OrdSet;
@@ -107,6 +108,10 @@ pub enum Part {
     Workers,
 }
 
+/// How long a pod that is captured no more is still steered: a SYN that was lost on its way to the agent comes again
+/// after a second (RFC 6298), and would reach a listener of the application's own otherwise, or nobody.
+const UNENROL_GRACE: Duration = Duration::from_millis(1500);
+
 /// The enrolled pods by address: a fact, where a label is only a wish.
 pub type EnrolledPods = Arc<ArcSwap<imbl::HashMap<IpAddr, Arc<PodNet>>>>;
 
@@ -119,6 +124,8 @@ pub struct Capture {
     captured: OrdSet<IpAddr>,
     pods: HashMap<WorkloadUid, Enrolled>,
     by_address: EnrolledPods,
+    /// Pods that are captured no more, since when, and still steered.
+    leaving: Vec<(Instant, Enrolled)>,
     /// Un-enrolled pods that still have connections.
     retiring: Vec<Arc<PodNet>>,
     /// A pod has left whose vouched connections nobody removes any more.
@@ -152,6 +159,7 @@ impl Capture {
             captured,
             pods: HashMap::new(),
             by_address: EnrolledPods::default(),
+            leaving: Vec::new(),
             retiring: Vec::new(),
             vouched_stale: false,
         })
@@ -230,6 +238,8 @@ impl Capture {
             let error = io::Error::other(format!("it is that of {}, which is enrolled", other.net.pod));
             return Err(Part::Netns.step("taking the pod's network namespace")(error));
         }
+        // Its listeners of the time before close when the workers get the new ones.
+        self.complete(|_, leaving| leaving.net.cookie == netns.cookie());
         let (enrolled, listeners) =
             Enrolled::enrol(&mut self.programs, workload, netns, self.settings.workers)?;
         let net = enrolled.net.clone();
@@ -252,8 +262,9 @@ impl Capture {
         }
     }
 
-    /// Takes a pod out of the mesh. Connections that the agent relays go on; the caller closes its listeners.
-    pub fn unenrol(&mut self, uid: &WorkloadUid) -> Option<Arc<PodNet>> {
+    /// Takes a pod out of the mesh: from now on nothing that it dials is captured. What is on its way to the agent still
+    /// gets there: the rest goes with [`Self::left`], some moments later.
+    pub fn unenrol(&mut self, uid: &WorkloadUid, now: Instant) -> Option<Arc<PodNet>> {
         let enrolled = self.pods.remove(uid)?;
         let net = enrolled.net.clone();
         self.by_address.rcu(|pods| {
@@ -266,10 +277,30 @@ impl Capture {
             }
             pods
         });
-        enrolled.unenrol(&mut self.programs);
-        self.vouched_stale = true;
-        self.retiring.push(net.clone());
+        enrolled.stop_capturing();
+        self.leaving.push((now, enrolled));
         Some(net)
+    }
+
+    /// Pods whose un-enrolment is complete as of now: nothing of ours is on them. Connections that the agent relays go
+    /// on; the caller closes the listeners.
+    pub fn left(&mut self, now: Instant) -> Vec<Arc<PodNet>> {
+        self.complete(|since, enrolled| {
+            now.saturating_duration_since(since) >= UNENROL_GRACE || enrolled.net.is_deserted()
+        })
+    }
+
+    fn complete(&mut self, is_due: impl Fn(Instant, &Enrolled) -> bool) -> Vec<Arc<PodNet>> {
+        let (due, leaving) =
+            std::mem::take(&mut self.leaving).into_iter().partition(|(since, pod)| is_due(*since, pod));
+        self.leaving = leaving;
+        let due: Vec<(Instant, Enrolled)> = due;
+        for (_, enrolled) in &due {
+            enrolled.unenrol(&mut self.programs);
+            self.vouched_stale = true;
+            self.retiring.push(enrolled.net.clone());
+        }
+        due.into_iter().map(|(_, enrolled)| enrolled.net).collect()
     }
 
     /// Removes what an earlier agent left of pods that are not to be enrolled now. One that is wanted and could not be

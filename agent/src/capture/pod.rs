@@ -14,7 +14,7 @@ use undermesh_common::maps::{INBOUND, Listener, OUTBOUND, POD_ADDRESSES, Pod};
 use undermesh_common::{Address, code};
 
 use super::listener::{self, PodListeners};
-use super::programs::{COOKIE_FREE, Programs, unpin_pod, zeros};
+use super::programs::{COOKIE_FREE, Programs, detach_connects, unpin_pod, zeros};
 use super::{CaptureError, Netns, Part, cgroup, map_error};
 use crate::model::{MtlsMode, ObjectRef, PodPaths, Workload};
 
@@ -171,6 +171,13 @@ impl Enrolled {
             self.entry.strict = before;
         }
         written
+    }
+
+    /// Before anything else of the pod is taken away, and done when this returns.
+    pub(super) fn stop_capturing(&self) {
+        if let Err(error) = detach_connects(&self.pins) {
+            tracing::warn!(pod = %self.net.pod, %error, pins = %self.pins.display(), "cannot detach the pod's connect programs");
+        }
     }
 
     /// Nothing of ours stays but what connections still need.

@@ -19,12 +19,17 @@ use tracing::{info, warn};
 use undermesh_common::maps::{Agent, Counters, DEPARTED, LAYOUT, Voucher};
 use undermesh_common::{Endpoint, Tuple};
 
-use super::{CaptureError, CaptureSettings, Heartbeat, OnAgentDown, Part, cgroup, error_chain, map_error};
+use super::{
+    CaptureError, CaptureSettings, Heartbeat, OnAgentDown, Part, cgroup, error_chain, link, map_error,
+};
 
 /// The programs of a pod's cgroup, in the order of their attachment: names before connects, so that no captured
 /// socket ever shows a code. They are detached in the opposite order.
 pub(super) const COOKIE_FREE: [&str; 7] =
     ["watch_tcp", "getpeername4", "getpeername6", "getsockname4", "getsockname6", "connect4", "connect6"];
+
+/// The two of them that capture.
+const CONNECTS: [&str; 2] = ["connect4", "connect6"];
 
 /// The program of a pod's network namespace, attached before all others.
 pub(super) const STEER: &str = "steer";
@@ -280,8 +285,23 @@ pub(super) fn detach_all(root: &Path) -> io::Result<usize> {
     Ok(pods)
 }
 
+/// Detaches `connect4` and `connect6`, at once: a link whose pin is removed lives on for an uncertain moment.
+pub(super) fn detach_connects(pins: &Path) -> io::Result<()> {
+    for name in CONNECTS {
+        let pin = pins.join(name);
+        if pin.exists() {
+            link::detach(&pin)?;
+        }
+    }
+    Ok(())
+}
+
 /// Connects first: from then on nothing new is captured, while what is captured keeps its names and its way.
 pub(super) fn unpin_pod(pins: &Path) -> io::Result<()> {
+    if let Err(error) = detach_connects(pins) {
+        // It goes with its pin, if not at once.
+        warn!(%error, pins = %pins.display(), "cannot detach the pod's connect programs");
+    }
     for name in COOKIE_FREE.into_iter().rev().chain([STEER]) {
         match fs::remove_file(pins.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
