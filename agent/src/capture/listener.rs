@@ -21,8 +21,10 @@ pub struct PodListeners {
     pub inbound: TcpListener,
 }
 
-/// Opens `workers` sets of listeners. They are bound to reserved codes, so nothing of the application's can reach
-/// them or collide with them but for one ephemeral port, and `sk_lookup` steers connections of both families to them.
+/// Opens `workers` sets of listeners. They are bound to reserved codes, so nothing of the application's reaches them or
+/// collides with them but for one ephemeral port, and `sk_lookup` steers connections of both families to them. A process
+/// in the pod with the agent's own user ID (root without a user namespace) could join their SO_REUSEPORT group; it would
+/// take its own pod's connections away from the agent, and nobody else's.
 pub fn open(netns: &Netns, workers: usize) -> io::Result<Vec<PodListeners>> {
     netns.run(|| {
         let family = Family::of_this_namespace();

@@ -18,8 +18,12 @@ use crate::model::NodeInfo;
 use crate::proxy::ProxySettings;
 use crate::telemetry::{AccessLogFormat, AccessLogOutput, AccessLogSettings};
 
-/// Descriptors that the agent needs beside those of its connections: maps, listeners, files.
-const DESCRIPTORS_APART: u64 = 1024;
+/// Descriptors that the agent needs beside those of its connections: maps, files, the admin endpoints' clients.
+const DESCRIPTORS_APART: u64 = 256;
+
+/// And those that each worker needs: two listeners in each of 110 pods (the kubelet's default limit), two ends of each
+/// pipe for bulk.
+const DESCRIPTORS_PER_WORKER: u64 = 2 * 110 + 2 * 64;
 
 /// Connections that a node should be able to carry at one time.
 const CONNECTIONS_WISHED: u64 = 20_000;
@@ -143,7 +147,7 @@ impl AgentArgs {
                     .with_time(Duration::from_secs(self.keepalive_time))
                     .with_interval(Duration::from_secs(self.keepalive_interval))
                     .with_retries(self.keepalive_probes),
-                max_connections: max_connections(self.max_connections),
+                max_connections: max_connections(self.max_connections, workers),
             },
             access_log: self.access_log_settings(),
         }
@@ -177,17 +181,18 @@ fn default_workers() -> usize {
 }
 
 /// Raises the limit of open files as far as it goes, and says what it allows for.
-fn max_connections(wished: Option<usize>) -> usize {
+fn max_connections(wished: Option<usize>, workers: usize) -> usize {
     let descriptors = raise_descriptor_limit();
+    let apart = DESCRIPTORS_APART + DESCRIPTORS_PER_WORKER * workers as u64;
     // One socket to each side.
-    let possible = descriptors.saturating_sub(DESCRIPTORS_APART) / 2;
+    let possible = descriptors.saturating_sub(apart) / 2;
     if wished.is_none() && possible < CONNECTIONS_WISHED {
         warn!(
             limit = descriptors,
             connections = possible,
             "the limit of open files allows for fewer than {CONNECTIONS_WISHED} connections; raise it \
              (LimitNOFILE= of the unit, or the container runtime's) to {} or more",
-            2 * CONNECTIONS_WISHED + DESCRIPTORS_APART
+            2 * CONNECTIONS_WISHED + apart
         );
     }
     let connections = wished.unwrap_or_else(|| usize::try_from(possible).unwrap_or(usize::MAX));

@@ -61,7 +61,8 @@ fn reason(error: &io::Error, target: Target<'_>) -> RefuseReason {
         }
         _ if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => RefuseReason::Limit,
         _ => {
-            tracing::warn!(pod = %target.from.pod, to = %target.to, %error, "cannot connect");
+            // Any pod can provoke it, so it is not for the log of a node.
+            tracing::debug!(pod = %target.from.pod, to = %target.to, %error, "cannot connect");
             RefuseReason::ConnectFailed
         }
     }

@@ -17,10 +17,6 @@ pub enum CloseReason {
     ClientTimeout,
     /// The upstream's end fell silent: a dead peer node, a cut network.
     UpstreamTimeout,
-    /// No byte moved for as long as the idle time-out allows, so the agent ended it.
-    IdleTimeout,
-    /// The agent ended it because the time to drain had passed: the pod goes, or leaves the mesh.
-    Drained,
     /// The agent shut down, or dropped the connection without a verdict.
     Cancelled,
     /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
@@ -46,28 +42,22 @@ pub enum RefuseReason {
     ConnectFailed,
     /// The client went away before there was an upstream.
     ClientGone,
-    /// The connection came from the agent itself, or straight to its listener: relaying it would go in circles.
-    Loop,
     /// Plaintext without proof of its origin, for a pod that takes none.
     PlaintextRefused,
     /// A limit on open connections was reached.
     Limit,
-    /// The agent is draining and takes no more connections for this pod.
-    Draining,
     /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
     Internal,
 }
 
 impl CloseReason {
     /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 7] = [
         Self::Done,
         Self::ClientReset,
         Self::UpstreamReset,
         Self::ClientTimeout,
         Self::UpstreamTimeout,
-        Self::IdleTimeout,
-        Self::Drained,
         Self::Cancelled,
         Self::Internal,
     ];
@@ -80,8 +70,6 @@ impl CloseReason {
             Self::UpstreamReset => "upstream_reset",
             Self::ClientTimeout => "client_timeout",
             Self::UpstreamTimeout => "upstream_timeout",
-            Self::IdleTimeout => "idle_timeout",
-            Self::Drained => "drained",
             Self::Cancelled => "cancelled",
             Self::Internal => "internal",
         }
@@ -90,7 +78,7 @@ impl CloseReason {
 
 impl RefuseReason {
     /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 11] = [
         Self::NoEndpoints,
         Self::UnknownPort,
         Self::UnknownDestination,
@@ -99,10 +87,8 @@ impl RefuseReason {
         Self::ConnectUnreachable,
         Self::ConnectFailed,
         Self::ClientGone,
-        Self::Loop,
         Self::PlaintextRefused,
         Self::Limit,
-        Self::Draining,
         Self::Internal,
     ];
 
@@ -117,10 +103,8 @@ impl RefuseReason {
             Self::ConnectUnreachable => "connect_unreachable",
             Self::ConnectFailed => "connect_failed",
             Self::ClientGone => "client_gone",
-            Self::Loop => "loop",
             Self::PlaintextRefused => "plaintext_refused",
             Self::Limit => "limit",
-            Self::Draining => "draining",
             Self::Internal => "internal",
         }
     }

@@ -9,8 +9,8 @@ use super::*;
 fn both_formats_are_well_formed() {
     let telemetry = telemetry(TelemetrySettings::default());
     let odd = ConnectionFacts { service: Some(ObjectRef::new("a\"}\n", "b\\ # {")), ..facts("web -> db") };
-    telemetry.connection_opened(odd.clone()).close(CloseReason::IdleTimeout);
-    telemetry.connection_refused(odd, RefuseReason::Loop);
+    telemetry.connection_opened(odd.clone()).close(CloseReason::ClientTimeout);
+    telemetry.connection_refused(odd, RefuseReason::Limit);
     let open = telemetry.connection_opened(facts("web -> ?"));
     open.add_sent(1);
 
