@@ -160,14 +160,18 @@ fn a_hundred_pods_enrolled_and_removed_ten_times_leave_nothing() -> Result<()> {
     wait_enrolled(&mesh.agents[0], 1)?;
     let agent = &mesh.agents[0];
     eventually(SOON, "the agent lets the namespaces go", || lets_go(agent, &namespaces))?;
-    let left = programs(&mesh.nodes[0])?;
-    ensure!(left.len() == 8, "programs are left: {left:#?}");
-    let pins = fs::read_dir(mesh.nodes[0].pins().join("pods"))?.count();
-    ensure!(pins == 1, "{pins} pods are pinned");
+    eventually(SOON, "nothing of the pods is left", || {
+        let left = programs(&mesh.nodes[0])?;
+        ensure!(left.len() == 8, "programs are left: {left:#?}");
+        let pins = fs::read_dir(mesh.nodes[0].pins().join("pods"))?.count();
+        ensure!(pins == 1, "{pins} pods are pinned");
+        Ok(())
+    })?;
     eventually(CODES_GONE, "the maps hold one pod", || {
         let entries = map_entries(&mesh.nodes[0])?;
         for (map, expected) in
-            [("pods", 1), ("listeners", 2), ("destinations", 2), ("codes", 2), ("counters", 2)]
+            // Counters: of the pod, of those that have left, of no pod.
+            [("pods", 1), ("listeners", 2), ("destinations", 2), ("codes", 2), ("counters", 3)]
         {
             ensure!(entries[map] == expected, "{map} is to have {expected} entries: {entries:?}");
         }
