@@ -175,6 +175,26 @@ mod tests {
         .concat()
             + &shown(show(), 160)
             + &shown(show(), 5_000);
-        expect![[r#""#]].assert_eq(&text);
+        expect![[r#"
+            /base/ca has no certificate authority; `undermesh ca init` makes one
+            trust domain cluster.local in /base/ca, leaves live 1h00m at most
+            ROOT  STATE    SIGNS  DROPPED  EXPIRES
+            1     signing  -      -        in 10d00h
+            /base/ca has a certificate authority already; `undermesh ca rotate` gives it a new root
+            trust domain cluster.local in /base/ca, leaves live 1h00m at most
+            ROOT  STATE    SIGNS     DROPPED   EXPIRES
+            1     signing  -         in 1h11m  in 9d23h
+            2     next     in 1m00s  -         in 100d00h
+            a rotation is under way: root 2 signs from 2027-01-15T08:02:40Z on
+            trust domain cluster.local in /base/ca, leaves live 1h00m at most
+            ROOT  STATE     SIGNS  DROPPED   EXPIRES
+            1     retiring  -      in 1h10m  in 9d23h
+            2     signing   -      -         in 99d23h
+            trust domain cluster.local in /base/ca, leaves live 1h00m at most
+            ROOT  STATE    SIGNS  DROPPED     EXPIRES
+            1     dropped  -      10m40s ago  in 9d22h
+            2     signing  -      -           in 99d22h
+        "#]]
+        .assert_eq(&text);
     }
 }

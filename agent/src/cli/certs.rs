@@ -126,6 +126,18 @@ mod tests {
             "crls": [{ "issuer": "CN=root", "next_update": "2027-01-15T08:00:00Z", "expired": true }]
         }))
         .unwrap();
-        expect![[r#""#]].assert_eq(&as_text(&view));
+        expect![[r#"
+            warning: the certificate of spiffe://cluster.local/ns/shop/sa/web expires in 60 s?
+            warning: the clock of this node is 5m01s behind another
+
+            IDENTITY                               LEAF   ISSUER  ROOT   RENEWAL               SERIAL  LAST ERROR
+            spiffe://cluster.local/ns/shop/sa/web  1m00s  1d00h   1d00h  late by 1h00m         4f01    no answer within 10 s
+            spiffe://cluster.local/ns/shop/sa/new  none   none    none   2027-01-15T08:00:00Z  -       -
+
+            TRUST DOMAIN   ROOT     LEFT     SERIAL
+            cluster.local  CN=root  expired  40
+
+            revocation list (prefer) of CN=root: expired at 2027-01-15T08:00:00Z
+        "#]].assert_eq(&as_text(&view));
     }
 }

@@ -13,6 +13,8 @@ mod schedule;
 mod spiffe;
 mod store;
 mod svid;
+#[cfg(test)]
+mod testkit;
 mod tls;
 mod trust;
 mod trust_files;

@@ -92,7 +92,8 @@ pub fn rotate(
     root_life: Duration,
     now: SystemTime,
 ) -> Result<CaState, DirectoryError> {
-    files::check_directory(directory)?;
+    // Before the lock, whose file would be all there is in a directory without an authority.
+    read_state(directory)?;
     let _lock = files::lock(&directory.join("lock"))?;
     let mut state = read_state(directory)?;
     let now = whole_seconds(now);
@@ -113,9 +114,8 @@ pub fn rotate(
 /// # Errors
 /// When there is none or it cannot be used.
 pub fn read_state(directory: &Path) -> Result<CaState, DirectoryError> {
-    files::check_directory(directory)?;
     let path = state_path(directory);
-    match files::read(&path) {
+    match files::check_directory(directory).and_then(|()| files::read(&path)) {
         Ok(text) => CaState::parse(&text).map_err(|error| DirectoryError::State(path, error)),
         Err(FileError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
             Err(DirectoryError::None(directory.into()))
