@@ -31,6 +31,13 @@ pub(super) fn domain(name: &str) -> TrustDomain {
     name.parse().unwrap()
 }
 
+/// A certificate as PEM.
+pub(super) fn to_pem(der: &CertificateDer<'_>) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    format!("-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n")
+}
+
 /// A clock that stands still until it is moved.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Hands(Arc<AtomicU64>);

@@ -104,3 +104,6 @@ impl TrustFiles {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
