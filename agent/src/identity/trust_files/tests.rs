@@ -66,7 +66,24 @@ fn what_each_mode_makes_of_each_list() {
             lines += &format!("{name}, {}: {good}, {bad}\n", mode.as_str());
         }
     }
-    expect![[r#""#]].assert_eq(&lines);
+    expect![[r#"
+        no list, require: crl_unavailable, crl_unavailable
+        no list, prefer: good, bad
+        no list, off: good, bad
+        a list, require: good, revoked
+        a list, prefer: good, revoked
+        a list, off: good, bad
+        an expired list, require: crl_unavailable, crl_unavailable
+        an expired list, prefer: good, revoked
+        an expired list, off: good, bad
+        another authority's list, require: crl_unavailable, crl_unavailable
+        another authority's list, prefer: good, bad
+        another authority's list, off: good, bad
+        rubbish, require: crl_unavailable, crl_unavailable
+        rubbish, prefer: good, bad
+        rubbish, off: good, bad
+    "#]]
+    .assert_eq(&lines);
 }
 
 #[test]

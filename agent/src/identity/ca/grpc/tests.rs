@@ -213,7 +213,19 @@ async fn failures_say_who_has_to_act() {
         fixture.set(mode);
         lines += &(fixture.ask(&fixture.ca).await.unwrap_err().to_string() + "\n");
     }
-    expect_test::expect![[r#""#]].assert_eq(&lines);
+    expect_test::expect![[r#"
+        the certificate authority refuses: PermissionDenied: as told
+        the certificate authority refuses: Unauthenticated: as told
+        the certificate authority is not available: Unavailable: as told
+        the certificate authority is not available: Internal: as told
+        the certificate authority is not available: ResourceExhausted: as told
+        the certificate authority's answer is not usable: 0 certificates, and a leaf and a root are the least
+        the certificate authority's answer is not usable: 1 certificates, and a leaf and a root are the least
+        the certificate authority's answer is not usable: there is no certificate in it
+        the certificate authority's answer is not usable: not PEM: base64 decode error: InvalidCharacter(33)
+        the certificate authority's answer is not usable: more than 32 certificates
+    "#]]
+    .assert_eq(&lines);
     // Nothing of that spoils the connection.
     fixture.set(Mode::Sign);
     fixture.ask(&fixture.ca).await.unwrap();
