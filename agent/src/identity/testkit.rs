@@ -209,7 +209,9 @@ impl Node {
     }
 
     pub(super) fn believe(&self, authority: &Authority) {
-        self.trust.set_roots(&authority.domain, RootSource::File, &[authority.certificate.clone()]).unwrap();
+        self.trust
+            .set_roots(&authority.domain, RootSource::File, std::slice::from_ref(&authority.certificate))
+            .unwrap();
     }
 }
 

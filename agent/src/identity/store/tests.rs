@@ -145,8 +145,12 @@ async fn a_clock_that_goes_back_makes_new_certificates() {
 
 #[tokio::test(start_paused = true)]
 async fn answers_that_lie_are_refused() {
+    use crate::identity::ca::Issued;
+
+    type Lie = fn(Issued, &CertificateRequest) -> Issued;
+
     #[derive(Debug)]
-    struct Liar(fn(Issued, &CertificateRequest) -> Issued, Arc<FakeCa>);
+    struct Liar(Lie, Arc<FakeCa>);
 
     impl CertificateAuthority for Liar {
         fn issue<'a>(&'a self, request: &'a CertificateRequest) -> crate::identity::ca::IssueFuture<'a> {
@@ -158,8 +162,7 @@ async fn answers_that_lie_are_refused() {
         }
     }
 
-    use crate::identity::ca::Issued;
-    let lies: [(&str, fn(Issued, &CertificateRequest) -> Issued); 7] = [
+    let lies: [(&str, Lie); 7] = [
         ("no certificate", |issued, _| Issued { chain: Vec::new(), ..issued }),
         ("no root", |issued, _| Issued { roots: Vec::new(), ..issued }),
         ("another identity", |_, request| {

@@ -18,7 +18,11 @@ impl Files {
         let folder = tempfile::tempdir().unwrap();
         let trust = Trust::new(domain("cluster.local"), mode);
         trust
-            .set_roots(&domain("cluster.local"), RootSource::Authority, &[authority.certificate.clone()])
+            .set_roots(
+                &domain("cluster.local"),
+                RootSource::Authority,
+                std::slice::from_ref(&authority.certificate),
+            )
             .unwrap();
         let settings = TrustFilesSettings {
             bundles: vec![(domain("elsewhere.test"), folder.path().join("elsewhere.pem"))],
