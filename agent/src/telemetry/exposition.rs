@@ -15,6 +15,7 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::certificates::CertificateFigures;
 use super::duration::DurationHistogram;
 use super::kernel::{KernelCounters, PodTcp};
 use super::process::ProcessFigures;
@@ -38,6 +39,7 @@ struct Scrape {
     series: Vec<Arc<Series>>,
     durations: Vec<(SeriesLabels, Arc<DurationHistogram>)>,
     kernel: KernelCounters,
+    certificates: CertificateFigures,
     process: ProcessFigures,
     enrolled: u64,
     not_enrolled: BTreeMap<&'static str, u64>,
@@ -68,6 +70,7 @@ impl Scrape {
             series: telemetry.series.all(),
             durations: telemetry.series.durations(),
             kernel: telemetry.kernel_counters(),
+            certificates: telemetry.certificate_figures(),
             process: ProcessFigures::read(),
             enrolled,
             not_enrolled,
@@ -84,6 +87,7 @@ impl Collector for Scrape {
         let mut out = Out(encoder);
         self.connections(&mut out)?;
         self.pods(&mut out)?;
+        self.certificates(&mut out)?;
         self.agent(&mut out)?;
         self.process(&mut out)
     }
@@ -188,6 +192,40 @@ impl Scrape {
         Ok(())
     }
 
+    fn certificates(&self, out: &mut Out<'_>) -> fmt::Result {
+        let certificates = &self.certificates;
+        let help = "When the certificate expires, since the epoch.";
+        let mut family = out.gauge("undermesh_certificate_expiry_timestamp_seconds", help)?;
+        for lifetime in &certificates.lifetimes {
+            gauge(
+                &mut family,
+                &[("kind", lifetime.kind), ("identity", &lifetime.identity)],
+                lifetime.expires,
+            )?;
+        }
+        let help = "What is left of the certificate's life; negative when it is over.";
+        let mut family = out.gauge("undermesh_certificate_remaining_seconds", help)?;
+        for lifetime in &certificates.lifetimes {
+            gauge(
+                &mut family,
+                &[("kind", lifetime.kind), ("identity", &lifetime.identity)],
+                lifetime.remaining,
+            )?;
+        }
+        let help = "How late the renewal of the identity's certificate is; 0 before it is due.";
+        let mut family = out.gauge("undermesh_certificate_renewal_lag_seconds", help)?;
+        for (identity, lag) in &certificates.renewal_lags {
+            gauge(&mut family, &[("identity", identity)], *lag)?;
+        }
+        let mut family =
+            out.counter("undermesh_certificate_renewals", "Requests for certificates, by their result.")?;
+        for (result, count) in &certificates.renewals {
+            counter(&mut family, &[("result", *result)], *count)?;
+        }
+        let help = "The largest advance of another clock over this node's that was seen.";
+        out.one_gauge("undermesh_clock_skew_seconds", help, certificates.clock_skew)
+    }
+
     fn agent(&self, out: &mut Out<'_>) -> fmt::Result {
         let mut family =
             out.gauge("undermesh_build_info", "Always 1; the version of the agent is in the label.")?;
@@ -265,7 +303,11 @@ fn counter<const N: usize>(
     family.encode_family(labels)?.encode_counter::<NoLabelSet, _, f64>(&value, None)
 }
 
-fn gauge<const N: usize>(family: &mut MetricEncoder<'_>, labels: &[Label<'_>; N], value: u64) -> fmt::Result {
+fn gauge<const N: usize>(
+    family: &mut MetricEncoder<'_>,
+    labels: &[Label<'_>; N],
+    value: impl EncodeGaugeValue,
+) -> fmt::Result {
     family.encode_family(labels)?.encode_gauge(&value)
 }
 

@@ -4,6 +4,7 @@
 //! reports each connection, the wiring reports the rest, `admin` asks.
 
 mod access_log;
+mod certificates;
 mod connection;
 mod duration;
 mod exposition;
@@ -16,6 +17,7 @@ mod status;
 mod table;
 
 pub use access_log::{AccessLog, AccessLogFormat, AccessLogOutput, AccessLogSettings, AccessLogWordError};
+pub use certificates::{CertificateFigures, CertificateLifetime};
 pub use connection::{Connection, ConnectionFacts, OpenConnection, Peer, Reporter, Security};
 pub use kernel::{KernelCounters, PodTcp};
 pub use reason::{CloseReason, RefuseReason};
@@ -54,6 +56,7 @@ pub struct Telemetry {
     access_log: AccessLog,
     status: Arc<Status>,
     kernel: Mutex<KernelCounters>,
+    certificates: Mutex<CertificateFigures>,
     on_scrape: Mutex<Vec<Arc<ScrapeHook>>>,
 }
 
@@ -78,6 +81,7 @@ impl Telemetry {
             access_log,
             status,
             kernel: Mutex::default(),
+            certificates: Mutex::default(),
             on_scrape: Mutex::default(),
         })
     }
@@ -117,6 +121,11 @@ impl Telemetry {
         *self.kernel.lock().unwrap_or_else(PoisonError::into_inner) = counters;
     }
 
+    /// Sets what is known of certificates, in place of what was known before.
+    pub fn set_certificates(&self, figures: CertificateFigures) {
+        *self.certificates.lock().unwrap_or_else(PoisonError::into_inner) = figures;
+    }
+
     /// Has something done before each scrape, on the scrape's thread: reading the kernel's counters, say. It may
     /// block for a moment.
     pub fn on_scrape(&self, hook: impl Fn(&Telemetry) + Send + Sync + 'static) {
@@ -147,6 +156,10 @@ impl Telemetry {
 
     fn kernel_counters(&self) -> KernelCounters {
         self.kernel.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn certificate_figures(&self) -> CertificateFigures {
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn connection_closed(&self, slot: Slot, connection: &Arc<Connection>, reason: CloseReason) {

@@ -270,6 +270,7 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         undermesh_pod_tcp_timeouts_total{pod_name="web-0",pod_namespace="shop"} 2
         undermesh_pod_tcp_connected_total{pod_name="web-0",pod_namespace="shop"} 3
         undermesh_pod_tcp_accepted_total{pod_name="web-0",pod_namespace="shop"} 4
+        undermesh_clock_skew_seconds 0.0
         undermesh_build_info{version="0.1.0"} 1
         undermesh_config_generation 7
         undermesh_config_rejected_documents 1
