@@ -10,6 +10,7 @@ pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod discovery;
+pub mod identity;
 pub mod model;
 pub mod proxy;
 pub mod telemetry;

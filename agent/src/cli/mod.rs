@@ -2,6 +2,8 @@
 
 mod admin_client;
 pub mod agent;
+pub mod ca;
+pub mod certs;
 pub mod check;
 pub mod connections;
 pub mod detach;
@@ -27,6 +29,8 @@ enum Command {
     Check(check::CheckArgs),
     Status(status::StatusArgs),
     Connections(connections::ConnectionsArgs),
+    Certs(certs::CertsArgs),
+    Ca(ca::CaArgs),
     Detach(detach::DetachArgs),
 }
 
@@ -37,6 +41,8 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Connections(args) => connections::run(&args),
+        Command::Certs(args) => certs::run(&args),
+        Command::Ca(args) => ca::run(&args),
         Command::Detach(args) => detach::run(&args),
     }
 }

@@ -1,0 +1,131 @@
+//! `undermesh certs`: the certificates of this node, what they lead to, and how long they live.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::admin_client::{self, AdminError, DEFAULT_ADMIN_ADDRESS};
+use super::connections::OutputFormat;
+use super::print;
+use super::table::{age, table};
+use crate::identity::{CertificateView, CertificatesView, RootView};
+
+/// Shows the certificates of this node's service accounts and the roots that are trusted
+#[derive(Args, Clone, Debug)]
+pub struct CertsArgs {
+    /// Where the agent's admin server listens
+    #[arg(long, value_name = "ADDRESS", default_value = DEFAULT_ADMIN_ADDRESS)]
+    pub admin_address: SocketAddr,
+    /// How to print them
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: OutputFormat,
+}
+
+/// Runs the command.
+pub fn run(args: &CertsArgs) -> ExitCode {
+    print::outcome(show(args))
+}
+
+fn show(args: &CertsArgs) -> Result<String, AdminError> {
+    const PATH: &str = "/debug/certs";
+    match args.output {
+        OutputFormat::Json => Ok(print::json(&admin_client::get_json(args.admin_address, PATH)?)),
+        OutputFormat::Table => Ok(as_text(&admin_client::get_json(args.admin_address, PATH)?)),
+    }
+}
+
+fn as_text(view: &CertificatesView) -> String {
+    let mut text = String::new();
+    for warning in &view.warnings {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "warning: {}", warning.replace(char::is_control, "?"));
+    }
+    if let Some(seconds) = view.clock_skew_seconds {
+        let _ = writeln!(text, "warning: the clock of this node is {} behind another", age(seconds as f64));
+    }
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    match view.certificates.is_empty() {
+        true => text.push_str("no certificates: no pod of this node needs one\n"),
+        false => text.push_str(&table(
+            ["IDENTITY", "LEAF", "ISSUER", "ROOT", "RENEWAL", "SERIAL", "LAST ERROR"],
+            &view.certificates.iter().map(certificate).collect::<Vec<_>>(),
+        )),
+    }
+    if !view.roots.is_empty() {
+        text.push('\n');
+        let rows: Vec<_> = view.roots.iter().map(root).collect();
+        text.push_str(&table(["TRUST DOMAIN", "ROOT", "LEFT", "SERIAL"], &rows));
+    }
+    for crl in &view.crls {
+        let until = crl.next_update.as_deref().unwrap_or("the next");
+        let state = if crl.expired { "expired at" } else { "valid until" };
+        let issuer = crl.issuer.replace(char::is_control, "?");
+        let _ = write!(text, "\nrevocation list ({}) of {issuer}: {state} {until}", view.crl_mode);
+    }
+    if !view.crls.is_empty() {
+        text.push('\n');
+    }
+    text
+}
+
+fn certificate(view: &CertificateView) -> [String; 7] {
+    let renewal = match view.renewal_lag_seconds {
+        0 => view.renewal_due.clone(),
+        lag => format!("late by {}", age(lag as f64)),
+    };
+    [
+        view.identity.clone(),
+        left(view.remaining_seconds),
+        left(view.issuer_remaining_seconds),
+        left(view.root_remaining_seconds),
+        renewal,
+        view.serial.clone().unwrap_or_else(|| "-".into()),
+        view.last_error.clone().unwrap_or_else(|| "-".into()),
+    ]
+}
+
+fn root(view: &RootView) -> [String; 4] {
+    [view.trust_domain.clone(), view.subject.clone(), left(Some(view.remaining_seconds)), view.serial.clone()]
+}
+
+fn left(seconds: Option<i64>) -> String {
+    match seconds {
+        None => "none".into(),
+        Some(seconds) if seconds <= 0 => "expired".into(),
+        Some(seconds) => age(seconds as f64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn what_is_amiss_stands_above_the_table() {
+        let view: CertificatesView = serde_json::from_value(serde_json::json!({
+            "trust_domain": "cluster.local", "crl_mode": "prefer", "clock_skew_seconds": 301,
+            "warnings": ["the certificate of spiffe://cluster.local/ns/shop/sa/web expires in 60 s\u{1b}"],
+            "certificates": [
+                { "identity": "spiffe://cluster.local/ns/shop/sa/web", "serial": "4f01", "not_before": "x",
+                  "not_after": "y", "remaining_seconds": 60, "issuer": "CN=root", "issuer_remaining_seconds": 86_400,
+                  "root": "CN=root", "root_remaining_seconds": 86_400, "renewal_due": "2027-01-15T08:00:00Z",
+                  "renewal_lag_seconds": 3_600, "failures": 3, "last_error": "no answer within 10 s" },
+                { "identity": "spiffe://cluster.local/ns/shop/sa/new", "serial": null, "not_before": null,
+                  "not_after": null, "remaining_seconds": null, "issuer": null, "issuer_remaining_seconds": null,
+                  "root": null, "root_remaining_seconds": null, "renewal_due": "2027-01-15T08:00:00Z",
+                  "renewal_lag_seconds": 0, "failures": 0, "last_error": null }
+            ],
+            "roots": [{ "trust_domain": "cluster.local", "subject": "CN=root", "serial": "40",
+                        "not_after": "z", "remaining_seconds": -5 }],
+            "crls": [{ "issuer": "CN=root", "next_update": "2027-01-15T08:00:00Z", "expired": true }]
+        }))
+        .unwrap();
+        expect![[r#""#]].assert_eq(&as_text(&view));
+    }
+}

@@ -1,0 +1,34 @@
+//! Who the pods are, and how they prove it: SPIFFE ids, certificates and their renewal, whom to believe.
+//!
+//! Identity knows the model only. It opens no port and carries no byte of an application: the proxy brings streams and
+//! gets peers that are proven. Time is what a [`Clock`] says.
+
+pub mod ca;
+mod clock;
+mod crl;
+mod key;
+mod radar;
+mod reason;
+mod schedule;
+mod spiffe;
+mod store;
+mod svid;
+mod tls;
+mod trust;
+mod trust_files;
+mod view;
+mod x509;
+
+pub use clock::Clock;
+pub use crl::CrlMode;
+pub use key::KeyError;
+pub use radar::{Kind, Lifetime, Radar, Reading, RenewalLag, Warning};
+pub use reason::{HandshakeError, HandshakeReason};
+pub use spiffe::{SpiffeError, SpiffeId, TrustDomain};
+pub use store::{CertificateStore, NotHeld, RenewalResult, StoreSettings};
+pub use svid::{Signatory, Svid};
+pub use tls::{ClientTls, Expected, MeshTls, NoCertificateYet, PeerIdentity, ServerTls};
+pub use trust::{DomainRoots, RootSource, Trust, TrustBundle};
+pub use trust_files::{TrustFiles, TrustFilesSettings};
+pub use view::{CertificateView, CertificatesView, CrlView, RootView};
+pub use x509::X509Error;
