@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::report::obstacle;
+use super::tunnel::Members;
 use crate::capture::Capture;
 use crate::model::{NodeInfo, Snapshot, Workload, WorkloadUid};
 use crate::proxy::{Fate, Workers};
@@ -31,6 +32,8 @@ pub(super) struct Mesh {
     telemetry: Arc<Telemetry>,
     capture: Capture,
     workers: Workers,
+    /// Where there are tunnels, those who take them.
+    members: Option<Members>,
     /// The workloads of the snapshot that was applied last.
     applied: OrdMap<WorkloadUid, Arc<Workload>>,
     /// Those of this node that are to be enrolled and have what it takes.
@@ -47,6 +50,7 @@ impl Mesh {
         telemetry: Arc<Telemetry>,
         capture: Capture,
         workers: Workers,
+        members: Option<Members>,
     ) -> Self {
         Self {
             node,
@@ -55,6 +59,7 @@ impl Mesh {
             telemetry,
             capture,
             workers,
+            members,
             applied: OrdMap::new(),
             wanted: HashMap::new(),
             failed: HashMap::new(),
@@ -73,9 +78,13 @@ impl Mesh {
                     self.apply().await?;
                     if !settled {
                         settled = true;
+                        if let Some(members) = &mut self.members {
+                            members.settle(|uid| self.wanted.contains_key(uid));
+                        }
                         self.capture.forget_strangers(self.wanted.values().map(|workload| &**workload));
                     }
                 }
+                () = publish_next(&mut self.members) => {}
                 _ = housekeeping.tick() => self.tidy().await?,
                 () = sleep_until(retry), if retry.is_some() => self.try_again().await?,
             }
@@ -93,6 +102,17 @@ impl Mesh {
         let after = self.applied.clone();
         let (gone, current): (Vec<_>, Vec<_>) =
             before.diff(&after).partition(|item| matches!(item, DiffItem::Remove(..)));
+        if let Some(members) = &mut self.members {
+            // All at once: each would have to be waited for.
+            let leaving = gone.iter().chain(&current).filter_map(|item| match item {
+                DiffItem::Remove(uid, _) => Some((*uid).clone()),
+                DiffItem::Add(_, workload) | DiffItem::Update { new: (_, workload), .. } => {
+                    let stays = is_wanted(&self.node, workload) && !self.capture.has_moved(workload);
+                    (!stays).then(|| workload.uid.clone())
+                }
+            });
+            members.leaving(&leaving.collect::<Vec<_>>()).await;
+        }
         for item in gone.into_iter().chain(current) {
             match item {
                 DiffItem::Remove(uid, _) => self.unwant(uid).await?,
@@ -110,10 +130,7 @@ impl Mesh {
 
     /// A workload that is new or has changed.
     async fn judge(&mut self, workload: &Arc<Workload>) -> anyhow::Result<()> {
-        let wanted = workload.node.as_ref() == Some(&self.node.name)
-            && workload.enrolment.is_wanted()
-            && !workload.addresses.is_empty();
-        if !wanted {
+        if !is_wanted(&self.node, workload) {
             return self.unwant(&workload.uid).await;
         }
         if self.capture.has_moved(workload) {
@@ -135,6 +152,9 @@ impl Mesh {
                 info!(pod = %workload.pod, "enrolled");
                 self.failed.remove(&workload.uid);
                 self.workers.serve(pod).await?;
+                if let Some(members) = &mut self.members {
+                    members.enrolled(workload);
+                }
                 PodState::Enrolled { since: SystemTime::now() }
             }
             Err(error) => {
@@ -153,6 +173,9 @@ impl Mesh {
         self.wanted.remove(uid);
         self.failed.remove(uid);
         self.status.remove_pod(uid);
+        if let Some(members) = &mut self.members {
+            members.left(uid);
+        }
         if let Some(net) = self.capture.unenrol(uid) {
             self.workers.release(&net, Fate::GoOn).await?;
             info!(pod = %net.pod, "not enrolled any more");
@@ -179,6 +202,19 @@ impl Mesh {
         self.capture.tidy(Instant::now());
         self.telemetry.retain(&self.snapshot.load(), Instant::now());
         Ok(())
+    }
+}
+
+fn is_wanted(node: &NodeInfo, workload: &Workload) -> bool {
+    workload.node.as_ref() == Some(&node.name)
+        && workload.enrolment.is_wanted()
+        && !workload.addresses.is_empty()
+}
+
+async fn publish_next(members: &mut Option<Members>) {
+    match members {
+        Some(members) => members.publish_next().await,
+        None => std::future::pending().await,
     }
 }
 

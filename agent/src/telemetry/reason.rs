@@ -44,6 +44,10 @@ pub enum RefuseReason {
     ConnectUnreachable,
     /// Dialling the upstream failed in another way; the log has the error.
     ConnectFailed,
+    /// The two sides of a tunnel did not come to trust each other; the log has the reason.
+    HandshakeFailed,
+    /// The other side of the tunnel does not let this client in.
+    Denied,
     /// The client went away before there was an upstream.
     ClientGone,
     /// The connection came from the agent itself, or straight to its listener: relaying it would go in circles.
@@ -90,7 +94,7 @@ impl CloseReason {
 
 impl RefuseReason {
     /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::NoEndpoints,
         Self::UnknownPort,
         Self::UnknownDestination,
@@ -98,6 +102,8 @@ impl RefuseReason {
         Self::ConnectTimeout,
         Self::ConnectUnreachable,
         Self::ConnectFailed,
+        Self::HandshakeFailed,
+        Self::Denied,
         Self::ClientGone,
         Self::Loop,
         Self::PlaintextRefused,
@@ -116,6 +122,8 @@ impl RefuseReason {
             Self::ConnectTimeout => "connect_timeout",
             Self::ConnectUnreachable => "connect_unreachable",
             Self::ConnectFailed => "connect_failed",
+            Self::HandshakeFailed => "handshake_failed",
+            Self::Denied => "denied",
             Self::ClientGone => "client_gone",
             Self::Loop => "loop",
             Self::PlaintextRefused => "plaintext_refused",
