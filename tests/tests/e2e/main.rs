@@ -21,3 +21,4 @@ mod services;
 mod sockets;
 mod telemetry;
 mod transfers;
+mod tunnel;
