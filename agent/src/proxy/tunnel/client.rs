@@ -156,7 +156,7 @@ async fn establish(
     })
 }
 
-fn settings() -> h2::client::Builder {
+pub(super) fn settings() -> h2::client::Builder {
     let mut settings = h2::client::Builder::new();
     settings
         .initial_window_size(STREAM_WINDOW)

@@ -105,7 +105,7 @@ async fn shake_hands(
     Ok((connection, peer))
 }
 
-fn settings() -> h2::server::Builder {
+pub(super) fn settings() -> h2::server::Builder {
     let mut settings = h2::server::Builder::new();
     settings
         .initial_window_size(STREAM_WINDOW)
