@@ -69,6 +69,9 @@ pub(in crate::proxy) async fn relay(socket: TcpStream, side: Side, ends: Ends, m
         }
         Err(broken) => {
             if matches!(broken, Broken::Socket(_)) {
+                // A reset overtakes what the connection has not sent yet. It runs now, and sends what it can: so would
+                // the kernel.
+                tokio::task::yield_now().await;
                 send.send_reset(Reason::CANCEL);
             }
             broken.reason(side, place.health())

@@ -119,17 +119,20 @@ async fn resets_are_passed_on_both_ways() {
     for (client_resets, half_closed) in [(true, false), (false, false), (true, true), (false, true)] {
         let mut it = connection().await;
         let Connection { client, server, ended } = &mut it;
-        client.write_all(b"hello").await.unwrap();
-        server.read_exact(&mut [0; 5]).await.unwrap();
-        let (breaks, mut other) = if client_resets { (client, server) } else { (server, client) };
+        let (breaks, other) = if client_resets { (client, server) } else { (server, client) };
         if half_closed {
             other.shutdown().await.unwrap();
             assert_eq!(hear(breaks).await.unwrap(), "");
         }
-        reset_on_close(breaks);
+        // What was said before the reset is heard before it.
+        breaks.write_all(b"last words").await.unwrap();
         let (replacement, _) = sockets().await;
+        reset_on_close(breaks);
         drop(std::mem::replace(breaks, replacement));
-        let error = hear(&mut other).await.expect_err("a reset");
+        let mut words = [0; 10];
+        timeout(PATIENCE, other.read_exact(&mut words)).await.expect("words").unwrap();
+        assert_eq!(&words, b"last words");
+        let error = hear(other).await.expect_err("a reset");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         let reason = if client_resets { CloseReason::ClientReset } else { CloseReason::UpstreamReset };
         for ended in ended {
