@@ -100,7 +100,10 @@ fn packets_between_the_nodes_show_no_payload() -> Result<()> {
     let mut tcpdump = Command::new("tcpdump");
     tcpdump.args(["-i", "eth0", "-U", "-s", "0", "-Z", "root", "-w"]).arg(&file);
     let mut tcpdump = mesh.nodes[0].spawn(tcpdump)?;
-    eventually(SOON, "packets are captured", || Ok(ensure!(file.metadata()?.len() > 0, "not yet")))?;
+    eventually(SOON, "packets are captured", || {
+        ensure!(file.metadata()?.len() > 0, "not yet");
+        Ok(())
+    })?;
 
     let say = |text: &str| format!("hear-line,say:{text},hear:{},shut,hear-end", text.len());
     for ip in [mesh.far.ip(), mesh.far.ip6()] {
