@@ -161,9 +161,11 @@ async fn dial(
     let is_near = is_on_this_node(proxy, to.ip());
     if !is_near && let Some((tunnel, destination)) = tunnel_to(proxy, snapshot, to) {
         let wanted = Wanted { from: &captured.net, client: captured.client, to, destination };
+        // On the heap, so that connections without a tunnel do not carry the room for one.
+        let connect = Box::pin(tunnel::client::connect(proxy, tunnel, here, wanted));
         return tokio::select! {
             biased;
-            connected = tunnel::client::connect(proxy, tunnel, here, wanted) => connected.map(Upstream::Tunnel),
+            connected = connect => connected.map(Upstream::Tunnel),
             () = upstream::gone(client) => Err(RefuseReason::ClientGone),
         };
     }
