@@ -178,11 +178,11 @@ async fn dial(
         && let Some((tunnel, destination)) = tunnel_to(proxy, snapshot, to)
     {
         let wanted = Wanted { from: &captured.net, client: captured.client, to, destination };
+        // On the heap, so that connections without a tunnel do not carry the room for one.
+        let connect = Box::pin(tunnel::client::connect(proxy, tunnel, here, wanted));
         return tokio::select! {
             biased;
-            connected = tunnel::client::connect(proxy, tunnel, here, wanted) => {
-                connected.map(|stream| (Upstream::Tunnel(stream), false))
-            }
+            connected = connect => connected.map(|stream| (Upstream::Tunnel(stream), false)),
             () = upstream::gone(client) => Err(RefuseReason::ClientGone),
         };
     }
