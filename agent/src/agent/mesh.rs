@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::report::obstacle;
+use super::tunnel::Members;
 use crate::capture::Capture;
 use crate::model::{NodeInfo, Snapshot, Workload, WorkloadUid};
 use crate::proxy::{Fate, Workers};
@@ -32,6 +33,8 @@ pub(super) struct Mesh {
     telemetry: Arc<Telemetry>,
     capture: Capture,
     workers: Workers,
+    /// Where there are tunnels, those who take them.
+    members: Option<Members>,
     /// The workloads of the snapshot that was applied last.
     applied: OrdMap<WorkloadUid, Arc<Workload>>,
     /// Those of this node that are to be enrolled and have what it takes.
@@ -48,6 +51,7 @@ impl Mesh {
         telemetry: Arc<Telemetry>,
         capture: Capture,
         workers: Workers,
+        members: Option<Members>,
     ) -> Self {
         Self {
             node,
@@ -56,6 +60,7 @@ impl Mesh {
             telemetry,
             capture,
             workers,
+            members,
             applied: OrdMap::new(),
             wanted: HashMap::new(),
             failed: HashMap::new(),
@@ -74,9 +79,13 @@ impl Mesh {
                     self.apply().await?;
                     if !settled {
                         settled = true;
+                        if let Some(members) = &mut self.members {
+                            members.settle(|uid| self.wanted.contains_key(uid));
+                        }
                         self.capture.forget_strangers(self.wanted.values().map(|workload| &**workload));
                     }
                 }
+                () = publish_next(&mut self.members) => {}
                 _ = housekeeping.tick() => self.tidy().await?,
                 () = sleep_until(retry), if retry.is_some() => self.try_again().await?,
             }
@@ -94,6 +103,17 @@ impl Mesh {
         let after = self.applied.clone();
         let (gone, current): (Vec<_>, Vec<_>) =
             before.diff(&after).partition(|item| matches!(item, DiffItem::Remove(..)));
+        if let Some(members) = &mut self.members {
+            // All at once: each would have to be waited for.
+            let leaving = gone.iter().chain(&current).filter_map(|item| match item {
+                DiffItem::Remove(uid, _) => Some((*uid).clone()),
+                DiffItem::Add(_, workload) | DiffItem::Update { new: (_, workload), .. } => {
+                    let stays = is_wanted(&self.node, workload) && !self.capture.has_moved(workload);
+                    (!stays).then(|| workload.uid.clone())
+                }
+            });
+            members.leaving(&leaving.collect::<Vec<_>>()).await;
+        }
         for item in gone.into_iter().chain(current) {
             match item {
                 DiffItem::Remove(uid, _) => self.unwant(uid),
@@ -111,10 +131,7 @@ impl Mesh {
 
     /// A workload that is new or has changed.
     async fn judge(&mut self, workload: &Arc<Workload>) -> anyhow::Result<()> {
-        let wanted = workload.node.as_ref() == Some(&self.node.name)
-            && workload.enrolment.is_wanted()
-            && !workload.addresses.is_empty();
-        if !wanted {
+        if !is_wanted(&self.node, workload) {
             self.unwant(&workload.uid);
             return Ok(());
         }
@@ -141,6 +158,9 @@ impl Mesh {
                 info!(pod = %workload.pod, "enrolled");
                 self.failed.remove(&workload.uid);
                 self.workers.serve(pod).await?;
+                if let Some(members) = &mut self.members {
+                    members.enrolled(workload);
+                }
                 PodState::Enrolled { since: SystemTime::now() }
             }
             Err(error) => {
@@ -159,6 +179,9 @@ impl Mesh {
         self.wanted.remove(uid);
         self.failed.remove(uid);
         self.status.remove_pod(uid);
+        if let Some(members) = &mut self.members {
+            members.left(uid);
+        }
         if let Some(net) = self.capture.unenrol(uid, Instant::now()) {
             info!(pod = %net.pod, "not enrolled any more");
         }
@@ -186,6 +209,19 @@ impl Mesh {
         self.capture.tidy(Instant::now());
         self.telemetry.retain(&self.snapshot.load(), Instant::now());
         Ok(())
+    }
+}
+
+fn is_wanted(node: &NodeInfo, workload: &Workload) -> bool {
+    workload.node.as_ref() == Some(&node.name)
+        && workload.enrolment.is_wanted()
+        && !workload.addresses.is_empty()
+}
+
+async fn publish_next(members: &mut Option<Members>) {
+    match members {
+        Some(members) => members.publish_next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,7 +1,9 @@
 //! The wiring of `undermesh agent`: the one place that knows every module.
 
+mod enrolled;
 mod mesh;
 mod report;
+mod tunnel;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,6 +26,7 @@ use crate::proxy::{Proxy, ProxySettings, Workers};
 use crate::telemetry::{AccessLog, AccessLogSettings, Status, Telemetry, TelemetrySettings};
 
 use mesh::Mesh;
+pub use tunnel::TunnelSettings;
 
 /// How long the access log may take to write its last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -44,6 +47,8 @@ pub struct AgentSettings {
     pub capture: CaptureSettings,
     /// The relay.
     pub proxy: ProxySettings,
+    /// Mutual TLS between the nodes; none: plaintext.
+    pub tunnel: Option<TunnelSettings>,
     /// Where access-log lines go.
     pub access_log: AccessLogSettings,
 }
@@ -57,6 +62,10 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
 
     // Whatever may fail comes before the kernel is touched, where an agent that runs already may be at work.
     let directory = Directory::open(&settings.config_dir, settings.node.clone())?;
+    let tunnel = settings.tunnel.as_ref().map(|it| tunnel::open(it, &settings.node.name)).transpose()?;
+    let (tunnel, members, background) = tunnel.map_or((None, None, None), |(tunnel, members, background)| {
+        (Some(tunnel), Some(members), Some(background))
+    });
     let admin = Admin::bind(settings.admin_address, telemetry.clone()).await?;
 
     let capture = Capture::start(settings.capture)?;
@@ -67,6 +76,7 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
         telemetry: telemetry.clone(),
         affinity: AffinityTable::new(AFFINITY_CLIENTS),
         settings: settings.proxy,
+        tunnel,
         open: AtomicUsize::new(0),
     });
     let workers = Workers::start(capture.workers(), &proxy, &capture)?;
@@ -87,13 +97,14 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     };
     publish(directory.publication());
 
-    let mut mesh = Mesh::new(settings.node, snapshot, status, telemetry.clone(), capture, workers);
+    let mut mesh = Mesh::new(settings.node, snapshot, status, telemetry.clone(), capture, workers, members);
     let ended = tokio::select! {
         result = mesh.follow(news) => result,
         ended = directory.follow(publish) => {
             let Err(error) = ended;
             Err(error).context("following the directory of manifests")
         }
+        () = in_background(background) => unreachable!("it runs for ever"),
         () = stop_signal() => {
             info!("stopping; enrolled pods stay in their down mode until the next agent takes over");
             Ok(())
@@ -101,6 +112,13 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     };
     telemetry.access_log().flush(LAST_LINES);
     ended
+}
+
+async fn in_background(background: Option<tunnel::Background>) {
+    match background {
+        Some(background) => background.run().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// A thread of its own, so that it tells a hung worker from a hung everything.

@@ -12,8 +12,9 @@ use socket2::TcpKeepalive;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::agent::{self, AgentSettings};
+use crate::agent::{self, AgentSettings, TunnelSettings};
 use crate::capture::{CaptureSettings, OnAgentDown};
+use crate::identity::TrustDomain;
 use crate::model::NodeInfo;
 use crate::proxy::ProxySettings;
 use crate::telemetry::{AccessLogFormat, AccessLogOutput, AccessLogSettings};
@@ -67,6 +68,16 @@ pub struct AgentArgs {
     /// Unanswered probes after which the peer counts as gone.
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=127))]
     keepalive_probes: u32,
+    /// Directory of the embedded certificate authority (`undermesh ca init`), which the agents of one machine share:
+    /// connections between nodes go through mutual TLS.
+    #[arg(long, value_name = "DIR", requires = "state_dir", env = "UNDERMESH_CA_DIR")]
+    ca_dir: Option<PathBuf>,
+    /// Folder in which the agents of one machine tell each other which pods are enrolled.
+    #[arg(long, value_name = "DIR", requires = "ca_dir", env = "UNDERMESH_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// Trust domain of the certificate authority.
+    #[arg(long, value_name = "NAME", default_value = "cluster.local", env = "UNDERMESH_TRUST_DOMAIN")]
+    trust_domain: TrustDomain,
     /// Format of the agent's own log, on standard error; filtered by the environment variable UNDERMESH_LOG.
     #[arg(long, value_enum, default_value_t, env = "UNDERMESH_LOG_FORMAT")]
     log_format: LogFormat,
@@ -149,8 +160,17 @@ impl AgentArgs {
                     .with_retries(self.keepalive_probes),
                 max_connections: max_connections(self.max_connections, workers),
             },
+            tunnel: self.tunnel_settings(),
             access_log: self.access_log_settings(),
         }
+    }
+
+    fn tunnel_settings(&self) -> Option<TunnelSettings> {
+        Some(TunnelSettings {
+            ca_dir: self.ca_dir.clone()?,
+            state_dir: self.state_dir.clone()?,
+            trust_domain: self.trust_domain.clone(),
+        })
     }
 
     fn access_log_settings(&self) -> AccessLogSettings {

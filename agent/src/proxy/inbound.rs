@@ -10,13 +10,14 @@ use undermesh_common::lookup::TUNNEL_PORT;
 use super::Proxy;
 use super::relay::{Meter, relay};
 use super::upstream::{self, Target};
-use crate::capture::{Dialer, PodNet};
+use super::worker::Here;
+use crate::capture::PodNet;
 use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
 
 /// Hands the connection on to the application, which sees the client that called.
 pub(super) async fn serve(
     proxy: Arc<Proxy>,
-    dialer: Arc<Dialer>,
+    here: Arc<Here>,
     net: Arc<PodNet>,
     client: TcpStream,
     client_socket: SocketAddr,
@@ -35,7 +36,7 @@ pub(super) async fn serve(
     let Some(place) = proxy.enter() else { return refuse(facts, RefuseReason::Limit) };
 
     let target = Target { from: &net, to: dialled, source: None, on_behalf_of: Some(caller) };
-    match upstream::connect(&proxy, &dialer, &client, target).await {
+    match upstream::connect(&proxy, &here.dialer, upstream::gone(&client), target).await {
         Ok(application) => {
             facts.upstream = Some(dialled);
             let meter = Meter::new(vec![proxy.telemetry.connection_opened(facts)]);

@@ -9,6 +9,7 @@ mod inbound;
 mod outbound;
 mod relay;
 mod splice;
+pub mod tunnel;
 mod upstream;
 mod worker;
 
@@ -25,6 +26,7 @@ use crate::capture::{CodeTable, EnrolledPods};
 use crate::model::{Snapshot, Workload};
 use crate::telemetry::{Peer, Telemetry};
 
+use tunnel::Tunnel;
 pub use worker::{Fate, Workers, WorkersGone};
 
 /// What the user may set.
@@ -53,6 +55,8 @@ pub struct Proxy {
     pub affinity: AffinityTable,
     /// What the user set.
     pub settings: ProxySettings,
+    /// Mutual TLS between the nodes; none where it is not set up.
+    pub tunnel: Option<Arc<Tunnel>>,
     /// Connections relayed now.
     pub open: AtomicUsize,
 }

@@ -8,10 +8,14 @@ use tokio::net::TcpStream;
 
 use super::Proxy;
 use super::relay::{Meter, relay};
+use super::tunnel::client::Wanted;
+use super::tunnel::stream::{self, Ends};
+use super::tunnel::{self, Tunnel};
 use super::upstream::{self, Target};
+use super::worker::Here;
 use crate::balance::{self, NoEndpointReason, Request};
-use crate::capture::{Code, Dialer, PodNet, bound_source};
-use crate::model::{Destination, LoadGuard, ObjectRef, Snapshot};
+use crate::capture::{Code, PodNet, bound_source};
+use crate::model::{Destination, LoadGuard, ObjectRef, Snapshot, Workload};
 use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
 
 /// Endpoints tried for one connection.
@@ -20,7 +24,7 @@ const ATTEMPTS: usize = 3;
 /// Carries one captured connection to where its application wanted it to go.
 pub(super) async fn serve(
     proxy: Arc<Proxy>,
-    dialer: Arc<Dialer>,
+    here: Arc<Here>,
     net: Arc<PodNet>,
     client: TcpStream,
     client_socket: SocketAddr,
@@ -29,10 +33,13 @@ pub(super) async fn serve(
         return refuse_unknown(&proxy, &net, &client, client_socket);
     };
     let snapshot = proxy.snapshot.load_full();
-    match reach(&proxy, &dialer, &snapshot, &captured, &client).await {
+    match reach(&proxy, &here, &snapshot, &captured, &client).await {
         Ok(reached) => {
             let meter = record(&proxy, &snapshot, &captured, &reached);
-            let reason = relay(client, reached.stream, &meter).await;
+            let reason = match reached.stream {
+                Upstream::Socket(upstream) => relay(client, upstream, &meter).await,
+                Upstream::Tunnel(ends) => stream::relay(client, stream::Side::Client, ends, &meter).await,
+            };
             meter.close(reason);
         }
         Err(failed) => {
@@ -77,11 +84,17 @@ fn accept(proxy: &Proxy, net: &Arc<PodNet>, stream: &TcpStream, peer: SocketAddr
 
 /// An upstream that answered.
 struct Reached {
-    stream: TcpStream,
+    stream: Upstream,
     address: SocketAddr,
     same_node: bool,
     service: Option<ObjectRef>,
     _load: Option<LoadGuard>,
+}
+
+/// The way to it.
+enum Upstream {
+    Socket(TcpStream),
+    Tunnel(Ends),
 }
 
 /// No upstream answered.
@@ -93,8 +106,8 @@ struct Failed {
 }
 
 async fn reach(
-    proxy: &Proxy,
-    dialer: &Dialer,
+    proxy: &Arc<Proxy>,
+    here: &Arc<Here>,
     snapshot: &Snapshot,
     captured: &Captured,
     client: &TcpStream,
@@ -103,7 +116,7 @@ async fn reach(
         Some(Destination::Service(service)) => service,
         // A pod's own address: that pod and no other, ready or not.
         _ => {
-            let dialled = dial(proxy, dialer, captured, captured.dialled, client).await;
+            let dialled = dial(proxy, here, snapshot, captured, captured.dialled, client).await;
             return dialled
                 .map(|(stream, same_node)| Reached {
                     stream,
@@ -129,7 +142,7 @@ async fn reach(
             }
         };
         let load = endpoint.load.enter();
-        match dial(proxy, dialer, captured, endpoint.address, client).await {
+        match dial(proxy, here, snapshot, captured, endpoint.address, client).await {
             Ok((stream, same_node)) => {
                 let (address, service) = (endpoint.address, Some(service.id.clone()));
                 return Ok(Reached { stream, address, same_node, service, _load: Some(load) });
@@ -150,20 +163,47 @@ async fn reach(
 
 /// The connection, and whether it is vouched for to a pod of this node.
 async fn dial(
-    proxy: &Proxy,
-    dialer: &Dialer,
+    proxy: &Arc<Proxy>,
+    here: &Arc<Here>,
+    snapshot: &Snapshot,
     captured: &Captured,
     to: SocketAddr,
     client: &TcpStream,
-) -> Result<(TcpStream, bool), RefuseReason> {
-    // The application's bound address, unless the endpoint is of the other family.
-    let source = captured.bound.filter(|source| source.is_ipv4() == to.is_ipv4());
+) -> Result<(Upstream, bool), RefuseReason> {
     // Nobody vouches for an address that is not the pod's own, whatever the pod has given itself.
     let is_own = captured.bound.is_none_or(|source| captured.net.addresses.contains(&source));
-    let same_node = is_own && proxy.enrolled.load().contains_key(&to.ip());
+    let is_near = proxy.enrolled.load().contains_key(&to.ip());
+    if is_own
+        && !is_near
+        && let Some((tunnel, destination)) = tunnel_to(proxy, snapshot, to)
+    {
+        let wanted = Wanted { from: &captured.net, client: captured.client, to, destination };
+        // On the heap, so that connections without a tunnel do not carry the room for one.
+        let connect = Box::pin(tunnel::client::connect(proxy, tunnel, here, wanted));
+        return tokio::select! {
+            biased;
+            connected = connect => connected.map(|stream| (Upstream::Tunnel(stream), false)),
+            () = upstream::gone(client) => Err(RefuseReason::ClientGone),
+        };
+    }
+    let same_node = is_own && is_near;
     let on_behalf_of = same_node.then_some(captured.client);
+    // The application's bound address, unless the endpoint is of the other family.
+    let source = captured.bound.filter(|source| source.is_ipv4() == to.is_ipv4());
     let target = Target { from: &captured.net, to, source, on_behalf_of };
-    Ok((upstream::connect(proxy, dialer, client, target).await?, same_node))
+    let connected = upstream::connect(proxy, &here.dialer, upstream::gone(client), target).await;
+    connected.map(|stream| (Upstream::Socket(stream), same_node))
+}
+
+/// The way to a pod of another node that takes tunnels.
+fn tunnel_to<'a>(
+    proxy: &'a Proxy,
+    snapshot: &'a Snapshot,
+    to: SocketAddr,
+) -> Option<(&'a Arc<Tunnel>, &'a Workload)> {
+    let tunnel = proxy.tunnel.as_ref()?;
+    let workload = snapshot.workload(to.ip())?;
+    tunnel.reaches(workload, to.ip()).then_some((tunnel, workload))
 }
 
 /// On one node this agent stands on both sides of the connection, and reports it for both.
@@ -172,7 +212,11 @@ fn record(proxy: &Arc<Proxy>, snapshot: &Snapshot, captured: &Captured, reached:
         if reached.same_node { &[Reporter::Source, Reporter::Destination] } else { &[Reporter::Source] };
     let open = |reporter: &Reporter| {
         let mut facts = facts(proxy, snapshot, captured, reached.address, reached.service.clone(), *reporter);
-        facts.security = if reached.same_node { Security::SameNode } else { Security::Plaintext };
+        facts.security = match &reached.stream {
+            Upstream::Tunnel(_) => Security::MutualTls,
+            Upstream::Socket(_) if reached.same_node => Security::SameNode,
+            Upstream::Socket(_) => Security::Plaintext,
+        };
         facts.upstream = Some(reached.address);
         proxy.telemetry.connection_opened(facts)
     };

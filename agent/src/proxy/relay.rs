@@ -47,11 +47,11 @@ impl Meter {
         }
     }
 
-    fn sent(&self, bytes: usize) {
+    pub(super) fn sent(&self, bytes: usize) {
         self.records.iter().for_each(|record| record.add_sent(bytes as u64));
     }
 
-    fn received(&self, bytes: usize) {
+    pub(super) fn received(&self, bytes: usize) {
         self.records.iter().for_each(|record| record.add_received(bytes as u64));
     }
 }
@@ -73,7 +73,7 @@ pub(super) async fn relay(mut client: TcpStream, mut upstream: TcpStream, meter:
 }
 
 /// Makes the close of the socket an orderly one.
-fn close_in_order(socket: &TcpStream) {
+pub(super) fn close_in_order(socket: &TcpStream) {
     // It fails only on a socket that is reset already.
     let _ = SockRef::from(socket).set_linger(None);
 }
@@ -91,7 +91,8 @@ enum Side {
     Upstream,
 }
 
-fn is_silence(error: &io::Error) -> bool {
+/// Whether the other end fell silent, rather than said anything.
+pub(super) fn is_silence(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable
@@ -141,7 +142,8 @@ async fn until_broken(
     }
 }
 
-async fn broken(socket: &TcpStream) -> io::Error {
+/// Returns when the socket is broken; says how.
+pub(super) async fn broken(socket: &TcpStream) -> io::Error {
     if socket.ready(Interest::ERROR).await.is_ok()
         && let Ok(Some(error)) = socket.take_error()
     {

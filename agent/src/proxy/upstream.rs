@@ -27,7 +27,7 @@ pub(super) struct Target<'a> {
 pub(super) async fn connect(
     proxy: &Proxy,
     dialer: &Dialer,
-    client: &TcpStream,
+    gone: impl Future<Output = ()>,
     target: Target<'_>,
 ) -> Result<TcpStream, RefuseReason> {
     let Target { from, to, source, on_behalf_of } = target;
@@ -40,15 +40,23 @@ pub(super) async fn connect(
             Ok(Err(error)) => Err(reason(&error, target)),
             Err(_elapsed) => Err(RefuseReason::ConnectTimeout),
         },
-        _ = client.ready(Interest::ERROR) => Err(RefuseReason::ClientGone),
+        () = gone => Err(RefuseReason::ClientGone),
     }
+}
+
+/// Returns when the client has gone away.
+pub(super) async fn gone(client: &TcpStream) {
+    let _ = client.ready(Interest::ERROR).await;
 }
 
 /// Whether another endpoint may do better. No byte has been sent, so trying again is safe for any protocol.
 pub(super) fn is_worth_another(reason: RefuseReason) -> bool {
     matches!(
         reason,
-        RefuseReason::ConnectRefused | RefuseReason::ConnectTimeout | RefuseReason::ConnectUnreachable
+        RefuseReason::ConnectRefused
+            | RefuseReason::ConnectTimeout
+            | RefuseReason::ConnectUnreachable
+            | RefuseReason::HandshakeFailed
     )
 }
 

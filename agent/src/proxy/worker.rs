@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 
+use super::tunnel::{self, TUNNEL_PORT, Tunnel};
 use super::{Proxy, inbound, outbound};
 use crate::capture::{
     Capture, CaptureError, Dialer, NewPod, Part, PodListeners, PodNet, leave_netns_unless, monotonic_ns,
@@ -43,6 +44,13 @@ struct Worker {
     thread: Option<JoinHandle<()>>,
 }
 
+/// What one worker has for itself.
+#[derive(Debug)]
+pub(super) struct Here {
+    pub(super) dialer: Dialer,
+    pub(super) tunnels: Arc<tunnel::Pool>,
+}
+
 enum Command {
     Serve { net: Arc<PodNet>, listeners: PodListeners },
     Release { cookie: u64, fate: Fate, done: oneshot::Sender<()> },
@@ -64,8 +72,8 @@ impl Workers {
     pub fn start(count: usize, proxy: &Arc<Proxy>, capture: &Capture) -> Result<Self, CaptureError> {
         let mut workers = Vec::with_capacity(count);
         for index in 0..count {
-            let dialer = Arc::new(capture.dialer()?);
-            let worker = Worker::start(index, proxy.clone(), dialer);
+            let here = Here { dialer: capture.dialer()?, tunnels: Arc::default() };
+            let worker = Worker::start(index, proxy.clone(), Arc::new(here));
             workers.push(worker.map_err(Part::Workers.step("starting a worker thread"))?);
         }
         Ok(Self { workers })
@@ -98,14 +106,14 @@ impl Workers {
 }
 
 impl Worker {
-    fn start(index: usize, proxy: Arc<Proxy>, dialer: Arc<Dialer>) -> io::Result<Self> {
+    fn start(index: usize, proxy: Arc<Proxy>, here: Arc<Here>) -> io::Result<Self> {
         let (commands, inbox) = mpsc::channel(64);
         let last_tick = Arc::new(AtomicU64::new(monotonic_ns()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let tick = last_tick.clone();
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
-            .spawn(move || runtime.block_on(run(proxy, dialer, inbox, &tick)))?;
+            .spawn(move || runtime.block_on(run(proxy, here, inbox, &tick)))?;
         Ok(Self { commands, last_tick, thread: Some(thread) })
     }
 
@@ -126,7 +134,7 @@ impl Drop for Workers {
     }
 }
 
-async fn run(proxy: Arc<Proxy>, dialer: Arc<Dialer>, mut inbox: mpsc::Receiver<Command>, tick: &AtomicU64) {
+async fn run(proxy: Arc<Proxy>, here: Arc<Here>, mut inbox: mpsc::Receiver<Command>, tick: &AtomicU64) {
     let mut pods: HashMap<u64, watch::Sender<Fate>> = HashMap::new();
     let mut accepting: JoinSet<()> = JoinSet::new();
     let mut ticks = tokio::time::interval(TICK);
@@ -136,7 +144,7 @@ async fn run(proxy: Arc<Proxy>, dialer: Arc<Dialer>, mut inbox: mpsc::Receiver<C
                 Some(Command::Serve { net, listeners }) => {
                     let (decide, fate) = watch::channel(Fate::Serve);
                     let cookie = net.cookie;
-                    match PodTask::new(proxy.clone(), dialer.clone(), net, listeners) {
+                    match PodTask::new(proxy.clone(), here.clone(), net, listeners) {
                         Ok(pod) => {
                             pods.insert(cookie, decide);
                             accepting.spawn(pod.run(fate));
@@ -145,6 +153,7 @@ async fn run(proxy: Arc<Proxy>, dialer: Arc<Dialer>, mut inbox: mpsc::Receiver<C
                     }
                 }
                 Some(Command::Release { cookie, fate, done }) => {
+                    here.tunnels.forget(cookie);
                     if let Some(decide) = pods.get(&cookie) {
                         decide.send_replace(fate);
                     }
@@ -179,7 +188,7 @@ fn leave_unserved(pods: &HashMap<u64, watch::Sender<Fate>>) {
 /// Owns the listeners and connections of one pod on one worker.
 struct PodTask {
     proxy: Arc<Proxy>,
-    dialer: Arc<Dialer>,
+    here: Arc<Here>,
     net: Arc<PodNet>,
     outbound: TcpListener,
     inbound: TcpListener,
@@ -189,7 +198,7 @@ struct PodTask {
 impl PodTask {
     fn new(
         proxy: Arc<Proxy>,
-        dialer: Arc<Dialer>,
+        here: Arc<Here>,
         net: Arc<PodNet>,
         listeners: PodListeners,
     ) -> io::Result<Self> {
@@ -197,7 +206,7 @@ impl PodTask {
         let inbound = TcpListener::from_std(listeners.inbound)?;
         // Accepted sockets inherit it: a caller may vanish as well as a server may.
         SockRef::from(&inbound).set_tcp_keepalive(&proxy.settings.keepalive)?;
-        Ok(Self { proxy, dialer, net, outbound, inbound, connections: JoinSet::new() })
+        Ok(Self { proxy, here, net, outbound, inbound, connections: JoinSet::new() })
     }
 
     async fn run(mut self, mut fate: watch::Receiver<Fate>) {
@@ -205,11 +214,11 @@ impl PodTask {
             tokio::select! {
                 changed = fate.changed() => if changed.is_err() { break },
                 accepted = self.outbound.accept() => self.take_outbound(accepted).await,
-                accepted = self.inbound.accept() => self.take_inbound(accepted).await,
+                accepted = self.inbound.accept() => self.take_inbound(accepted, &fate).await,
                 Some(ended) = self.connections.join_next() => report_panic(ended),
             }
         }
-        self.take_backlog().await;
+        self.take_backlog(&fate).await;
         let Self { net, outbound, inbound, connections, .. } = self;
         drop((outbound, inbound));
         debug!(pod = %net.pod, open = connections.len(), "not serving the pod any more");
@@ -220,17 +229,32 @@ impl PodTask {
     async fn take_outbound(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
         if let Some((stream, peer)) = self.accepted(accepted).await {
             let connection =
-                outbound::serve(self.proxy.clone(), self.dialer.clone(), self.net.clone(), stream, peer);
+                outbound::serve(self.proxy.clone(), self.here.clone(), self.net.clone(), stream, peer);
             self.connections.spawn(connection);
         }
     }
 
-    async fn take_inbound(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
-        if let Some((stream, peer)) = self.accepted(accepted).await {
-            let connection =
-                inbound::serve(self.proxy.clone(), self.dialer.clone(), self.net.clone(), stream, peer);
-            self.connections.spawn(connection);
-        }
+    async fn take_inbound(
+        &mut self,
+        accepted: io::Result<(TcpStream, SocketAddr)>,
+        fate: &watch::Receiver<Fate>,
+    ) {
+        let Some((stream, peer)) = self.accepted(accepted).await else { return };
+        let (proxy, here, net) = (self.proxy.clone(), self.here.clone(), self.net.clone());
+        match self.tunnel_of(&stream) {
+            Some(tunnel) => {
+                let fate = fate.clone();
+                self.connections.spawn(tunnel::server::serve(proxy, tunnel, here, net, (stream, peer), fate))
+            }
+            None => self.connections.spawn(inbound::serve(proxy, here, net, stream, peer)),
+        };
+    }
+
+    /// The tunnel's port is the agent's own, where there are tunnels.
+    fn tunnel_of(&self, stream: &TcpStream) -> Option<Arc<Tunnel>> {
+        let tunnel = self.proxy.tunnel.as_ref()?;
+        let is_tunnel = stream.local_addr().is_ok_and(|local| local.port() == TUNNEL_PORT);
+        is_tunnel.then(|| tunnel.clone())
     }
 
     async fn accepted(
@@ -250,7 +274,7 @@ impl PodTask {
     }
 
     /// What was captured before the programs went would be reset with the listeners otherwise.
-    async fn take_backlog(&mut self) {
+    async fn take_backlog(&mut self, fate: &watch::Receiver<Fate>) {
         loop {
             // Cancelling an accept loses nothing; a short wait finds what is there.
             let next = async {
@@ -262,7 +286,7 @@ impl PodTask {
             };
             match tokio::time::timeout(Duration::from_millis(10), next).await {
                 Ok((true, accepted)) => self.take_outbound(accepted).await,
-                Ok((false, accepted)) => self.take_inbound(accepted).await,
+                Ok((false, accepted)) => self.take_inbound(accepted, fate).await,
                 Err(_nothing_waits) => return,
             }
         }

@@ -40,6 +40,10 @@ pub enum RefuseReason {
     ConnectUnreachable,
     /// Dialling the upstream failed in another way; the log has the error.
     ConnectFailed,
+    /// The two sides of a tunnel did not come to trust each other; the log has the reason.
+    HandshakeFailed,
+    /// The other side of the tunnel does not let this client in.
+    Denied,
     /// The client went away before there was an upstream.
     ClientGone,
     /// Plaintext without proof of its origin, for a pod that takes none.
@@ -78,7 +82,7 @@ impl CloseReason {
 
 impl RefuseReason {
     /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::NoEndpoints,
         Self::UnknownPort,
         Self::UnknownDestination,
@@ -86,6 +90,8 @@ impl RefuseReason {
         Self::ConnectTimeout,
         Self::ConnectUnreachable,
         Self::ConnectFailed,
+        Self::HandshakeFailed,
+        Self::Denied,
         Self::ClientGone,
         Self::PlaintextRefused,
         Self::Limit,
@@ -102,6 +108,8 @@ impl RefuseReason {
             Self::ConnectTimeout => "connect_timeout",
             Self::ConnectUnreachable => "connect_unreachable",
             Self::ConnectFailed => "connect_failed",
+            Self::HandshakeFailed => "handshake_failed",
+            Self::Denied => "denied",
             Self::ClientGone => "client_gone",
             Self::PlaintextRefused => "plaintext_refused",
             Self::Limit => "limit",

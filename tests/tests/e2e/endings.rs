@@ -17,13 +17,13 @@ use crate::mesh::{Mesh, OPENED, PORT, REFUSED, SERVICE_PORT, at, counted, listen
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the client does, what the server does.
-struct Story {
+pub struct Story {
     name: &'static str,
     client: &'static str,
     server: &'static str,
 }
 
-const HALF_CLOSES: [Story; 7] = [
+pub const HALF_CLOSES: [Story; 7] = [
     Story {
         name: "the server closes before a late reader has begun",
         client: "pause:300,drain:5000000:1,hear-end",
@@ -57,7 +57,7 @@ const HALF_CLOSES: [Story; 7] = [
     },
 ];
 
-const RESETS: [Story; 9] = [
+pub const RESETS: [Story; 9] = [
     Story {
         name: "the client closes with unread bytes",
         client: "say:ping,hear:2",
@@ -100,13 +100,13 @@ const RESETS: [Story; 9] = [
 #[test]
 fn half_closes_are_passed_on() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
-    same_with_and_without("um-e2e-half-close", &HALF_CLOSES)
+    same_with_and_without("um-e2e-half-close", &HALF_CLOSES, |mesh| mesh.start(&[]))
 }
 
 #[test]
 fn resets_are_passed_on() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
-    same_with_and_without("um-e2e-reset", &RESETS)
+    same_with_and_without("um-e2e-reset", &RESETS, |mesh| mesh.start(&[]))
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn urgent_data_leaves_the_rest_of_the_stream_whole() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let story =
         Story { name: "urgent", client: "say:one,urgent:X,say:two,shut,hear-end", server: "hear-end" };
-    same_with_and_without("um-e2e-urgent", &[story])
+    same_with_and_without("um-e2e-urgent", &[story], |mesh| mesh.start(&[]))
 }
 
 #[test]
@@ -206,11 +206,15 @@ fn dial_all(mesh: &Mesh, ips: &[IpAddr]) -> Result<Vec<String>> {
 }
 
 /// Follows every story to both servers, first without and then with the agents.
-fn same_with_and_without(name: &str, stories: &[Story]) -> Result<()> {
+pub fn same_with_and_without(
+    name: &str,
+    stories: &[Story],
+    start: impl Fn(&mut Mesh) -> Result<()>,
+) -> Result<()> {
     let mut mesh = Mesh::create(name)?;
     let stages = stages(&mesh, stories)?;
     let without = follow(&mesh, &stages, 0)?;
-    mesh.start(&[])?;
+    start(&mut mesh)?;
     let with = follow(&mesh, &stages, 1)?;
     let mut wrong = String::new();
     for (without, with) in without.iter().zip(&with).filter(|(without, with)| without != with) {

@@ -22,3 +22,4 @@ mod services;
 mod sockets;
 mod telemetry;
 mod transfers;
+mod tunnel;

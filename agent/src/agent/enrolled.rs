@@ -1,0 +1,232 @@
+//! Which pods are enrolled, told between the agents of one machine: a file of each in a folder that they share.
+//!
+//! A label is a wish, enrolment is a fact. Clients tunnel only to pods that are in another agent's file.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use inotify::{Inotify, WatchMask};
+use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
+use tracing::{info, warn};
+
+use crate::model::{Name, Workload, WorkloadUid};
+use crate::proxy::tunnel::{PublishedPod, PublishedPods};
+
+const PREFIX: &str = "enrolled-";
+const SUFFIX: &str = ".json";
+
+/// How often the folder is looked at where the kernel does not tell of changes.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// What an agent's file says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Statement {
+    node: Name,
+    pods: Vec<Enrolled>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Enrolled {
+    uid: WorkloadUid,
+    addresses: Vec<IpAddr>,
+    /// Seconds since 1970.
+    since: u64,
+}
+
+/// Writes this agent's file.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    path: PathBuf,
+    node: Name,
+    pods: BTreeMap<WorkloadUid, Enrolled>,
+}
+
+impl Publisher {
+    /// Takes over what an earlier agent of this node has published: its pods are still in the mesh, and are to be told
+    /// of until they are not.
+    pub(super) fn open(folder: &Path, node: &Name) -> anyhow::Result<Self> {
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        let path = folder.join(format!("{PREFIX}{node}{SUFFIX}"));
+        let before = match read(&path) {
+            Ok(statement) => statement.pods,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => {
+                warn!(path = %path.display(), %error, "what was published before cannot be read");
+                Vec::new()
+            }
+        };
+        let pods = before.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
+        let publisher = Self { path, node: node.clone(), pods };
+        publisher.write().with_context(|| format!("writing {}", publisher.path.display()))?;
+        Ok(publisher)
+    }
+
+    /// The pod takes tunnels.
+    pub(super) fn publish(&mut self, workload: &Workload) {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let enrolled = Enrolled { uid: workload.uid.clone(), addresses: workload.addresses.clone(), since };
+        if self.pods.get(&workload.uid).is_some_and(|before| before.addresses == enrolled.addresses) {
+            return;
+        }
+        self.pods.insert(workload.uid.clone(), enrolled);
+        self.write_or_warn();
+    }
+
+    /// These take no tunnels any more. True if that is news.
+    pub(super) fn withdraw<'a>(&mut self, uids: impl IntoIterator<Item = &'a WorkloadUid>) -> bool {
+        let before = self.pods.len();
+        for uid in uids {
+            self.pods.remove(uid);
+        }
+        let is_news = self.pods.len() != before;
+        if is_news {
+            self.write_or_warn();
+        }
+        is_news
+    }
+
+    /// What an earlier agent has published of pods that are not to be enrolled now goes.
+    pub(super) fn withdraw_all_but(&mut self, is_wanted: impl Fn(&WorkloadUid) -> bool) {
+        let gone: Vec<_> = self.pods.keys().filter(|uid| !is_wanted(uid)).cloned().collect();
+        self.withdraw(&gone);
+    }
+
+    fn write_or_warn(&self) {
+        if let Err(error) = self.write() {
+            warn!(path = %self.path.display(), %error, "other nodes are not told which pods are enrolled");
+        }
+    }
+
+    /// Readers see the file before or after, never in between.
+    fn write(&self) -> io::Result<()> {
+        let statement = Statement { node: self.node.clone(), pods: self.pods.values().cloned().collect() };
+        let next = self.path.with_extension("new");
+        fs::write(&next, serde_json::to_vec(&statement)?)?;
+        fs::rename(&next, &self.path)
+    }
+}
+
+/// Reads the others' files.
+#[derive(Debug)]
+pub(super) struct Follower {
+    folder: PathBuf,
+    own: PathBuf,
+    published: PublishedPods,
+    statements: BTreeMap<PathBuf, Statement>,
+}
+
+impl Follower {
+    /// Reads what there is.
+    pub(super) fn open(folder: &Path, node: &Name) -> Self {
+        let own = folder.join(format!("{PREFIX}{node}{SUFFIX}"));
+        let mut follower =
+            Self { folder: folder.to_owned(), own, published: Arc::default(), statements: BTreeMap::new() };
+        follower.refresh();
+        follower
+    }
+
+    /// What is known, always as of now.
+    pub(super) fn published(&self) -> PublishedPods {
+        self.published.clone()
+    }
+
+    /// Follows the folder for ever.
+    pub(super) async fn follow(mut self) {
+        let mut events = match self.watch() {
+            Ok(events) => Some(events),
+            Err(error) => {
+                warn!(%error, folder = %self.folder.display(), "changes are noticed only every few seconds");
+                None
+            }
+        };
+        loop {
+            // What came before the watch stood.
+            self.refresh();
+            tokio::select! {
+                () = changed(events.as_mut()) => {}
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    fn watch(&self) -> io::Result<AsyncFd<Inotify>> {
+        let inotify = Inotify::init()?;
+        inotify
+            .watches()
+            .add(&self.folder, WatchMask::MOVED_TO | WatchMask::DELETE | WatchMask::CLOSE_WRITE)?;
+        // SAFETY: an Inotify has one descriptor for as long as it lives, and the AsyncFd owns it from here on.
+        unsafe { AsyncFd::register(inotify) }.map_err(Into::into)
+    }
+
+    fn refresh(&mut self) {
+        let names = match files(&self.folder) {
+            Ok(names) => names,
+            Err(error) => {
+                return warn!(folder = %self.folder.display(), %error, "the enrolled pods of other nodes cannot be read");
+            }
+        };
+        self.statements.retain(|path, _| names.contains(path));
+        for path in names.into_iter().filter(|path| *path != self.own) {
+            match read(&path) {
+                Ok(statement) => {
+                    self.statements.insert(path, statement);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.statements.remove(&path);
+                }
+                Err(error) => {
+                    warn!(path = %path.display(), %error, "cannot be read; what it said before stays in force");
+                }
+            }
+        }
+        let pods = self.pods();
+        if **self.published.load() != pods {
+            info!(addresses = pods.len(), "pods of other nodes that take tunnels");
+            self.published.store(Arc::new(pods));
+        }
+    }
+
+    fn pods(&self) -> imbl::HashMap<IpAddr, PublishedPod> {
+        let mut pods = imbl::HashMap::new();
+        for Statement { node, pods: enrolled } in self.statements.values() {
+            for pod in enrolled {
+                let published = PublishedPod { uid: pod.uid.clone(), node: node.clone() };
+                pods.extend(pod.addresses.iter().map(|address| (address.to_canonical(), published.clone())));
+            }
+        }
+        pods
+    }
+}
+
+async fn changed(events: Option<&mut AsyncFd<Inotify>>) {
+    let Some(events) = events else { return std::future::pending().await };
+    let mut buffer = [0; 4096];
+    match events.readable_mut().await {
+        // What they say does not matter: the folder is small.
+        Ok(mut ready) => drop(ready.try_io(|inotify| inotify.get_mut().read_events(&mut buffer).map(drop))),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX)) {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
+}
+
+fn read(path: &Path) -> io::Result<Statement> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}

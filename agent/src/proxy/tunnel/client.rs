@@ -1,0 +1,274 @@
+//! The client's end: a stream to a pod of another node, over a tunnel that stands or a new one.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::client::{Connection, SendRequest};
+use h2::{Ping, PingPong};
+use http::header::HeaderValue;
+use http::{Method, Request, StatusCode, Uri, Version};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use super::health::{Health, Verdict};
+use super::pool::{Claimed, Dial, Established, Key, Pool};
+use super::stream::Ends;
+use super::{
+    CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW, TUNNEL_PORT, Tunnel,
+};
+use crate::capture::PodNet;
+use crate::identity::Expected;
+use crate::model::Workload;
+use crate::proxy::Proxy;
+use crate::proxy::upstream::{self, Target};
+use crate::proxy::worker::Here;
+use crate::telemetry::RefuseReason;
+
+/// Unused tunnels go after this long.
+const IDLE_LIMIT: Duration = Duration::from_secs(300);
+
+const MAX_HEADER_LIST: u32 = 16 * 1024;
+
+/// What is wanted: a connection from a pod of this node to a pod of another.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::proxy) struct Wanted<'a> {
+    pub(in crate::proxy) from: &'a Arc<PodNet>,
+    /// The application's end, which the server's application is to see.
+    pub(in crate::proxy) client: SocketAddr,
+    pub(in crate::proxy) to: SocketAddr,
+    /// The pod that has the address.
+    pub(in crate::proxy) destination: &'a Workload,
+}
+
+/// Why a CONNECT came to nothing.
+#[derive(Debug)]
+enum Failed {
+    /// The other side said so.
+    Refused(RefuseReason),
+    /// It said nothing: the tunnel broke, or had broken long ago.
+    Broken,
+}
+
+/// Connects. The caller gives up when the client does.
+pub(in crate::proxy) async fn connect(
+    proxy: &Arc<Proxy>,
+    tunnel: &Arc<Tunnel>,
+    here: &Arc<Here>,
+    wanted: Wanted<'_>,
+) -> Result<Ends, RefuseReason> {
+    let key = key(tunnel, wanted)?;
+    let make = |dial: Dial| {
+        let (proxy, tunnel, here, net) = (proxy.clone(), tunnel.clone(), here.clone(), wanted.from.clone());
+        async move {
+            match establish(&proxy, &tunnel, &here, &net, &dial.key).await {
+                Ok(connection) => run(dial, connection).await,
+                Err(reason) => dial.failed(reason),
+            }
+        }
+    };
+    let began = Instant::now();
+    let claimed = here.tunnels.claim(&key, None, make).await?;
+    let (is_reused, health) = (claimed.is_reused, claimed.place.shared());
+    match ask(proxy, claimed, wanted).await {
+        Ok(tunnelled) => return Ok(tunnelled),
+        Err(Failed::Refused(reason)) => return Err(reason),
+        Err(Failed::Broken) => here.tunnels.discard(&key, &health),
+    }
+    if is_reused {
+        debug!(to = %wanted.to, "a tunnel had died; trying a new one");
+        let claimed = here.tunnels.claim(&key, Some(began), make).await?;
+        let health = claimed.place.shared();
+        match ask(proxy, claimed, wanted).await {
+            Ok(tunnelled) => return Ok(tunnelled),
+            Err(Failed::Refused(reason)) => return Err(reason),
+            Err(Failed::Broken) => here.tunnels.discard(&key, &health),
+        }
+    }
+    Err(RefuseReason::ConnectFailed)
+}
+
+fn key(tunnel: &Tunnel, wanted: Wanted<'_>) -> Result<Key, RefuseReason> {
+    let identity = |workload: &Workload| {
+        tunnel.identity(workload).map_err(|error| {
+            warn!(pod = %workload.pod, %error, "the pod's service account makes no identity");
+            RefuseReason::Internal
+        })
+    };
+    Ok(Key {
+        source: wanted.from.cookie,
+        source_id: identity(&wanted.from.workload)?,
+        destination: SocketAddr::new(wanted.to.ip(), TUNNEL_PORT),
+        destination_id: identity(wanted.destination)?,
+    })
+}
+
+/// A new connection, its handshakes done.
+struct NewConnection {
+    requests: SendRequest<Bytes>,
+    pings: PingPong,
+    connection: Box<dyn Drive>,
+}
+
+/// What moves a connection's frames.
+trait Drive: Future<Output = Result<(), h2::Error>> + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Drive for Connection<T, Bytes> {}
+
+async fn establish(
+    proxy: &Proxy,
+    tunnel: &Tunnel,
+    here: &Here,
+    net: &PodNet,
+    key: &Key,
+) -> Result<NewConnection, RefuseReason> {
+    let target = Target { from: net, to: key.destination, source: None, on_behalf_of: None };
+    let tcp = upstream::connect(proxy, &here.dialer, std::future::pending(), target).await?;
+    let handshakes = async {
+        // A pod that was enrolled a moment ago waits for its certificate.
+        let tls = match tunnel.certificates.get(&key.source_id).await {
+            Ok(_) => tunnel.tls.client(&key.source_id, &Expected::from(key.destination_id.clone())),
+            Err(error) => {
+                warn!(pod = %net.pod, %error, "cannot open a tunnel");
+                return Err(RefuseReason::Internal);
+            }
+        };
+        let tls = tls.map_err(|error| {
+            warn!(pod = %net.pod, %error, "cannot open a tunnel");
+            RefuseReason::Internal
+        })?;
+        let (stream, _peer) = tls.connect(tcp).await.map_err(|error| {
+            info!(pod = %net.pod, to = %key.destination, %error, "the handshake of a tunnel failed");
+            RefuseReason::HandshakeFailed
+        })?;
+        let (requests, mut connection) = settings().handshake(stream).await.map_err(|error| {
+            info!(pod = %net.pod, to = %key.destination, %error, "the tunnel's HTTP/2 does not begin");
+            RefuseReason::HandshakeFailed
+        })?;
+        let pings = connection.ping_pong().ok_or(RefuseReason::Internal)?;
+        Ok(NewConnection { requests, pings, connection: Box::new(connection) })
+    };
+    timeout(HANDSHAKE_TIMEOUT, handshakes).await.unwrap_or_else(|_elapsed| {
+        info!(pod = %net.pod, to = %key.destination, "the handshake of a tunnel takes too long");
+        Err(RefuseReason::HandshakeFailed)
+    })
+}
+
+pub(super) fn settings() -> h2::client::Builder {
+    let mut settings = h2::client::Builder::new();
+    settings
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_send_buffer_size(SEND_BUFFER)
+        .enable_push(false);
+    settings
+}
+
+/// Carries the tunnel's frames until it is over. Without tunnels in the pool that lead to it, the connection ends
+/// itself after its last stream.
+async fn run(dial: Dial, new: NewConnection) {
+    let NewConnection { requests, mut pings, mut connection } = new;
+    // The other side tells that it refuses our certificate only now; nobody should have to find that out by losing a
+    // stream.
+    let answered = tokio::select! {
+        biased;
+        ended = &mut connection => Err(ended.err()),
+        pong = timeout(HANDSHAKE_TIMEOUT, pings.ping(Ping::opaque())) => match pong {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(None),
+        },
+    };
+    if let Err(error) = answered {
+        let error = error.map(|error| error.to_string());
+        info!(to = %dial.key.destination, error, "the other side of a tunnel does not want it");
+        return dial.failed(RefuseReason::HandshakeFailed);
+    }
+    let (health, key, pool) = (Health::new(), dial.key.clone(), dial.pool().clone());
+    dial.succeeded(Established::new(requests, health.clone()));
+    drive(&pool, &key, &health, pings, connection).await;
+    pool.discard(&key, &health);
+}
+
+async fn drive(pool: &Pool, key: &Key, health: &Health, pings: PingPong, mut connection: Box<dyn Drive>) {
+    let keep_alive = async {
+        if health.watch(pings, IDLE_LIMIT).await == Verdict::Idle {
+            pool.discard(key, health);
+            // What has begun in this very moment is carried to its end.
+            std::future::pending().await
+        }
+    };
+    tokio::select! {
+        biased;
+        ended = &mut connection => if let Err(error) = ended {
+            debug!(to = %key.destination, %error, "a tunnel broke");
+        },
+        () = keep_alive => info!(to = %key.destination, "a tunnel fell silent"),
+    }
+}
+
+/// Asks for the stream, and waits for the application behind it as long as for any other.
+async fn ask(proxy: &Proxy, claimed: Claimed, wanted: Wanted<'_>) -> Result<Ends, Failed> {
+    let Claimed { requests, place, is_reused } = claimed;
+    let request = request(wanted).ok_or(Failed::Refused(RefuseReason::Internal))?;
+    let answer = async {
+        let mut requests = requests.ready().await.map_err(broken)?;
+        let (response, send) = requests.send_request(request, false).map_err(broken)?;
+        Ok((response.await.map_err(broken)?, send))
+    };
+    let (response, send) = tokio::select! {
+        answer = timeout(proxy.settings.connect_timeout, answer) => match answer {
+            Ok(answer) => answer?,
+            Err(_elapsed) => return Err(Failed::Refused(RefuseReason::ConnectTimeout)),
+        },
+        () = place.health().found_dead(), if is_reused => return Err(Failed::Broken),
+    };
+    match response.status() {
+        StatusCode::OK => Ok(Ends { send, recv: response.into_body(), place }),
+        StatusCode::UNAUTHORIZED => Err(Failed::Refused(RefuseReason::Denied)),
+        StatusCode::SERVICE_UNAVAILABLE => Err(Failed::Refused(RefuseReason::ConnectRefused)),
+        status => {
+            info!(to = %wanted.to, %status, "the tunnel's other side does not connect");
+            Err(Failed::Refused(RefuseReason::ConnectFailed))
+        }
+    }
+}
+
+fn broken(error: h2::Error) -> Failed {
+    debug!(%error, "a tunnel does not take a stream");
+    Failed::Broken
+}
+
+fn request(wanted: Wanted<'_>) -> Option<Request<()>> {
+    let uri = Uri::builder().authority(wanted.to.to_string()).build().ok()?;
+    let mut request = Request::builder()
+        .method(Method::CONNECT)
+        .version(Version::HTTP_2)
+        .uri(uri)
+        .header("forwarded", format!("for=\"{}\"", wanted.client))
+        .header("traceparent", traceparent());
+    if let Some(baggage) = baggage(&wanted.from.workload) {
+        request = request.header("baggage", baggage);
+    }
+    request.body(()).ok()
+}
+
+/// What is known of a pod, for the other side's telemetry.
+pub(super) fn baggage(workload: &Workload) -> Option<HeaderValue> {
+    let known = [
+        ("k8s.namespace.name", &*workload.pod.namespace),
+        ("k8s.pod.name", &*workload.pod.name),
+        ("service.name", &*workload.workload),
+    ];
+    let pairs: Vec<_> = known.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    HeaderValue::try_from(pairs.join(",")).ok()
+}
+
+/// A trace of its own: what the application says of traces is inside, where nobody looks.
+fn traceparent() -> String {
+    // All zeros would be invalid (W3C Trace Context, 3.2.2.3).
+    format!("00-{:032x}-{:016x}-00", fastrand::u128(1..), fastrand::u64(1..))
+}

@@ -1,0 +1,125 @@
+//! Whether a tunnel still works: streams counted, pings sent, the silent ones given up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use h2::{Ping, PingPong};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// How often a tunnel with streams is pinged.
+const PING_EVERY: Duration = Duration::from_secs(10);
+
+/// How long an answer may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long one that was asked for may take: somebody waits who could go another way.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The health of one tunnel, shared by its streams and whoever drives its connection.
+#[derive(Debug)]
+pub(super) struct Health {
+    streams: AtomicUsize,
+    silent: AtomicBool,
+    probe: Notify,
+    pongs: watch::Sender<u64>,
+}
+
+/// A stream's place in a tunnel.
+#[derive(Debug)]
+pub(super) struct Place {
+    health: Arc<Health>,
+}
+
+/// What ended [`Health::watch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Nobody uses the tunnel.
+    Idle,
+    /// The peer does not answer any more.
+    Silent,
+}
+
+impl Health {
+    pub(super) fn new() -> Arc<Self> {
+        let pongs = watch::Sender::new(0);
+        Arc::new(Self {
+            streams: AtomicUsize::new(0),
+            silent: AtomicBool::new(false),
+            probe: Notify::new(),
+            pongs,
+        })
+    }
+
+    /// Counts a stream.
+    pub(super) fn enter(self: &Arc<Self>) -> Place {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        Place { health: self.clone() }
+    }
+
+    /// Streams that are open.
+    pub(super) fn streams(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// True once the peer has not answered in time: its streams did not break, they fell silent.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+
+    /// Asks the peer for a sign of life; returns if there is none.
+    pub(super) async fn found_dead(&self) {
+        let mut pongs = self.pongs.subscribe();
+        self.probe.notify_one();
+        if timeout(PROBE_TIMEOUT, pongs.changed()).await.is_ok() {
+            std::future::pending().await
+        }
+    }
+
+    /// Pings while there are streams, until the peer falls silent or nobody has used the tunnel for so long.
+    pub(super) async fn watch(&self, mut pings: PingPong, idle_limit: Duration) -> Verdict {
+        let mut used = Instant::now();
+        let mut next = used + PING_EVERY;
+        loop {
+            let asked = tokio::select! {
+                () = sleep_until(next) => false,
+                () = self.probe.notified() => true,
+            };
+            next = Instant::now() + PING_EVERY;
+            if self.streams() > 0 {
+                used = Instant::now();
+            } else if !asked {
+                if used.elapsed() >= idle_limit {
+                    return Verdict::Idle;
+                }
+                continue;
+            }
+            match timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await {
+                Ok(Ok(_)) => self.pongs.send_modify(|pongs| *pongs += 1),
+                // The connection is over, which its driver knows best.
+                Ok(Err(_)) => std::future::pending().await,
+                Err(_elapsed) => {
+                    self.silent.store(true, Ordering::Relaxed);
+                    return Verdict::Silent;
+                }
+            }
+        }
+    }
+}
+
+impl Place {
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    pub(super) fn shared(&self) -> Arc<Health> {
+        self.health.clone()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.health.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}

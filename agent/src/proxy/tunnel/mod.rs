@@ -1,0 +1,81 @@
+//! The tunnel between nodes: HBONE, that is HTTP/2 CONNECT inside mutual TLS, as Istio's ambient mode speaks it.
+//!
+//! Whom to talk to is decided elsewhere; here a connection to an enrolled pod of another node becomes a stream of a
+//! tunnel between the two pods, and a stream that arrives becomes a connection to the application. Nothing is shared
+//! between the worker threads: each has its own tunnels.
+
+pub(super) mod client;
+mod health;
+mod pool;
+pub(super) mod server;
+pub(super) mod stream;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+pub use undermesh_common::lookup::TUNNEL_PORT;
+
+use crate::identity::{CertificateStore, MeshTls, SpiffeError, SpiffeId, TrustDomain};
+use crate::model::{Name, Workload, WorkloadUid};
+
+pub(super) use pool::Pool;
+
+/// What one stream may have under way. One slow reader holds up its own stream and no other.
+const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// What all streams of a connection may have under way together.
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+
+const MAX_FRAME: u32 = 1024 * 1024;
+
+/// Bytes that a stream may have waiting for the connection to take them.
+const SEND_BUFFER: usize = 512 * 1024;
+
+/// From the first byte to a peer that is known. Slow handshakes would hold descriptors otherwise.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The pods of other nodes that take tunnels, by address: what their agents have published, a fact where a label is
+/// only a wish.
+pub type PublishedPods = Arc<ArcSwap<imbl::HashMap<IpAddr, PublishedPod>>>;
+
+/// A pod that another node's agent has published as enrolled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedPod {
+    /// The pod.
+    pub uid: WorkloadUid,
+    /// The node whose agent says so.
+    pub node: Name,
+}
+
+/// What the tunnels of all workers need.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// Makes the two ends of a handshake.
+    pub tls: Arc<MeshTls>,
+    /// The certificates of this node's pods.
+    pub certificates: Arc<CertificateStore>,
+    /// The mesh's trust domain.
+    pub trust_domain: TrustDomain,
+    /// Who takes tunnels.
+    pub published: PublishedPods,
+}
+
+impl Tunnel {
+    /// Whether the pod takes tunnels. Its agent and the configuration must agree on who has the address.
+    pub(super) fn reaches(&self, workload: &Workload, address: IpAddr) -> bool {
+        let published = self.published.load();
+        published.get(&address.to_canonical()).is_some_and(|published| {
+            published.uid == workload.uid && workload.node.as_ref() == Some(&published.node)
+        })
+    }
+
+    /// Who the workload is.
+    ///
+    /// # Errors
+    /// When its names do not fit into an identity; names of Kubernetes objects do.
+    pub fn identity(&self, workload: &Workload) -> Result<SpiffeId, SpiffeError> {
+        SpiffeId::of_workload(&self.trust_domain, workload)
+    }
+}

@@ -1,0 +1,320 @@
+//! The server's end: a tunnel that another node's agent opens to a pod of this one, and the streams in it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
+use http::header::HeaderMap;
+use http::{Method, Request, Response, StatusCode};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::timeout;
+use tracing::{debug, error, info, warn};
+
+use super::health::{Health, Verdict};
+use super::stream::{self, Ends};
+use super::{
+    CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW, TUNNEL_PORT, Tunnel, client,
+};
+use crate::capture::PodNet;
+use crate::identity::PeerIdentity;
+use crate::proxy::Proxy;
+use crate::proxy::relay::Meter;
+use crate::proxy::upstream::{self, Target};
+use crate::proxy::worker::{Fate, Here};
+use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
+
+/// The client closes first, so that no CONNECT meets a tunnel that goes.
+const IDLE_LIMIT: Duration = Duration::from_secs(600);
+
+const MAX_STREAMS: u32 = 200;
+const MAX_HEADER_LIST: u32 = 64 * 1024;
+
+/// Streams that the peer has reset and we still know: rapid resets beyond these end the connection (CVE-2023-44487).
+const MAX_RESET_STREAMS: usize = 50;
+
+/// Streams that *we* had to reset for the peer's mistakes (CVE-2025-8671).
+const MAX_OWN_RESETS: usize = 100;
+
+/// A tunnel to one pod, whose peer is proven.
+struct Server {
+    proxy: Arc<Proxy>,
+    tunnel: Arc<Tunnel>,
+    here: Arc<Here>,
+    net: Arc<PodNet>,
+    peer: PeerIdentity,
+    /// The other end of the TCP connection.
+    peer_socket: SocketAddr,
+    health: Arc<Health>,
+}
+
+/// Serves one connection to the pod's tunnel port for as long as it lives. A pod that leaves the mesh takes no new
+/// streams.
+pub(in crate::proxy) async fn serve(
+    proxy: Arc<Proxy>,
+    tunnel: Arc<Tunnel>,
+    here: Arc<Here>,
+    net: Arc<PodNet>,
+    (socket, peer_socket): (TcpStream, SocketAddr),
+    fate: watch::Receiver<Fate>,
+) {
+    let peer_socket = SocketAddr::new(peer_socket.ip().to_canonical(), peer_socket.port());
+    let Ok(local) = socket.local_addr() else { return };
+    let dialled = SocketAddr::new(local.ip().to_canonical(), local.port());
+    let refuse = |reason| {
+        let facts = facts(&proxy, &net, peer_socket, dialled, None);
+        proxy.telemetry.connection_refused(facts, reason);
+    };
+    let Some(place) = proxy.enter() else { return refuse(RefuseReason::Limit) };
+    let shaken = timeout(HANDSHAKE_TIMEOUT, shake_hands(&tunnel, &net, socket)).await;
+    let (connection, peer) = match shaken {
+        Ok(Ok(shaken)) => shaken,
+        Ok(Err(why)) => {
+            info!(pod = %net.pod, peer = %peer_socket, "a tunnel is refused: {why}");
+            return refuse(RefuseReason::HandshakeFailed);
+        }
+        Err(_elapsed) => {
+            info!(pod = %net.pod, peer = %peer_socket, "a tunnel is refused: its handshake takes too long");
+            return refuse(RefuseReason::HandshakeFailed);
+        }
+    };
+    let health = Health::new();
+    let server =
+        Arc::new(Server { proxy: proxy.clone(), tunnel, here, net: net.clone(), peer, peer_socket, health });
+    server.run(connection, fate).await;
+    drop(place);
+}
+
+type Connection = h2::server::Connection<tokio_rustls::server::TlsStream<TcpStream>, Bytes>;
+
+async fn shake_hands(
+    tunnel: &Tunnel,
+    net: &PodNet,
+    socket: TcpStream,
+) -> Result<(Connection, PeerIdentity), String> {
+    let local = tunnel.identity(&net.workload).map_err(|error| error.to_string())?;
+    // A pod that was enrolled a moment ago waits for its certificate.
+    tunnel.certificates.get(&local).await.map_err(|error| error.to_string())?;
+    let tls = tunnel.tls.server(&local).map_err(|error| error.to_string())?;
+    let (stream, peer) = tls.accept(socket).await.map_err(|error| error.to_string())?;
+    let connection = settings().handshake(stream).await.map_err(|error| format!("{peer}: {error}"))?;
+    Ok((connection, peer))
+}
+
+pub(super) fn settings() -> h2::server::Builder {
+    let mut settings = h2::server::Builder::new();
+    settings
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME)
+        .max_header_list_size(MAX_HEADER_LIST)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(MAX_RESET_STREAMS)
+        .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
+        .max_local_error_reset_streams(Some(MAX_OWN_RESETS));
+    settings
+}
+
+impl Server {
+    /// Takes streams and carries their frames until the connection is over. Dropped with streams in it, it resets them.
+    async fn run(self: Arc<Self>, mut connection: Connection, mut fate: watch::Receiver<Fate>) {
+        let mut streams = JoinSet::new();
+        let Some(pings) = connection.ping_pong() else { return };
+        let health = self.health.clone();
+        let mut watching = std::pin::pin!(async {
+            match health.watch(pings, IDLE_LIMIT).await {
+                Verdict::Idle => true,
+                Verdict::Silent => false,
+            }
+        });
+        let mut takes_streams = true;
+        let mut is_watched = true;
+        loop {
+            if takes_streams && *fate.borrow_and_update() != Fate::Serve {
+                takes_streams = false;
+                connection.graceful_shutdown();
+            }
+            tokio::select! {
+                accepted = connection.accept() => match accepted {
+                    Some(Ok((request, respond))) => {
+                        streams.spawn(self.clone().stream(request, respond));
+                    }
+                    Some(Err(error)) => {
+                        debug!(pod = %self.net.pod, peer = %self.peer, %error, "a tunnel broke");
+                        break;
+                    }
+                    None => break,
+                },
+                Some(ended) = streams.join_next() => report_panic(ended),
+                changed = fate.changed(), if takes_streams => if changed.is_err() {
+                    takes_streams = false;
+                    connection.graceful_shutdown();
+                },
+                is_idle = &mut watching, if is_watched => {
+                    is_watched = false;
+                    if !is_idle {
+                        info!(pod = %self.net.pod, peer = %self.peer, "a tunnel fell silent");
+                        break;
+                    }
+                    takes_streams = false;
+                    connection.graceful_shutdown();
+                }
+            }
+        }
+        // Its streams find it closed, and break off what they relay.
+        drop(connection);
+        while let Some(ended) = streams.join_next().await {
+            report_panic(ended);
+        }
+    }
+
+    async fn stream(self: Arc<Self>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let caller = self.caller(request.headers());
+        let to = match self.destination(&request) {
+            Ok(to) => to,
+            Err(why) => {
+                info!(pod = %self.net.pod, peer = %self.peer, "a stream is refused: {why}");
+                return answer(&mut respond, StatusCode::BAD_REQUEST);
+            }
+        };
+        let caller = caller.filter(|caller| caller.is_ipv4() == to.is_ipv4()).unwrap_or(self.peer_socket);
+        let mut facts = facts(&self.proxy, &self.net, caller, to, Some((&self.tunnel, &self.peer)));
+        let refused = |facts, reason| self.proxy.telemetry.connection_refused(facts, reason);
+        let Some(place) = self.proxy.enter() else {
+            answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+            return refused(facts, RefuseReason::Limit);
+        };
+        let counted = self.health.enter();
+        let target = Target { from: &self.net, to, source: None, on_behalf_of: Some(caller) };
+        let gone = async {
+            let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+        };
+        let application = match upstream::connect(&self.proxy, &self.here.dialer, gone, target).await {
+            Ok(application) => application,
+            Err(reason) => {
+                answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+                return refused(facts, reason);
+            }
+        };
+        let Some(send) = accept(&mut respond, &self.net) else {
+            return refused(facts, RefuseReason::ClientGone);
+        };
+        facts.upstream = Some(to);
+        let meter = Meter::new(vec![self.proxy.telemetry.connection_opened(facts)]);
+        let tunnel = Ends { send, recv: request.into_body(), place: counted };
+        let reason = stream::relay(application, stream::Side::Server, tunnel, &meter).await;
+        meter.close(reason);
+        drop(place);
+    }
+
+    /// The application that the stream is for.
+    fn destination(&self, request: &Request<RecvStream>) -> Result<SocketAddr, String> {
+        if request.method() != Method::CONNECT {
+            return Err(format!("the method is {}", request.method()));
+        }
+        let authority = request.uri().authority().ok_or("it names no destination")?;
+        let to: SocketAddr =
+            authority.as_str().parse().map_err(|_| format!("{authority:?} is no address and port"))?;
+        if !self.net.addresses.contains(&to.ip()) {
+            return Err(format!("{to} is not an address of this pod"));
+        }
+        match to.port() {
+            0 | TUNNEL_PORT => Err(format!("{to} is no application's port")),
+            _ => Ok(to),
+        }
+    }
+
+    /// The client as the peer tells it. It is proven to be of the mesh, so it may.
+    fn caller(&self, headers: &HeaderMap) -> Option<SocketAddr> {
+        let forwarded = headers.get("forwarded")?.to_str().ok();
+        let caller = forwarded.and_then(forwarded_for);
+        if caller.is_none() {
+            debug!(pod = %self.net.pod, peer = %self.peer, ?forwarded, "the client's address cannot be read");
+        }
+        caller
+    }
+}
+
+/// The `for` of a `Forwarded` header (RFC 7239) with one element: an address and a port.
+fn forwarded_for(header: &str) -> Option<SocketAddr> {
+    let mut pairs = header.split(';').filter_map(|pair| pair.trim().split_once('='));
+    let (_, value) = pairs.find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
+    let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+    let address: SocketAddr = value.parse().ok()?;
+    Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+fn accept(respond: &mut SendResponse<Bytes>, net: &PodNet) -> Option<SendStream<Bytes>> {
+    let mut response = Response::new(());
+    if let Some(baggage) = client::baggage(&net.workload) {
+        response.headers_mut().insert("baggage", baggage);
+    }
+    respond.send_response(response, false).ok()
+}
+
+/// The end of a stream that leads nowhere.
+fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    // An error says that the client has gone.
+    let _ = respond.send_response(response, true);
+}
+
+/// The client's pod counts as known only if it is who the certificate says.
+fn facts(
+    proxy: &Proxy,
+    net: &PodNet,
+    caller: SocketAddr,
+    dialled: SocketAddr,
+    proven: Option<(&Tunnel, &PeerIdentity)>,
+) -> ConnectionFacts {
+    let mut source = proxy.peer(&proxy.snapshot.load(), caller);
+    if let Some((tunnel, peer)) = proven {
+        source.workload =
+            source.workload.filter(|workload| tunnel.identity(workload).is_ok_and(|id| id == *peer.id()));
+    }
+    ConnectionFacts {
+        reporter: Reporter::Destination,
+        source,
+        destination: Peer { workload: Some(net.workload.clone()), address: dialled },
+        service: None,
+        security: if proven.is_some() { Security::MutualTls } else { Security::Plaintext },
+        dialled,
+        client: caller,
+        upstream: None,
+    }
+}
+
+fn report_panic(ended: Result<(), JoinError>) {
+    match ended {
+        Err(error) if error.is_panic() => error!(%error, "a stream's task panicked; this is a bug"),
+        Err(error) => warn!(%error, "a stream's task broke off"),
+        Ok(()) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_is_read_from_the_header() {
+        let check = |header: &str, expected: Option<&str>| {
+            let expected = expected.map(|text| text.parse().unwrap());
+            assert_eq!(forwarded_for(header), expected, "{header}");
+        };
+        check("for=\"10.77.1.2:40000\"", Some("10.77.1.2:40000"));
+        check("for=\"[fd77:1::2]:40000\";host=db.shop", Some("[fd77:1::2]:40000"));
+        check("host=x; For=10.77.1.2:40000", Some("10.77.1.2:40000"));
+        check("for=\"[::ffff:10.77.1.2]:40000\"", Some("10.77.1.2:40000"));
+        check("for=10.77.1.2", None);
+        check("for=unknown", None);
+        check("for=\"10.77.1.2:40000", None);
+        check("", None);
+    }
+}

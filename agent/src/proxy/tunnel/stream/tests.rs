@@ -1,0 +1,167 @@
+//! Two relays with a tunnel between them, and an application at either end.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::super::{STREAM_WINDOW, client, server};
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One relayed connection.
+struct Connection {
+    /// The client application's end.
+    client: TcpStream,
+    /// The server application's.
+    server: TcpStream,
+    /// What the relays make of it.
+    ended: [JoinHandle<CloseReason>; 2],
+}
+
+/// So many connections in one tunnel.
+async fn connections(count: usize) -> Vec<Connection> {
+    let (near, far) = tokio::io::duplex(256 * 1024);
+    let (client, server) =
+        tokio::join!(client::settings().handshake(near), server::settings().handshake::<_, Bytes>(far));
+    let ((requests, driver), mut server) = (client.unwrap(), server.unwrap());
+    tokio::spawn(driver);
+    let (sender, mut accepted) = tokio::sync::mpsc::channel(count);
+    tokio::spawn(async move {
+        while let Some(Ok(stream)) = server.accept().await {
+            sender.send(stream).await.unwrap();
+        }
+    });
+    let mut connections = Vec::new();
+    for _ in 0..count {
+        let request = http::Request::connect("10.77.2.2:7000").body(()).unwrap();
+        let mut requests = requests.clone().ready().await.unwrap();
+        let (response, send) = requests.send_request(request, false).unwrap();
+        let (request, mut respond) = accepted.recv().await.unwrap();
+        let send_back = respond.send_response(http::Response::new(()), false).unwrap();
+        let recv_back = response.await.unwrap().into_body();
+        let (client, client_relayed) = sockets().await;
+        let (server, server_relayed) = sockets().await;
+        let ended = [
+            spawn(client_relayed, Side::Client, send, recv_back),
+            spawn(server_relayed, Side::Server, send_back, request.into_body()),
+        ];
+        connections.push(Connection { client, server, ended });
+    }
+    connections
+}
+
+async fn connection() -> Connection {
+    connections(1).await.remove(0)
+}
+
+/// The application's end and the relay's.
+async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (application, accepted) =
+        tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+    let relayed = accepted.unwrap().0;
+    reset_on_close(&relayed);
+    (application.unwrap(), relayed)
+}
+
+fn reset_on_close(socket: &TcpStream) {
+    SockRef::from(socket).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+fn spawn(
+    socket: TcpStream,
+    side: Side,
+    send: SendStream<Bytes>,
+    recv: RecvStream,
+) -> JoinHandle<CloseReason> {
+    tokio::spawn(async move {
+        let ends = Ends { send, recv, place: Health::new().enter() };
+        relay(socket, side, ends, &Meter::new(Vec::new())).await
+    })
+}
+
+impl Connection {
+    async fn reasons(self) -> [CloseReason; 2] {
+        let [client, server] = self.ended;
+        let both = async { [client.await.unwrap(), server.await.unwrap()] };
+        timeout(PATIENCE, both).await.expect("the relays end")
+    }
+}
+
+async fn hear(socket: &mut TcpStream) -> io::Result<String> {
+    let mut heard = String::new();
+    timeout(PATIENCE, socket.read_to_string(&mut heard)).await.expect("the stream ends or breaks")?;
+    Ok(heard)
+}
+
+#[tokio::test]
+async fn half_closes_are_passed_on_both_ways() {
+    for client_first in [true, false] {
+        let mut it = connection().await;
+        let Connection { client, server, .. } = &mut it;
+        let (first, second) = if client_first { (client, server) } else { (server, client) };
+        first.write_all(b"ask").await.unwrap();
+        first.shutdown().await.unwrap();
+        assert_eq!(hear(second).await.unwrap(), "ask");
+        second.write_all(b"answer").await.unwrap();
+        second.shutdown().await.unwrap();
+        assert_eq!(hear(first).await.unwrap(), "answer");
+        assert_eq!(it.reasons().await, [CloseReason::Done; 2]);
+    }
+}
+
+#[tokio::test]
+async fn resets_are_passed_on_both_ways() {
+    for (client_resets, half_closed) in [(true, false), (false, false), (true, true), (false, true)] {
+        let mut it = connection().await;
+        let Connection { client, server, ended } = &mut it;
+        let (breaks, other) = if client_resets { (client, server) } else { (server, client) };
+        if half_closed {
+            other.shutdown().await.unwrap();
+            assert_eq!(hear(breaks).await.unwrap(), "");
+        }
+        // What was said before the reset is heard before it.
+        breaks.write_all(b"last words").await.unwrap();
+        let (replacement, _) = sockets().await;
+        reset_on_close(breaks);
+        drop(std::mem::replace(breaks, replacement));
+        let mut words = [0; 10];
+        timeout(PATIENCE, other.read_exact(&mut words)).await.expect("words").unwrap();
+        assert_eq!(&words, b"last words");
+        let error = hear(other).await.expect_err("a reset");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        let reason = if client_resets { CloseReason::ClientReset } else { CloseReason::UpstreamReset };
+        for ended in ended {
+            assert_eq!(timeout(PATIENCE, ended).await.expect("it ends").unwrap(), reason);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_its_sender_and_nobody_else() {
+    let mut all = connections(2).await;
+    let mut neighbour = all.pop().unwrap();
+    let mut slow = all.pop().unwrap();
+    let block = vec![7; CHUNK];
+    let mut written = 0;
+    // Sockets' buffers and the stream's window fill up, and no more is taken.
+    while let Ok(n) = timeout(Duration::from_millis(500), slow.client.write(&block)).await {
+        written += n.unwrap();
+        assert!(written < 64 * 1024 * 1024, "{written} bytes are somewhere");
+    }
+    assert!(written > STREAM_WINDOW as usize, "{written} bytes do not fill the window");
+
+    neighbour.client.write_all(b"ping").await.unwrap();
+    timeout(PATIENCE, neighbour.server.read_exact(&mut [0; 4])).await.expect("it is not held up").unwrap();
+
+    slow.client.shutdown().await.ok();
+    let mut read = Vec::new();
+    timeout(PATIENCE, slow.server.read_to_end(&mut read)).await.expect("the rest comes").unwrap();
+    assert_eq!(read.len(), written);
+    slow.server.shutdown().await.unwrap();
+    assert_eq!(slow.reasons().await, [CloseReason::Done; 2]);
+}

@@ -1,0 +1,234 @@
+//! Between the nodes: mutual TLS on port 15008, and nothing else.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use undermesh_tests::lab::{Lab, Pod, PodSpec, binary, eventually, run_here};
+use undermesh_tests::require;
+use undermesh_tests::require::Feature;
+
+use crate::endings::{HALF_CLOSES, RESETS, same_with_and_without};
+use crate::mesh::{
+    LIMIT, Mesh, OPENED, PORT, REFUSED, SERVICE_PORT, at, listen, names, service_ips, witness,
+};
+
+/// The port of the tunnel.
+const TUNNEL: u16 = 15008;
+
+/// What no packet between the nodes may show.
+const MARKER: &str = "plaintext-that-must-not-be-seen";
+
+/// What an outsider says, who has no tunnel.
+const CONTROL: &str = "plaintext-of-an-outsider";
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A certificate authority for the lab; the arguments that have an agent use it.
+fn authority(lab: &Lab) -> Result<Vec<String>> {
+    let (ca, state) = (lab.dir().join("ca"), lab.dir().join("state"));
+    let mut init = Command::new(binary("undermesh")?);
+    init.args(["ca", "init", "--ca-dir"]).arg(&ca);
+    run_here(init, LIMIT)?.success()?;
+    Ok(vec!["--ca-dir".into(), ca.display().to_string(), "--state-dir".into(), state.display().to_string()])
+}
+
+/// A mesh whose nodes trust each other, once they know of each other's pods.
+fn running(name: &str) -> Result<Mesh> {
+    let mut mesh = Mesh::create(name)?;
+    start(&mut mesh)?;
+    Ok(mesh)
+}
+
+fn start(mesh: &mut Mesh) -> Result<()> {
+    let args = authority(&mesh.lab)?;
+    mesh.start(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
+    wait_published(mesh, &mesh.far)
+}
+
+/// Waits until the other node's pod is known to take tunnels.
+fn wait_published(mesh: &Mesh, pod: &Pod) -> Result<()> {
+    let statement = mesh.lab.dir().join(format!("state/enrolled-{}.json", pod.node().name()));
+    eventually(SOON, &format!("{} is published", pod.name()), || {
+        let text = fs::read_to_string(&statement)?;
+        ensure!(text.contains(&format!("\"{}\"", pod.ip())), "{text}");
+        Ok(())
+    })?;
+    // The other agent is told at once; it may need a moment to read.
+    std::thread::sleep(Duration::from_millis(300));
+    Ok(())
+}
+
+#[test]
+fn pods_of_two_nodes_talk_through_mutual_tls() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mesh = running("um-e2e-tunnel")?;
+    let mut count = 0.0;
+    for (number, ip) in [mesh.far.ip(), mesh.far.ip6()].into_iter().enumerate() {
+        let service = service_ips(&mesh.far)[number];
+        for to in [at(ip, PORT), at(service, SERVICE_PORT)] {
+            let seen = names(&mesh.client(&["connect", &to])?)?;
+            // The server's socket is of both families.
+            let seen = seen.replace(&format!("[::ffff:{ip}]"), &ip.to_string());
+            let client = if ip.is_ipv6() { mesh.client.ip6() } else { mesh.client.ip() };
+            // The client's address *and port*, which only the tunnel can carry.
+            let seen = seen.replace(&format!("[::ffff:{client}]"), &client.to_string());
+            let (own, server) = (at_port(client), at(ip, PORT));
+            let expected = format!("client {own} sees {to}, server {server} sees {own}, accepted {own}");
+            ensure!(seen == expected, "\n     saw: {seen}\nexpected: {expected}");
+            count += 1.0;
+        }
+    }
+    for (agent, reporter) in mesh.agents.iter().zip(["source", "destination"]) {
+        let labels = [("reporter", reporter), ("security", "mutual_tls"), ("source_workload", "client")];
+        agent.wait_metrics(SOON, reporter, |metrics| metrics.sum(OPENED, &labels) == count)?;
+        let plaintext = agent.metrics()?.sum(OPENED, &[("security", "plaintext")]);
+        ensure!(plaintext == 0.0, "{plaintext} plaintext connections on {}", agent.node().name());
+    }
+    Ok(())
+}
+
+#[test]
+fn packets_between_the_nodes_show_no_payload() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent, Feature::Program("tcpdump"));
+    let mesh = running("um-e2e-tunnel-packets")?;
+    let outsider = mesh.nodes[0].add_pod(PodSpec::new("outside", "outsider"))?;
+    let file = mesh.lab.dir().join("packets");
+    let mut tcpdump = Command::new("tcpdump");
+    tcpdump.args(["-i", "eth0", "-U", "-s", "0", "-Z", "root", "-w"]).arg(&file);
+    let mut tcpdump = mesh.nodes[0].spawn(tcpdump)?;
+    eventually(SOON, "packets are captured", || {
+        ensure!(file.metadata()?.len() > 0, "not yet");
+        Ok(())
+    })?;
+
+    let say = |text: &str| format!("hear-line,say:{text},hear:{},shut,hear-end", text.len());
+    for ip in [mesh.far.ip(), mesh.far.ip6()] {
+        let told = mesh.client(&["connect", &at(ip, PORT), "--script", &say(MARKER)])?;
+        ensure!(told.to_string().contains(MARKER), "no echo: {told}");
+        // What the capture would show.
+        witness(&outsider, &["connect", &at(ip, PORT), "--script", &say(CONTROL)])?;
+    }
+    let shows = |text: &str| -> Result<usize> {
+        let bytes = fs::read(&file)?;
+        Ok(bytes.windows(text.len()).filter(|window| *window == text.as_bytes()).count())
+    };
+    eventually(SOON, "the capture is complete", || {
+        let control = shows(CONTROL)?;
+        ensure!(control == 4, "the plaintext of an outsider is seen {control} times");
+        Ok(())
+    })?;
+    tcpdump.terminate(SOON)?;
+    ensure!(shows(MARKER)? == 0, "the payload is in the packets");
+    for family in ["ip", "ip6"] {
+        // A TLS record of application data, in either direction.
+        let offset = if family == "ip" { "tcp[((tcp[12] & 0xf0) >> 2)] = 0x17" } else { "ip6[72] = 0x17" };
+        let filter = format!("{family} and port {TUNNEL} and {offset}");
+        let mut read = Command::new("tcpdump");
+        read.args(["-n", "-r"]).arg(&file).arg(&filter);
+        let packets = run_here(read, LIMIT)?.success()?.lines().count();
+        ensure!(packets > 4, "{packets} packets are {filter}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_strict_pod_is_reached_through_the_tunnel_alone() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::create("um-e2e-tunnel-strict")?;
+    let strict = PodSpec::new("shop", "strict").annotation("undermesh.io/mtls", "strict");
+    let strict = mesh.nodes[1].add_pod(strict)?;
+    let outsider = mesh.nodes[0].add_pod(PodSpec::new("outside", "outsider"))?;
+    let _server = listen(&strict, PORT, &[])?;
+    start(&mut mesh)?;
+    wait_published(&mesh, &strict)?;
+    for ip in [strict.ip(), strict.ip6()] {
+        let to = at(ip, PORT);
+        names(&mesh.client(&["connect", &to])?)?;
+        let refused = witness(&outsider, &["connect", &to])?;
+        ensure!(refused[0]["connect"] == "ECONNREFUSED", "plaintext to a strict pod: {refused}");
+    }
+    Ok(())
+}
+
+#[test]
+fn half_closes_and_resets_pass_through_the_tunnel() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    same_with_and_without("um-e2e-tunnel-shut", &HALF_CLOSES, start)?;
+    same_with_and_without("um-e2e-tunnel-reset", &RESETS, start)
+}
+
+#[test]
+fn a_caller_without_a_certificate_is_refused() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent, Feature::Program("openssl"));
+    let mesh = running("um-e2e-tunnel-nobody")?;
+    let outsider = mesh.nodes[0].add_pod(PodSpec::new("outside", "outsider"))?;
+    for (number, ip) in [(1.0, mesh.far.ip()), (2.0, mesh.far.ip6())] {
+        let mut openssl = Command::new("openssl");
+        openssl.args(["s_client", "-connect", &at(ip, TUNNEL), "-alpn", "h2", "-tls1_3", "-ign_eof"]);
+        let output = outsider.run(openssl, LIMIT)?;
+        ensure!(output.success().is_err(), "a caller without a certificate got through");
+        let labels = [("reason", "handshake_failed"), ("reporter", "destination")];
+        mesh.agents[1].wait_metrics(SOON, "it is counted", |m| m.sum(REFUSED, &labels) == number)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tunnel_leads_to_its_own_pod_alone() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent, Feature::Program("openssl"), Feature::Program("python3"));
+    let mesh = running("um-e2e-tunnel-other")?;
+    let other = mesh.nodes[1].add_pod(PodSpec::new("shop", "other"))?;
+    let _server = listen(&other, PORT, &[])?;
+    wait_published(&mesh, &other)?;
+    let outsider = mesh.nodes[0].add_pod(PodSpec::new("outside", "outsider"))?;
+    let certificate = certificate(&mesh.lab, "spiffe://cluster.local/ns/shop/sa/default")?;
+    let (far, far6) = (mesh.far.ip(), mesh.far.ip6());
+    let script = mesh.lab.dir().join("connect.py");
+    fs::write(&script, include_str!("connect.py"))?;
+    for (method, authority, status) in [
+        ("CONNECT", at(far, PORT), "200"),
+        ("CONNECT", at(far6, PORT), "200"),
+        ("CONNECT", at(far, 7009), "503"),
+        ("CONNECT", at(other.ip(), PORT), "400"),
+        ("CONNECT", at("127.0.0.1".parse()?, PORT), "400"),
+        ("CONNECT", at(far, TUNNEL), "400"),
+        ("CONNECT", far.to_string(), "400"),
+        ("CONNECT", format!("far:{PORT}"), "400"),
+        ("GET", at(far, PORT), "400"),
+    ] {
+        let mut python = Command::new("python3");
+        python.arg(&script).arg(&certificate).args([&far.to_string(), method, &authority]);
+        let told = outsider.run(python, LIMIT)?.success()?;
+        ensure!(told.trim() == status, "{method} {authority}: {told}");
+    }
+    Ok(())
+}
+
+/// A certificate of the lab's authority, with its key, in one file.
+fn certificate(lab: &Lab, id: &str) -> Result<PathBuf> {
+    let dir = lab.dir();
+    let script = format!(
+        "set -e
+         openssl ecparam -name prime256v1 -genkey -noout -out leaf.key
+         openssl req -new -key leaf.key -subj / -out leaf.csr
+         printf '%s\n' basicConstraints=critical,CA:FALSE keyUsage=critical,digitalSignature \
+             extendedKeyUsage=serverAuth,clientAuth subjectAltName=critical,URI:{id} > leaf.ext
+         openssl x509 -req -in leaf.csr -CA ca/root-1.pem -CAkey ca/root-1.key.pem -CAcreateserial \
+             -days 1 -extfile leaf.ext -out leaf.crt
+         cat leaf.crt leaf.key > leaf.pem"
+    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script]).current_dir(dir);
+    run_here(shell, LIMIT)?.success()?;
+    Ok(dir.join("leaf.pem"))
+}
+
+/// As [`names`] writes the client's own name.
+fn at_port(ip: IpAddr) -> String {
+    let address = at(ip, 1);
+    format!("{}:PORT", address.strip_suffix(":1").unwrap_or(&address))
+}
