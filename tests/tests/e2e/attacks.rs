@@ -9,7 +9,7 @@ use undermesh_tests::lab::{AgentOptions, Manifest, Node, Pod, PodSpec, eventuall
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
-use crate::mesh::{KERNEL_REFUSED, LIMIT, Mesh, OPENED, PORT, at, counted, listen, witness};
+use crate::mesh::{KERNEL_REFUSED, LIMIT, Mesh, OPENED, PORT, REFUSED, at, counted, listen, witness};
 
 const SOON: Duration = Duration::from_secs(10);
 const MIB: u64 = 1 << 20;
@@ -59,9 +59,16 @@ fn connections_that_no_server_accepts_leave_no_voucher() -> Result<()> {
     for _ in 0..20 {
         witness(&mesh.client, &["connect", &at(mesh.near.ip(), 7009), "--script", "reset"])?;
     }
-    let opened = mesh.agent().metrics()?.sum(OPENED, &[("reporter", "source")]);
-    // A reset that comes before the agent has dialled leaves nothing to vouch for.
-    ensure!(opened > 0.0, "none of 20 connections got as far as the server");
+    // A reset that comes before the agent has dialled leaves nothing to vouch for, and counts as refused.
+    mesh.agent().wait_metrics(
+        SOON,
+        "each of 20 connections is captured, some up to the server",
+        |metrics| {
+            let source = [("reporter", "source")];
+            let opened = metrics.sum(OPENED, &source);
+            opened > 0.0 && opened + metrics.sum(REFUSED, &source) == 20.0
+        },
+    )?;
     eventually(SOON, "every voucher is removed", || {
         let left = vouched(&mesh.nodes[0])?;
         ensure!(left == 0, "{left} are left");
