@@ -15,7 +15,7 @@ use crate::identity::{
     CertificateStore, Clock, CrlMode, MeshTls, Radar, SpiffeId, StoreSettings, Trust, TrustDomain,
 };
 use crate::model::{Name, Workload, WorkloadUid};
-use crate::proxy::tunnel::Tunnel;
+use crate::proxy::tunnel::{Strangers, Tunnel};
 
 /// How often it is looked for certificates that are about to expire.
 const RADAR: Duration = Duration::from_secs(60);
@@ -75,6 +75,7 @@ pub(super) fn open(
         certificates: store.clone(),
         trust_domain,
         published: follower.published(),
+        strangers: Strangers::default(),
     });
     let radar = Radar::new(store.clone(), trust);
     let members =

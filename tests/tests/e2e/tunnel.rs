@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ const MARKER: &str = "plaintext-that-must-not-be-seen";
 /// What an outsider says, who has no tunnel.
 const CONTROL: &str = "plaintext-of-an-outsider";
 
-const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// A certificate authority for the lab; the arguments that have an agent use it.
 fn authority(lab: &Lab) -> Result<Vec<String>> {
@@ -37,7 +36,7 @@ fn authority(lab: &Lab) -> Result<Vec<String>> {
 }
 
 /// A mesh whose nodes trust each other, once they know of each other's pods.
-fn running(name: &str) -> Result<Mesh> {
+pub fn running(name: &str) -> Result<Mesh> {
     let mut mesh = Mesh::create(name)?;
     start(&mut mesh)?;
     Ok(mesh)
@@ -50,7 +49,7 @@ fn start(mesh: &mut Mesh) -> Result<()> {
 }
 
 /// Waits until the other node's pod is known to take tunnels.
-fn wait_published(mesh: &Mesh, pod: &Pod) -> Result<()> {
+pub fn wait_published(mesh: &Mesh, pod: &Pod) -> Result<()> {
     let statement = mesh.lab.dir().join(format!("state/enrolled-{}.json", pod.node().name()));
     eventually(SOON, &format!("{} is published", pod.name()), || {
         let text = fs::read_to_string(&statement)?;
@@ -175,56 +174,6 @@ fn a_caller_without_a_certificate_is_refused() -> Result<()> {
         mesh.agents[1].wait_metrics(SOON, "it is counted", |m| m.sum(REFUSED, &labels) == number)?;
     }
     Ok(())
-}
-
-#[test]
-fn a_tunnel_leads_to_its_own_pod_alone() -> Result<()> {
-    require!(Feature::Lab, Feature::Agent, Feature::Program("openssl"), Feature::Program("python3"));
-    let mesh = running("um-e2e-tunnel-other")?;
-    let other = mesh.nodes[1].add_pod(PodSpec::new("shop", "other"))?;
-    let _server = listen(&other, PORT, &[])?;
-    wait_published(&mesh, &other)?;
-    let outsider = mesh.nodes[0].add_pod(PodSpec::new("outside", "outsider"))?;
-    let certificate = certificate(&mesh.lab, "spiffe://cluster.local/ns/shop/sa/default")?;
-    let (far, far6) = (mesh.far.ip(), mesh.far.ip6());
-    let script = mesh.lab.dir().join("connect.py");
-    fs::write(&script, include_str!("connect.py"))?;
-    for (method, authority, status) in [
-        ("CONNECT", at(far, PORT), "200"),
-        ("CONNECT", at(far6, PORT), "200"),
-        ("CONNECT", at(far, 7009), "503"),
-        ("CONNECT", at(other.ip(), PORT), "400"),
-        ("CONNECT", at("127.0.0.1".parse()?, PORT), "400"),
-        ("CONNECT", at(far, TUNNEL), "400"),
-        ("CONNECT", far.to_string(), "400"),
-        ("CONNECT", format!("far:{PORT}"), "400"),
-        ("GET", at(far, PORT), "400"),
-    ] {
-        let mut python = Command::new("python3");
-        python.arg(&script).arg(&certificate).args([&far.to_string(), method, &authority]);
-        let told = outsider.run(python, LIMIT)?.success()?;
-        ensure!(told.trim() == status, "{method} {authority}: {told}");
-    }
-    Ok(())
-}
-
-/// A certificate of the lab's authority, with its key, in one file.
-fn certificate(lab: &Lab, id: &str) -> Result<PathBuf> {
-    let dir = lab.dir();
-    let script = format!(
-        "set -e
-         openssl ecparam -name prime256v1 -genkey -noout -out leaf.key
-         openssl req -new -key leaf.key -subj / -out leaf.csr
-         printf '%s\n' basicConstraints=critical,CA:FALSE keyUsage=critical,digitalSignature \
-             extendedKeyUsage=serverAuth,clientAuth subjectAltName=critical,URI:{id} > leaf.ext
-         openssl x509 -req -in leaf.csr -CA ca/root-1.pem -CAkey ca/root-1.key.pem -CAcreateserial \
-             -days 1 -extfile leaf.ext -out leaf.crt
-         cat leaf.crt leaf.key > leaf.pem"
-    );
-    let mut shell = Command::new("sh");
-    shell.args(["-c", &script]).current_dir(dir);
-    run_here(shell, LIMIT)?.success()?;
-    Ok(dir.join("leaf.pem"))
 }
 
 /// As [`names`] writes the client's own name.

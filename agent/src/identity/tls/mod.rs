@@ -6,7 +6,9 @@
 mod verify;
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -14,7 +16,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use super::reason::HandshakeError;
@@ -180,10 +182,16 @@ impl ServerTls {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let accepted = TlsAcceptor::from(self.0.clone()).accept(io).await;
-        let stream = accepted.map_err(|error| HandshakeError::of_io(&error))?;
-        let peer = self.peer(stream.get_ref().1)?;
-        Ok((stream, peer))
+        match TlsAcceptor::from(self.0.clone()).accept(io).into_fallible().await {
+            Ok(stream) => {
+                let peer = self.peer(stream.get_ref().1)?;
+                Ok((stream, peer))
+            }
+            Err((error, io)) => {
+                linger(io).await;
+                Err(HandshakeError::of_io(&error))
+            }
+        }
     }
 
     /// The peer of a connection that was made with this configuration and whose handshake is done.
@@ -233,6 +241,26 @@ impl ClientTls {
     pub fn server_name() -> ServerName<'static> {
         ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into())
     }
+}
+
+/// Lets the alert arrive. What the peer has sent meanwhile would turn a plain close into a reset, which overtakes what
+/// the peer has not read yet (RFC 9112, section 9.6, tells the same of HTTP).
+async fn linger<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO) {
+    const LONGEST: Duration = Duration::from_millis(500);
+    const MOST: usize = 64 * 1024;
+    let drained = async {
+        io.shutdown().await?;
+        let (mut discarded, mut buffer) = (0, [0; 1024]);
+        while discarded < MOST {
+            match io.read(&mut buffer).await? {
+                0 => break,
+                n => discarded += n,
+            }
+        }
+        io::Result::Ok(())
+    };
+    // Whatever comes of it, the connection is over.
+    let _ = tokio::time::timeout(LONGEST, drained).await;
 }
 
 fn peer(connection: &CommonState) -> Result<PeerIdentity, HandshakeError> {

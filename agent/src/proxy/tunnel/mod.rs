@@ -8,6 +8,7 @@ pub(super) mod client;
 mod health;
 mod pool;
 pub(super) mod server;
+mod strangers;
 pub(super) mod stream;
 
 use std::net::IpAddr;
@@ -21,6 +22,7 @@ use crate::identity::{CertificateStore, MeshTls, SpiffeError, SpiffeId, TrustDom
 use crate::model::{Name, Workload, WorkloadUid};
 
 pub(super) use pool::Pool;
+pub use strangers::{Strangers, UNFINISHED_HANDSHAKES};
 
 /// What one stream may have under way. One slow reader holds up its own stream and no other.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
@@ -60,6 +62,8 @@ pub struct Tunnel {
     pub trust_domain: TrustDomain,
     /// Who takes tunnels.
     pub published: PublishedPods,
+    /// Room for those who have not shown yet who they are.
+    pub strangers: Strangers,
 }
 
 impl Tunnel {

@@ -69,8 +69,14 @@ pub(in crate::proxy) async fn serve(
         let facts = facts(&proxy, &net, peer_socket, dialled, None);
         proxy.telemetry.connection_refused(facts, reason);
     };
-    let Some(place) = proxy.enter() else { return refuse(RefuseReason::Limit) };
-    let shaken = timeout(HANDSHAKE_TIMEOUT, shake_hands(&tunnel, &net, socket)).await;
+    let stranger = tunnel.strangers.enter();
+    let shaken = tokio::select! {
+        shaken = timeout(HANDSHAKE_TIMEOUT, shake_hands(&tunnel, &net, socket)) => shaken,
+        () = stranger.displaced() => {
+            debug!(pod = %net.pod, peer = %peer_socket, "a tunnel is refused: too many handshakes are not finished");
+            return refuse(RefuseReason::Limit);
+        }
+    };
     let (connection, peer) = match shaken {
         Ok(Ok(shaken)) => shaken,
         Ok(Err(why)) => {
@@ -82,6 +88,8 @@ pub(in crate::proxy) async fn serve(
             return refuse(RefuseReason::HandshakeFailed);
         }
     };
+    drop(stranger);
+    let Some(place) = proxy.enter() else { return refuse(RefuseReason::Limit) };
     let health = Health::new();
     let server =
         Arc::new(Server { proxy: proxy.clone(), tunnel, here, net: net.clone(), peer, peer_socket, health });
