@@ -228,5 +228,17 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn read(path: &Path) -> io::Result<Statement> {
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+    Ok(parse(&fs::read(path)?)?)
+}
+
+fn parse(bytes: &[u8]) -> serde_json::Result<Statement> {
+    serde_json::from_slice(bytes)
+}
+
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) {
+    if let Ok(statement) = parse(bytes) {
+        let written = serde_json::to_vec(&statement).expect("what was read can be written");
+        assert!(parse(&written).is_ok(), "what was written can be read");
+    }
 }

@@ -1,6 +1,8 @@
 //! The wiring of `undermesh agent`: the one place that knows every module.
 
 mod enrolled;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod mesh;
 mod report;
 mod tunnel;

@@ -35,6 +35,8 @@ const FOR_BENCH: Packages = &[
     ("iperf3", "measures bulk throughput"),
 ];
 
+const FOR_FUZZ: Packages = &[("g++", "builds libFuzzer")];
+
 const FOR_ZTUNNEL: Packages = &[("iptables", "redirects connections to a ztunnel")];
 
 const FOR_TESTS: Packages = &[
@@ -81,6 +83,11 @@ pub fn for_ztunnel() -> Result<()> {
 pub fn for_tests() -> Result<()> {
     apt::ensure(&[FOR_LAB, FOR_BENCH, FOR_TESTS])?;
     for_build()
+}
+
+/// What the fuzz targets need.
+pub fn for_fuzz() -> Result<()> {
+    apt::ensure(&[FOR_FUZZ])
 }
 
 /// What the lints need.

@@ -5,6 +5,8 @@
 //! between the worker threads: each has its own tunnels.
 
 pub(super) mod client;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod health;
 mod pool;
 pub(super) mod server;

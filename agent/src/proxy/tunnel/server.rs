@@ -249,7 +249,7 @@ impl Server {
 }
 
 /// The `for` of a `Forwarded` header (RFC 7239) with one element: an address and a port.
-fn forwarded_for(header: &str) -> Option<SocketAddr> {
+pub(super) fn forwarded_for(header: &str) -> Option<SocketAddr> {
     let mut pairs = header.split(';').filter_map(|pair| pair.trim().split_once('='));
     let (_, value) = pairs.find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
     let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
