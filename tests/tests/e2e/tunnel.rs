@@ -19,21 +19,29 @@ use crate::mesh::{
 /// The port of the tunnel.
 const TUNNEL: u16 = 15008;
 
+/// Handshakes by side, result and reason.
+pub const HANDSHAKES: &str = "undermesh_tls_handshakes_total";
+
 /// What no packet between the nodes may show.
 const MARKER: &str = "plaintext-that-must-not-be-seen";
 
 /// What an outsider says, who has no tunnel.
 const CONTROL: &str = "plaintext-of-an-outsider";
 
-const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// A certificate authority for the lab; the arguments that have an agent use it.
-fn authority(lab: &Lab) -> Result<Vec<String>> {
-    let (ca, state) = (lab.dir().join("ca"), lab.dir().join("state"));
+pub fn authority(lab: &Lab) -> Result<Vec<String>> {
     let mut init = Command::new(binary("undermesh")?);
-    init.args(["ca", "init", "--ca-dir"]).arg(&ca);
+    init.args(["ca", "init", "--ca-dir"]).arg(lab.dir().join("ca"));
     run_here(init, LIMIT)?.success()?;
-    Ok(vec!["--ca-dir".into(), ca.display().to_string(), "--state-dir".into(), state.display().to_string()])
+    Ok(authority_args(lab))
+}
+
+/// The arguments that have an agent use the lab's authority, whether it is there or not.
+pub fn authority_args(lab: &Lab) -> Vec<String> {
+    let dir = |name: &str| lab.dir().join(name).display().to_string();
+    vec!["--ca-dir".into(), dir("ca"), "--state-dir".into(), dir("state")]
 }
 
 /// A mesh whose nodes trust each other, once they know of each other's pods.
@@ -44,13 +52,18 @@ fn running(name: &str) -> Result<Mesh> {
 }
 
 fn start(mesh: &mut Mesh) -> Result<()> {
-    let args = authority(&mesh.lab)?;
-    mesh.start(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
+    start_with(mesh, &[])
+}
+
+/// Starts the agents with an authority and these arguments.
+pub fn start_with(mesh: &mut Mesh, args: &[&str]) -> Result<()> {
+    let authority = authority(&mesh.lab)?;
+    mesh.start(&authority.iter().map(String::as_str).chain(args.iter().copied()).collect::<Vec<_>>())?;
     wait_published(mesh, &mesh.far)
 }
 
 /// Waits until the other node's pod is known to take tunnels.
-fn wait_published(mesh: &Mesh, pod: &Pod) -> Result<()> {
+pub fn wait_published(mesh: &Mesh, pod: &Pod) -> Result<()> {
     let statement = mesh.lab.dir().join(format!("state/enrolled-{}.json", pod.node().name()));
     eventually(SOON, &format!("{} is published", pod.name()), || {
         let text = fs::read_to_string(&statement)?;
@@ -173,6 +186,17 @@ fn a_caller_without_a_certificate_is_refused() -> Result<()> {
         ensure!(output.success().is_err(), "a caller without a certificate got through");
         let labels = [("reason", "handshake_failed"), ("reporter", "destination")];
         mesh.agents[1].wait_metrics(SOON, "it is counted", |m| m.sum(REFUSED, &labels) == number)?;
+        let labels = [("reporter", "destination"), ("result", "failure"), ("reason", "no_certificate")];
+        mesh.agents[1].wait_metrics(SOON, "with its reason", |m| m.sum(HANDSHAKES, &labels) == number)?;
+        let log = mesh.agents[1].process().output();
+        let told: Vec<_> = log.lines().filter(|line| line.contains("handshake of a tunnel failed")).collect();
+        let tells = |line: &&str| {
+            line.contains("pod=shop/far")
+                && line.contains(&format!("peer={}", at_peer(&outsider, ip)))
+                && line.contains("reason=\"no_certificate\"")
+        };
+        let once = told.len() as f64 == number && told.last().is_some_and(tells);
+        ensure!(once, "the log tells {told:#?}");
     }
     Ok(())
 }
@@ -205,7 +229,20 @@ fn a_tunnel_leads_to_its_own_pod_alone() -> Result<()> {
         let told = outsider.run(python, LIMIT)?.success()?;
         ensure!(told.trim() == status, "{method} {authority}: {told}");
     }
+    for (status, reason, count) in [("400", "bad_request", 6.0), ("503", "connect_refused", 1.0)] {
+        let labels = [("status", status), ("reason", reason)];
+        let name = "undermesh_tunnel_requests_refused_total";
+        mesh.agents[1].wait_metrics(SOON, "refused requests", |m| m.sum(name, &labels) == count)?;
+    }
     Ok(())
+}
+
+/// How a log begins to name a pod's socket that dials this address.
+fn at_peer(pod: &Pod, like: IpAddr) -> String {
+    match like {
+        IpAddr::V4(_) => format!("{}:", pod.ip()),
+        IpAddr::V6(_) => format!("[{}]:", pod.ip6()),
+    }
 }
 
 /// A certificate of the lab's authority, with its key, in one file.

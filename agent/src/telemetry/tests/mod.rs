@@ -361,5 +361,6 @@ fn tunnels_are_counted() {
         undermesh_tunnel_streams_open{reporter="destination"} 0
         undermesh_tunnels_closed_total{reporter="destination",reason="idle"} 1
         undermesh_tunnels_closed_total{reporter="destination",reason="cancelled"} 1
-    "#]].assert_eq(&counted.flat_map(|line| [line, "\n"]).collect::<String>());
+    "#]]
+    .assert_eq(&counted.flat_map(|line| [line, "\n"]).collect::<String>());
 }
