@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use undermesh_tests::lab::{Lab, Pod, PodSpec, binary, eventually, run_here};
+use undermesh_tests::lab::{Lab, Output, Pod, PodSpec, binary, eventually, run_here};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
@@ -209,10 +209,8 @@ fn a_tunnel_leads_to_its_own_pod_alone() -> Result<()> {
     let _server = listen(&other, PORT, &[])?;
     wait_published(&mesh, &other)?;
     let outsider = mesh.nodes[0].add_pod(PodSpec::new("outside", "outsider"))?;
-    let certificate = certificate(&mesh.lab, "spiffe://cluster.local/ns/shop/sa/default")?;
+    let certificate = certificate(&mesh.lab, "ca", "spiffe://cluster.local/ns/shop/sa/default")?;
     let (far, far6) = (mesh.far.ip(), mesh.far.ip6());
-    let script = mesh.lab.dir().join("connect.py");
-    fs::write(&script, include_str!("connect.py"))?;
     for (method, authority, status) in [
         ("CONNECT", at(far, PORT), "200"),
         ("CONNECT", at(far6, PORT), "200"),
@@ -224,9 +222,7 @@ fn a_tunnel_leads_to_its_own_pod_alone() -> Result<()> {
         ("CONNECT", format!("far:{PORT}"), "400"),
         ("GET", at(far, PORT), "400"),
     ] {
-        let mut python = Command::new("python3");
-        python.arg(&script).arg(&certificate).args([&far.to_string(), method, &authority]);
-        let told = outsider.run(python, LIMIT)?.success()?;
+        let told = ask(&mesh.lab, &outsider, &certificate, far, [method, &authority])?.success()?;
         ensure!(told.trim() == status, "{method} {authority}: {told}");
     }
     for (status, reason, count) in [("400", "bad_request", 6.0), ("503", "connect_refused", 1.0)] {
@@ -237,6 +233,15 @@ fn a_tunnel_leads_to_its_own_pod_alone() -> Result<()> {
     Ok(())
 }
 
+/// Asks a pod for a stream, from another pod and by hand; prints the status of the answer.
+pub fn ask(lab: &Lab, from: &Pod, certificate: &Path, to: IpAddr, request: [&str; 2]) -> Result<Output> {
+    let script = lab.dir().join("connect.py");
+    fs::write(&script, include_str!("connect.py"))?;
+    let mut python = Command::new("python3");
+    python.arg(&script).arg(certificate).arg(to.to_string()).args(request);
+    from.run(python, LIMIT)
+}
+
 /// How a log begins to name a pod's socket that dials this address.
 fn at_peer(pod: &Pod, like: IpAddr) -> String {
     match like {
@@ -245,8 +250,8 @@ fn at_peer(pod: &Pod, like: IpAddr) -> String {
     }
 }
 
-/// A certificate of the lab's authority, with its key, in one file.
-fn certificate(lab: &Lab, id: &str) -> Result<PathBuf> {
+/// A certificate of an authority in one of the lab's folders, with its key, in one file.
+pub fn certificate(lab: &Lab, ca: &str, id: &str) -> Result<PathBuf> {
     let dir = lab.dir();
     let script = format!(
         "set -e
@@ -254,7 +259,7 @@ fn certificate(lab: &Lab, id: &str) -> Result<PathBuf> {
          openssl req -new -key leaf.key -subj / -out leaf.csr
          printf '%s\n' basicConstraints=critical,CA:FALSE keyUsage=critical,digitalSignature \
              extendedKeyUsage=serverAuth,clientAuth subjectAltName=critical,URI:{id} > leaf.ext
-         openssl x509 -req -in leaf.csr -CA ca/root-1.pem -CAkey ca/root-1.key.pem -CAcreateserial \
+         openssl x509 -req -in leaf.csr -CA {ca}/root-1.pem -CAkey {ca}/root-1.key.pem -CAcreateserial \
              -days 1 -extfile leaf.ext -out leaf.crt
          cat leaf.crt leaf.key > leaf.pem"
     );

@@ -2,17 +2,21 @@
 //! plaintext may do beside it.
 
 use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use undermesh_tests::lab::{Agent, PodSpec, eventually};
+use undermesh_tests::lab::{Agent, AgentOptions, Lab, PodSpec, binary, eventually, run_here};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
 use crate::kit::undermesh;
-use crate::mesh::{KERNEL_REFUSED, Mesh, OPENED, PORT, REFUSED, at, names, witness};
-use crate::tunnel::{HANDSHAKES, SOON, authority_args, start_with, wait_published};
+use crate::mesh::{KERNEL_REFUSED, LIMIT, Mesh, OPENED, PORT, REFUSED, at, names, witness};
+use crate::tunnel::{
+    HANDSHAKES, SOON, ask, authority, authority_args, certificate, start_with, wait_published,
+};
 
 const TUNNELS: &str = "undermesh_tunnels_open";
 const STREAMS: &str = "undermesh_tunnel_streams_open";
@@ -195,6 +199,122 @@ fn agents_that_start_together_make_one_authority() -> Result<()> {
     let made = |agent: &Agent| agent.process().output().matches("made a certificate authority").count();
     let made: usize = mesh.agents.iter().map(made).sum();
     ensure!(made == 1, "{made} agents say that they made it");
+    Ok(())
+}
+
+#[test]
+fn a_revoked_certificate_is_refused_from_the_next_handshake_on() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent, Feature::Program("openssl"));
+    let mut mesh = of_accounts("um-e2e-tunnel-revoked")?;
+    let args = authority(&mesh.lab)?;
+    let crl = revoke(&mesh.lab, None)?;
+    let crl = ["--crl", &crl.display().to_string(), "--crl-mode", "require"].map(str::to_owned);
+    mesh.start(&args.iter().chain(&crl).map(String::as_str).collect::<Vec<_>>())?;
+    wait_published(&mesh, &mesh.far)?;
+    names(&mesh.client(&["connect", &at(mesh.far.ip(), PORT)])?)?;
+
+    let page: Value = serde_json::from_str(&mesh.agents[0].get("/debug/certs")?.ok()?)?;
+    let near = page["certificates"].as_array().into_iter().flatten().find(|it| it["identity"] == id("near"));
+    revoke(&mesh.lab, near.context("near has no certificate")?["serial"].as_str())?;
+    eventually(SOON, "the list is read again", || {
+        let read = mesh.agents[1].process().output().matches("revocation lists read").count();
+        ensure!(read == 2, "it has been read {read} times");
+        Ok(())
+    })?;
+    ensure!(names(&witness(&mesh.near, &["connect", &at(mesh.far.ip(), PORT)])?).is_err(), "it got through");
+    for (agent, reporter) in mesh.agents.iter().zip(["source", "destination"]) {
+        let labels = [("reporter", reporter), ("result", "failure"), ("reason", "revoked")];
+        agent.wait_metrics(SOON, "it is revoked", |m| m.sum(HANDSHAKES, &labels) == 1.0)?;
+        let by_peer = format!("reason=\"revoked\" by_peer={}", reporter == "source");
+        let log = agent.process().output();
+        ensure!(log.contains(&by_peer), "no line says {by_peer}:\n{log}");
+    }
+    // Others are not concerned, and the tunnel that stands goes on.
+    names(&mesh.client(&["connect", &at(mesh.far.ip(), PORT)])?)?;
+    Ok(())
+}
+
+/// The revocation list of the lab's authority: with this serial number, or empty.
+fn revoke(lab: &Lab, serial: Option<&str>) -> Result<PathBuf> {
+    let revoked = serial.map(|serial| {
+        format!("R\t400101000000Z\t200101000000Z\t{}\tunknown\t/CN=x\n", serial.to_uppercase())
+    });
+    let config = "[ca]\ndefault_ca = own\n[own]\ndatabase = index.txt\ncrlnumber = crlnumber\ndefault_md = sha256\n\
+                  default_crl_days = 1\ncrl_extensions = list\n[list]\nauthorityKeyIdentifier = keyid\n";
+    for (name, text) in
+        [("index.txt", revoked.unwrap_or_default()), ("crlnumber", "01\n".into()), ("crl.cnf", config.into())]
+    {
+        fs::write(lab.dir().join(name), text)?;
+    }
+    let mut shell = Command::new("sh");
+    let script = "openssl ca -gencrl -config crl.cnf -cert ca/root-1.pem -keyfile ca/root-1.key.pem -out crl.new \
+                  && mv crl.new crl.pem";
+    shell.args(["-c", script]).current_dir(lab.dir());
+    run_here(shell, LIMIT)?.success()?;
+    Ok(lab.dir().join("crl.pem"))
+}
+
+#[test]
+fn peers_of_other_trust_domains_need_a_bundle() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent, Feature::Program("openssl"), Feature::Program("python3"));
+    let mut mesh = of_accounts("um-e2e-tunnel-federated")?;
+    let dir = mesh.lab.dir().to_owned();
+    let lab = |name: &str| dir.join(name);
+    for (directory, domain) in [("other", "other.test"), ("false", "other.test"), ("third", "third.test")] {
+        let mut init = Command::new(binary("undermesh")?);
+        init.args(["ca", "init", "--trust-domain", domain, "--ca-dir"]).arg(lab(directory));
+        run_here(init, LIMIT)?.success()?;
+    }
+    let bundle = lab("bundle.pem");
+    fs::copy(lab("false/root-1.pem"), &bundle)?;
+    start_with(&mut mesh, &["--trust-bundle", &format!("other.test={}", bundle.display())])?;
+    let outsider = mesh.nodes[0].add_pod(PodSpec::new("outside", "outsider"))?;
+    let (to, peer) = (mesh.far.ip(), "spiffe://other.test/ns/a/sa/b");
+    let ask = |ca: &str, id: &str| -> Result<bool> {
+        let certificate = certificate(&mesh.lab, ca, id)?;
+        Ok(ask(&mesh.lab, &outsider, &certificate, to, ["CONNECT", &at(to, PORT)])?.success().is_ok())
+    };
+    let labels = |reason| [("reporter", "destination"), ("result", "failure"), ("reason", reason)];
+    ensure!(!ask("third", "spiffe://third.test/ns/a/sa/b")?, "nobody knows third.test");
+    let third = labels("wrong_trust_domain");
+    mesh.agents[1].wait_metrics(SOON, "another domain", |m| m.sum(HANDSHAKES, &third) == 1.0)?;
+    ensure!(!ask("other", peer)?, "it is another root's");
+    let other = labels("unknown_issuer");
+    mesh.agents[1].wait_metrics(SOON, "another root", |m| m.sum(HANDSHAKES, &other) == 1.0)?;
+
+    fs::copy(lab("other/root-1.pem"), lab("bundle.new"))?;
+    fs::rename(lab("bundle.new"), &bundle)?;
+    eventually(SOON, "the bundle is read again", || {
+        ensure!(ask("other", peer)?, "not yet");
+        Ok(())
+    })?;
+    let labels = [("source_identity", peer), ("source_workload", "unknown"), ("security", "mutual_tls")];
+    mesh.agents[1].wait_metrics(SOON, "it is known", |m| m.sum(OPENED, &labels) == 1.0)?;
+    Ok(())
+}
+
+#[test]
+fn an_authority_that_does_not_answer_is_told_of() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mesh = Mesh::create("um-e2e-tunnel-istiod")?;
+    authority(&mesh.lab)?;
+    let file = |name: &str| mesh.lab.dir().join(name).display().to_string();
+    fs::write(file("token"), "token")?;
+    let args = [
+        ["--ca-address", "https://127.0.0.1:9"].map(str::to_owned),
+        ["--ca-root".into(), file("ca/root-1.pem")],
+        ["--ca-token".into(), file("token")],
+        ["--state-dir".into(), file("state")],
+    ];
+    let agent = mesh.nodes[0].spawn_agent(AgentOptions { args: args.concat(), ..AgentOptions::default() })?;
+    eventually(SOON, "the agent runs", || agent.metrics())?;
+    not_ready(
+        &agent,
+        &format!("{} has no certificate: the certificate authority is not available", id("default")),
+    )?;
+    let labels = [("result", "unavailable")];
+    let name = "undermesh_certificate_renewals_total";
+    agent.wait_metrics(SOON, "it is counted", |m| m.sum(name, &labels) >= 1.0)?;
     Ok(())
 }
 
