@@ -23,3 +23,4 @@ mod sockets;
 mod telemetry;
 mod transfers;
 mod tunnel;
+mod tunnel_identity;

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use undermesh_tests::lab::{Lab, Pod, PodSpec, binary, eventually, run_here};
+use undermesh_tests::lab::{Lab, Output, Pod, PodSpec, binary, eventually, run_here};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
@@ -19,21 +19,29 @@ use crate::mesh::{
 /// The port of the tunnel.
 const TUNNEL: u16 = 15008;
 
+/// Handshakes by side, result and reason.
+pub const HANDSHAKES: &str = "undermesh_tls_handshakes_total";
+
 /// What no packet between the nodes may show.
 const MARKER: &str = "plaintext-that-must-not-be-seen";
 
 /// What an outsider says, who has no tunnel.
 const CONTROL: &str = "plaintext-of-an-outsider";
 
-const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// A certificate authority for the lab; the arguments that have an agent use it.
-fn authority(lab: &Lab) -> Result<Vec<String>> {
-    let (ca, state) = (lab.dir().join("ca"), lab.dir().join("state"));
+pub fn authority(lab: &Lab) -> Result<Vec<String>> {
     let mut init = Command::new(binary("undermesh")?);
-    init.args(["ca", "init", "--ca-dir"]).arg(&ca);
+    init.args(["ca", "init", "--ca-dir"]).arg(lab.dir().join("ca"));
     run_here(init, LIMIT)?.success()?;
-    Ok(vec!["--ca-dir".into(), ca.display().to_string(), "--state-dir".into(), state.display().to_string()])
+    Ok(authority_args(lab))
+}
+
+/// The arguments that have an agent use the lab's authority, whether it is there or not.
+pub fn authority_args(lab: &Lab) -> Vec<String> {
+    let dir = |name: &str| lab.dir().join(name).display().to_string();
+    vec!["--ca-dir".into(), dir("ca"), "--state-dir".into(), dir("state")]
 }
 
 /// A mesh whose nodes trust each other, once they know of each other's pods.
@@ -44,13 +52,18 @@ fn running(name: &str) -> Result<Mesh> {
 }
 
 fn start(mesh: &mut Mesh) -> Result<()> {
-    let args = authority(&mesh.lab)?;
-    mesh.start(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
+    start_with(mesh, &[])
+}
+
+/// Starts the agents with an authority and these arguments.
+pub fn start_with(mesh: &mut Mesh, args: &[&str]) -> Result<()> {
+    let authority = authority(&mesh.lab)?;
+    mesh.start(&authority.iter().map(String::as_str).chain(args.iter().copied()).collect::<Vec<_>>())?;
     wait_published(mesh, &mesh.far)
 }
 
 /// Waits until the other node's pod is known to take tunnels.
-fn wait_published(mesh: &Mesh, pod: &Pod) -> Result<()> {
+pub fn wait_published(mesh: &Mesh, pod: &Pod) -> Result<()> {
     let statement = mesh.lab.dir().join(format!("state/enrolled-{}.json", pod.node().name()));
     eventually(SOON, &format!("{} is published", pod.name()), || {
         let text = fs::read_to_string(&statement)?;
@@ -173,6 +186,17 @@ fn a_caller_without_a_certificate_is_refused() -> Result<()> {
         ensure!(output.success().is_err(), "a caller without a certificate got through");
         let labels = [("reason", "handshake_failed"), ("reporter", "destination")];
         mesh.agents[1].wait_metrics(SOON, "it is counted", |m| m.sum(REFUSED, &labels) == number)?;
+        let labels = [("reporter", "destination"), ("result", "failure"), ("reason", "no_certificate")];
+        mesh.agents[1].wait_metrics(SOON, "with its reason", |m| m.sum(HANDSHAKES, &labels) == number)?;
+        let log = mesh.agents[1].process().output();
+        let told: Vec<_> = log.lines().filter(|line| line.contains("handshake of a tunnel failed")).collect();
+        let tells = |line: &&str| {
+            line.contains("pod=shop/far")
+                && line.contains(&format!("peer={}", at_peer(&outsider, ip)))
+                && line.contains("reason=\"no_certificate\"")
+        };
+        let once = told.len() as f64 == number && told.last().is_some_and(tells);
+        ensure!(once, "the log tells {told:#?}");
     }
     Ok(())
 }
@@ -185,10 +209,8 @@ fn a_tunnel_leads_to_its_own_pod_alone() -> Result<()> {
     let _server = listen(&other, PORT, &[])?;
     wait_published(&mesh, &other)?;
     let outsider = mesh.nodes[0].add_pod(PodSpec::new("outside", "outsider"))?;
-    let certificate = certificate(&mesh.lab, "spiffe://cluster.local/ns/shop/sa/default")?;
+    let certificate = certificate(&mesh.lab, "ca", "spiffe://cluster.local/ns/shop/sa/default")?;
     let (far, far6) = (mesh.far.ip(), mesh.far.ip6());
-    let script = mesh.lab.dir().join("connect.py");
-    fs::write(&script, include_str!("connect.py"))?;
     for (method, authority, status) in [
         ("CONNECT", at(far, PORT), "200"),
         ("CONNECT", at(far6, PORT), "200"),
@@ -200,16 +222,36 @@ fn a_tunnel_leads_to_its_own_pod_alone() -> Result<()> {
         ("CONNECT", format!("far:{PORT}"), "400"),
         ("GET", at(far, PORT), "400"),
     ] {
-        let mut python = Command::new("python3");
-        python.arg(&script).arg(&certificate).args([&far.to_string(), method, &authority]);
-        let told = outsider.run(python, LIMIT)?.success()?;
+        let told = ask(&mesh.lab, &outsider, &certificate, far, [method, &authority])?.success()?;
         ensure!(told.trim() == status, "{method} {authority}: {told}");
+    }
+    for (status, reason, count) in [("400", "bad_request", 6.0), ("503", "connect_refused", 1.0)] {
+        let labels = [("status", status), ("reason", reason)];
+        let name = "undermesh_tunnel_requests_refused_total";
+        mesh.agents[1].wait_metrics(SOON, "refused requests", |m| m.sum(name, &labels) == count)?;
     }
     Ok(())
 }
 
-/// A certificate of the lab's authority, with its key, in one file.
-fn certificate(lab: &Lab, id: &str) -> Result<PathBuf> {
+/// Asks a pod for a stream, from another pod and by hand; prints the status of the answer.
+pub fn ask(lab: &Lab, from: &Pod, certificate: &Path, to: IpAddr, request: [&str; 2]) -> Result<Output> {
+    let script = lab.dir().join("connect.py");
+    fs::write(&script, include_str!("connect.py"))?;
+    let mut python = Command::new("python3");
+    python.arg(&script).arg(certificate).arg(to.to_string()).args(request);
+    from.run(python, LIMIT)
+}
+
+/// How a log begins to name a pod's socket that dials this address.
+fn at_peer(pod: &Pod, like: IpAddr) -> String {
+    match like {
+        IpAddr::V4(_) => format!("{}:", pod.ip()),
+        IpAddr::V6(_) => format!("[{}]:", pod.ip6()),
+    }
+}
+
+/// A certificate of an authority in one of the lab's folders, with its key, in one file.
+pub fn certificate(lab: &Lab, ca: &str, id: &str) -> Result<PathBuf> {
     let dir = lab.dir();
     let script = format!(
         "set -e
@@ -217,7 +259,7 @@ fn certificate(lab: &Lab, id: &str) -> Result<PathBuf> {
          openssl req -new -key leaf.key -subj / -out leaf.csr
          printf '%s\n' basicConstraints=critical,CA:FALSE keyUsage=critical,digitalSignature \
              extendedKeyUsage=serverAuth,clientAuth subjectAltName=critical,URI:{id} > leaf.ext
-         openssl x509 -req -in leaf.csr -CA ca/root-1.pem -CAkey ca/root-1.key.pem -CAcreateserial \
+         openssl x509 -req -in leaf.csr -CA {ca}/root-1.pem -CAkey {ca}/root-1.key.pem -CAcreateserial \
              -days 1 -extfile leaf.ext -out leaf.crt
          cat leaf.crt leaf.key > leaf.pem"
     );

@@ -6,7 +6,9 @@
 mod verify;
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -14,10 +16,11 @@ use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::reason::HandshakeError;
+use super::reason::{HandshakeError, HandshakeReason};
 use super::svid::Svid;
 use super::x509::Facts;
 use super::{CertificateStore, Clock, SpiffeId, Trust};
@@ -25,6 +28,9 @@ use verify::{MeshClientVerifier, MeshServerVerifier, Present};
 
 /// The protocol inside: HBONE is HTTP/2.
 const ALPN: &[u8] = b"h2";
+
+/// How long a peer that is refused may take to notice.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Configurations for one local identity that are kept, one for each set of peers that it dials.
 const MAX_CLIENTS: usize = 4096;
@@ -180,8 +186,16 @@ impl ServerTls {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let accepted = TlsAcceptor::from(self.0.clone()).accept(io).await;
-        let stream = accepted.map_err(|error| HandshakeError::of_io(&error))?;
+        let stream = match TlsAcceptor::from(self.0.clone()).accept(io).into_fallible().await {
+            Ok(stream) => stream,
+            Err((error, io)) => {
+                let error = HandshakeError::of_io(&error);
+                if !error.by_peer && error.reason != HandshakeReason::Closed {
+                    let _ = timeout(FAREWELL, farewell(io)).await;
+                }
+                return Err(error);
+            }
+        };
         let peer = self.peer(stream.get_ref().1)?;
         Ok((stream, peer))
     }
@@ -233,6 +247,14 @@ impl ClientTls {
     pub fn server_name() -> ServerName<'static> {
         ServerName::IpAddress(std::net::Ipv4Addr::UNSPECIFIED.into())
     }
+}
+
+/// Waits until the peer has closed as well: a connection that is dropped with unread bytes in it is reset, and the reset
+/// overtakes the alert that tells the peer why.
+async fn farewell<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO) -> io::Result<()> {
+    io.shutdown().await?;
+    tokio::io::copy(&mut io, &mut tokio::io::sink()).await?;
+    Ok(())
 }
 
 fn peer(connection: &CommonState) -> Result<PeerIdentity, HandshakeError> {

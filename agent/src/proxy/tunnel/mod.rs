@@ -5,6 +5,7 @@
 //! between the worker threads: each has its own tunnels.
 
 pub(super) mod client;
+mod handshake;
 mod health;
 mod pool;
 pub(super) mod server;
@@ -20,6 +21,7 @@ pub use undermesh_common::lookup::TUNNEL_PORT;
 use crate::identity::{CertificateStore, MeshTls, SpiffeError, SpiffeId, TrustDomain};
 use crate::model::{Name, Workload, WorkloadUid};
 
+pub use handshake::Handshakes;
 pub(super) use pool::Pool;
 
 /// What one stream may have under way. One slow reader holds up its own stream and no other.
@@ -60,6 +62,8 @@ pub struct Tunnel {
     pub trust_domain: TrustDomain,
     /// Who takes tunnels.
     pub published: PublishedPods,
+    /// Where handshakes are counted and logged.
+    pub handshakes: Handshakes,
 }
 
 impl Tunnel {
