@@ -62,7 +62,8 @@ impl Fuzz {
         fs::create_dir_all(&found)?;
         fs::create_dir_all(&broke)?;
         let mut fuzz = command(output_folder().join(triple()).join("debug").join(target));
-        fuzz.arg(&found).arg(folder().join("corpus").join(target).canonicalize().unwrap_or_else(|_| found.clone()));
+        fuzz.arg(&found)
+            .arg(folder().join("corpus").join(target).canonicalize().unwrap_or_else(|_| found.clone()));
         fuzz.arg(format!("-max_total_time={}", self.seconds)).arg(format!("-max_len={LONGEST}"));
         fuzz.arg(format!("-timeout={SLOWEST_SECONDS}")).args(["-rss_limit_mb=1024", "-print_final_stats=1"]);
         fuzz.arg(format!("-artifact_prefix={}/", broke.display())).args(["-verbosity=0"]);

@@ -7,6 +7,7 @@ mod accept;
 mod listener;
 pub mod view;
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 
@@ -33,10 +35,12 @@ const INDEX: &str = "\
 undermesh agent
 /metrics            metrics: Prometheus text, or OpenMetrics to who accepts it
 /healthz            200 while the agent lives
-/readyz             200 when every pod of this node is enrolled or has a reason why not; else 503 and what is missing
+/readyz             200 when every pod of this node is enrolled or has a reason why not, and certificates are in order;
+                    else 503 and what is missing
 /debug/status       pods, rejected documents, readiness (JSON)
 /debug/pods         the pods of this node and their enrolment (JSON)
 /debug/connections  every open connection (JSON)
+/debug/certs        certificates, trusted roots and revocation lists (JSON)
 /debug/config       the configuration in force (JSON)
 ";
 
@@ -46,7 +50,12 @@ pub struct Admin {
     listener: TcpListener,
     address: SocketAddr,
     telemetry: Arc<Telemetry>,
+    certificates: CertificatesPage,
 }
+
+/// Renders `/debug/certs`; none where there is no certificate authority.
+#[derive(Clone, Default)]
+struct CertificatesPage(Option<Arc<dyn Fn() -> Vec<u8> + Send + Sync>>);
 
 /// The admin address cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +76,14 @@ impl Admin {
         let failed = |source| BindError { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address, telemetry })
+        Ok(Self { listener, address, telemetry, certificates: CertificatesPage::default() })
+    }
+
+    /// Shows this on `/debug/certs`: what it returns must have no secrets. It may block for a moment.
+    #[must_use]
+    pub fn with_certificates<V: Serialize>(mut self, view: impl Fn() -> V + Send + Sync + 'static) -> Self {
+        self.certificates = CertificatesPage(Some(Arc::new(move || view::to_json(&view()))));
+        self
     }
 
     /// Where it listens: with the port that the kernel chose, if it was asked to.
@@ -78,9 +94,10 @@ impl Admin {
     /// Serves until `shutdown` is done, then lets answers under way end for a moment.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
         let (drain, draining) = oneshot::channel::<()>();
-        let server = axum::serve(LimitedListener::new(self.listener), router(self.telemetry))
-            .with_graceful_shutdown(async move { _ = draining.await })
-            .into_future();
+        let server =
+            axum::serve(LimitedListener::new(self.listener), router(self.telemetry, self.certificates))
+                .with_graceful_shutdown(async move { _ = draining.await })
+                .into_future();
         tokio::pin!(server);
         tokio::select! {
             // It never ends by itself: errors of accepting are retried.
@@ -96,10 +113,11 @@ impl Admin {
 #[derive(Clone)]
 struct Pages {
     telemetry: Arc<Telemetry>,
+    certificates: CertificatesPage,
     renderers: Arc<Semaphore>,
 }
 
-fn router(telemetry: Arc<Telemetry>) -> Router {
+fn router(telemetry: Arc<Telemetry>, certificates: CertificatesPage) -> Router {
     Router::new()
         .route("/", get(INDEX))
         .route("/metrics", get(metrics))
@@ -111,10 +129,11 @@ fn router(telemetry: Arc<Telemetry>) -> Router {
             "/debug/connections",
             get(async |State(pages): State<Pages>| pages.json(view::connections).await),
         )
+        .route("/debug/certs", get(certs))
         .route("/debug/config", get(async |State(pages): State<Pages>| pages.json(view::config).await))
         .fallback(async || (StatusCode::NOT_FOUND, "not found; / lists the pages\n"))
         .method_not_allowed_fallback(async || (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"))
-        .with_state(Pages { telemetry, renderers: Arc::new(Semaphore::new(RENDERERS)) })
+        .with_state(Pages { telemetry, certificates, renderers: Arc::new(Semaphore::new(RENDERERS)) })
 }
 
 async fn metrics(State(pages): State<Pages>, headers: HeaderMap) -> Response {
@@ -135,6 +154,13 @@ async fn readyz(State(pages): State<Pages>) -> Response {
         return "ready\n".into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n").into_response()
+}
+
+async fn certs(State(pages): State<Pages>) -> Response {
+    match pages.certificates.0.clone() {
+        Some(page) => pages.render("application/json", move |_| page()).await,
+        None => (StatusCode::NOT_FOUND, "this agent has no certificate authority\n").into_response(),
+    }
 }
 
 impl Pages {
@@ -164,6 +190,12 @@ impl Pages {
                     .into_response()
             }
         }
+    }
+}
+
+impl fmt::Debug for CertificatesPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CertificatesPage").field(&self.0.is_some()).finish()
     }
 }
 

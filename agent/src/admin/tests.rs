@@ -100,7 +100,7 @@ fn snapshot() -> Snapshot {
 }
 
 fn facts() -> ConnectionFacts {
-    let peer = |workload, address: &str| Peer { workload, address: address.parse().unwrap() };
+    let peer = |workload, address: &str| Peer { workload, identity: None, address: address.parse().unwrap() };
     ConnectionFacts {
         reporter: Reporter::Destination,
         source: peer(None, "10.0.0.9:40000"),
@@ -134,6 +134,39 @@ async fn ready_once_there_is_a_snapshot_and_its_pods_are_settled() {
     let status = get_json(address, "/debug/status").await;
     assert_eq!(status["ready"], true, "{status}");
     assert_eq!(status["pods"][0]["since"], "1970-01-01T00:00:00.000Z", "{status}");
+}
+
+#[tokio::test]
+async fn certificates_are_shown_where_there_is_an_authority() {
+    let (address, _stop, _task) = start(&telemetry()).await;
+    let answer = get(address, "/debug/certs").await;
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    assert!(answer.ends_with("this agent has no certificate authority\n"), "{answer}");
+
+    let admin = Admin::bind(ANY_PORT.parse().unwrap(), telemetry()).await.unwrap();
+    let admin = admin.with_certificates(|| serde_json::json!({ "trust_domain": "cluster.local" }));
+    let address = admin.local_address();
+    tokio::spawn(admin.serve(std::future::pending()));
+    let page = get_json(address, "/debug/certs").await;
+    assert_eq!(page, serde_json::json!({ "trust_domain": "cluster.local" }));
+}
+
+#[tokio::test]
+async fn what_others_miss_is_missing() {
+    let telemetry = telemetry();
+    let (address, _stop, _task) = start(&telemetry).await;
+    telemetry.status().snapshot.store(Arc::new(Snapshot { generation: 1, ..Snapshot::default() }));
+    assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200 "));
+    telemetry
+        .status()
+        .on_missing(|| vec!["spiffe://cluster.local/ns/shop/sa/db has no certificate yet".into()]);
+    let answer = get(address, "/readyz").await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(
+        answer.ends_with("\r\n\r\nspiffe://cluster.local/ns/shop/sa/db has no certificate yet\n"),
+        "{answer}"
+    );
+    assert_eq!(get_json(address, "/debug/status").await["ready"], false);
 }
 
 #[tokio::test]
@@ -224,7 +257,8 @@ async fn a_slow_client_loses_its_place() {
     let address = listener.local_addr().unwrap();
     let patience = Duration::from_millis(300);
     let limited = LimitedListener::with_limits(listener, 1, patience);
-    let server = tokio::spawn(axum::serve(limited, router(telemetry())).into_future());
+    let server =
+        tokio::spawn(axum::serve(limited, router(telemetry(), CertificatesPage::default())).into_future());
 
     let started = Instant::now();
     let mut slow = TcpStream::connect(address).await.unwrap();

@@ -23,12 +23,13 @@ use crate::admin::Admin;
 use crate::balance::AffinityTable;
 use crate::capture::{Capture, CaptureSettings};
 use crate::discovery::directory::{Directory, Publication};
-use crate::model::{NodeInfo, Snapshot};
+use crate::model::{MtlsMode, NodeInfo, Snapshot};
 use crate::proxy::{Proxy, ProxySettings, Workers};
 use crate::telemetry::{AccessLog, AccessLogSettings, Status, Telemetry, TelemetrySettings};
 
 use mesh::Mesh;
-pub use tunnel::TunnelSettings;
+use tunnel::Opened;
+pub use tunnel::{AuthoritySettings, TunnelSettings};
 
 /// How long the access log may take to write its last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -49,6 +50,8 @@ pub struct AgentSettings {
     pub capture: CaptureSettings,
     /// The relay.
     pub proxy: ProxySettings,
+    /// The mTLS mode of pods that do not choose.
+    pub mtls: MtlsMode,
     /// Mutual TLS between the nodes; none: plaintext.
     pub tunnel: Option<TunnelSettings>,
     /// Where access-log lines go.
@@ -63,12 +66,18 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let telemetry = Telemetry::new(TelemetrySettings::default(), status.clone(), access_log);
 
     // Whatever may fail comes before the kernel is touched, where an agent that runs already may be at work.
-    let directory = Directory::open(&settings.config_dir, settings.node.clone())?;
-    let tunnel = settings.tunnel.as_ref().map(|it| tunnel::open(it, &settings.node.name)).transpose()?;
-    let (tunnel, members, background) = tunnel.map_or((None, None, None), |(tunnel, members, background)| {
-        (Some(tunnel), Some(members), Some(background))
-    });
-    let admin = Admin::bind(settings.admin_address, telemetry.clone()).await?;
+    let directory = Directory::open(&settings.config_dir, settings.node.clone(), settings.mtls)?;
+    let tunnel = settings.tunnel.as_ref();
+    let tunnel = tunnel.map(|it| tunnel::open(it, &settings.node.name, &telemetry)).transpose()?;
+    let mut admin = Admin::bind(settings.admin_address, telemetry.clone()).await?;
+    let (tunnel, members, background) = match tunnel {
+        Some(Opened { tunnel, members, radar, background }) => {
+            report::certificates(&telemetry, &radar);
+            admin = admin.with_certificates(move || radar.view());
+            (Some(tunnel), Some(members), Some(background))
+        }
+        None => (None, None, None),
+    };
 
     let capture = Capture::start(settings.capture)?;
     let proxy = Arc::new(Proxy {

@@ -7,7 +7,11 @@ use tracing::warn;
 
 use crate::capture::{Capture, CaptureError, Counters, Part, PodCounters, PodNet};
 use crate::config;
-use crate::telemetry::{self, KernelCounters, NotEnrolledReason, PodTcp, Status, Telemetry};
+use crate::identity::{Radar, Reading};
+use crate::telemetry::{
+    self, CertificateFigures, CertificateLifetime, KernelCounters, NotEnrolledReason, PodTcp, Status,
+    Telemetry,
+};
 
 /// Has the kernel's counters read whenever the metrics are.
 pub(super) fn kernel_counters_at_scrape(telemetry: &Arc<Telemetry>, capture: &Capture) -> anyhow::Result<()> {
@@ -19,6 +23,31 @@ pub(super) fn kernel_counters_at_scrape(telemetry: &Arc<Telemetry>, capture: &Ca
         telemetry.set_kernel_counters(kernel_counters(&counters, pods.values()));
     });
     Ok(())
+}
+
+/// Has the certificates looked at whenever the metrics are scraped or somebody asks whether the agent is ready: what
+/// is told is never older than the question.
+pub(super) fn certificates(telemetry: &Arc<Telemetry>, radar: &Arc<Radar>) {
+    let at_scrape = radar.clone();
+    telemetry.on_scrape(move |telemetry| telemetry.set_certificates(certificate_figures(at_scrape.read())));
+    let radar = radar.clone();
+    telemetry.status().on_missing(move || radar.missing());
+}
+
+fn certificate_figures(reading: Reading) -> CertificateFigures {
+    let lifetimes = reading.lifetimes.into_iter().map(|lifetime| CertificateLifetime {
+        kind: lifetime.kind.as_str(),
+        identity: lifetime.identity,
+        expires: lifetime.expires,
+        remaining: lifetime.remaining,
+    });
+    let lags = reading.lags.iter().map(|lag| (lag.identity.to_string(), lag.lag.as_secs_f64()));
+    CertificateFigures {
+        lifetimes: lifetimes.collect(),
+        renewal_lags: lags.collect(),
+        renewals: reading.renewals.iter().map(|(result, count)| (result.as_str(), *count)).collect(),
+        clock_skew: reading.clock_skew.unwrap_or_default().as_secs_f64(),
+    }
 }
 
 fn kernel_counters<'a>(

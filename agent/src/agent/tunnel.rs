@@ -7,15 +7,19 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tokio::task::JoinSet;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::enrolled::{Follower, Publisher};
-use crate::identity::ca::directory::DirectoryCa;
+use crate::identity::ca::CertificateAuthority;
+use crate::identity::ca::directory::{self, DirectoryCa, InitOptions};
+use crate::identity::ca::grpc::{GrpcCa, GrpcSettings};
 use crate::identity::{
     CertificateStore, Clock, CrlMode, MeshTls, Radar, SpiffeId, StoreSettings, Trust, TrustDomain,
+    TrustFileError, TrustFiles, TrustFilesSettings,
 };
 use crate::model::{Name, Workload, WorkloadUid};
-use crate::proxy::tunnel::{Strangers, Tunnel};
+use crate::proxy::tunnel::{Handshakes, Strangers, Tunnel};
+use crate::telemetry::Telemetry;
 
 /// How often it is looked for certificates that are about to expire.
 const RADAR: Duration = Duration::from_secs(60);
@@ -23,21 +27,48 @@ const RADAR: Duration = Duration::from_secs(60);
 /// How long other agents may take to notice that a pod takes no tunnels any more.
 const NOTICE: Duration = Duration::from_millis(250);
 
+/// How often it is looked whether trust bundles and revocation lists have changed.
+const TRUST_FILES: Duration = Duration::from_secs(2);
+
 /// Validated settings of the tunnel.
 #[derive(Clone, Debug)]
 pub struct TunnelSettings {
-    /// The embedded certificate authority, which the agents of this machine share.
-    pub ca_dir: PathBuf,
-    /// Where they tell each other which pods are enrolled.
+    /// Who signs the certificates.
+    pub authority: AuthoritySettings,
+    /// Where the agents tell each other which pods are enrolled.
     pub state_dir: PathBuf,
     /// The trust domain that the authority must speak for.
     pub trust_domain: TrustDomain,
+    /// How long certificates are to live; the authority may give less.
+    pub certificate_lifetime: Duration,
+    /// Bundles of other trust domains, and revocation lists.
+    pub trust_files: TrustFilesSettings,
+    /// What revocation lists count for.
+    pub crl_mode: CrlMode,
+}
+
+/// Who signs the certificates of this node's pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuthoritySettings {
+    /// The embedded authority, in a directory that the agents of this machine share.
+    Directory(PathBuf),
+    /// One that serves Istio's protocol.
+    Grpc(GrpcSettings),
+}
+
+/// The tunnel, and what the agent has to do for it.
+pub(super) struct Opened {
+    pub(super) tunnel: Arc<Tunnel>,
+    pub(super) members: Members,
+    pub(super) radar: Arc<Radar>,
+    pub(super) background: Background,
 }
 
 /// What the agent keeps running for the tunnel.
 pub(super) struct Background {
     certificates: Arc<CertificateStore>,
     radar: Arc<Radar>,
+    trust_files: TrustFiles,
     follower: Follower,
 }
 
@@ -55,19 +86,15 @@ pub(super) struct Members {
 pub(super) fn open(
     settings: &TunnelSettings,
     node: &Name,
-) -> anyhow::Result<(Arc<Tunnel>, Members, Background)> {
+    telemetry: &Arc<Telemetry>,
+) -> anyhow::Result<Opened> {
     let clock = Clock::system();
-    let ca =
-        DirectoryCa::open(&settings.ca_dir, clock.clone()).context("opening the certificate authority")?;
-    let trust_domain = ca.trust_domain();
-    ensure!(
-        trust_domain == settings.trust_domain,
-        "the certificate authority in {} is of the trust domain {trust_domain}, not {}",
-        settings.ca_dir.display(),
-        settings.trust_domain
-    );
-    let trust = Trust::new(trust_domain.clone(), CrlMode::default());
-    let store = CertificateStore::new(Arc::new(ca), trust.clone(), clock.clone(), StoreSettings::default());
+    let trust_domain = settings.trust_domain.clone();
+    let ca = authority(settings, &clock)?;
+    let trust = Trust::new(trust_domain.clone(), settings.crl_mode);
+    let trust_files = TrustFiles::open(settings.trust_files.clone(), trust.clone()).map_err(with_flag)?;
+    let store_settings = StoreSettings { leaf_life: settings.certificate_lifetime, ..Default::default() };
+    let store = CertificateStore::new(ca, trust.clone(), clock.clone(), store_settings);
     let publisher = Publisher::open(&settings.state_dir, node)?;
     let follower = Follower::open(&settings.state_dir, node);
     let tunnel = Arc::new(Tunnel {
@@ -76,17 +103,57 @@ pub(super) fn open(
         trust_domain,
         published: follower.published(),
         strangers: Strangers::default(),
+        handshakes: Handshakes::new(telemetry.clone()),
     });
     let radar = Radar::new(store.clone(), trust);
     let members =
         Members { tunnel: tunnel.clone(), publisher, identities: HashMap::new(), awaited: JoinSet::new() };
-    Ok((tunnel, members, Background { certificates: store, radar, follower }))
+    let background = Background { certificates: store, radar: radar.clone(), trust_files, follower };
+    Ok(Opened { tunnel, members, radar, background })
+}
+
+fn authority(settings: &TunnelSettings, clock: &Clock) -> anyhow::Result<Arc<dyn CertificateAuthority>> {
+    let directory = match &settings.authority {
+        AuthoritySettings::Directory(directory) => directory,
+        AuthoritySettings::Grpc(settings) => return Ok(Arc::new(GrpcCa::new(settings.clone())?)),
+    };
+    let defaults = InitOptions::default();
+    let options = InitOptions {
+        trust_domain: settings.trust_domain.clone(),
+        leaf_life: defaults.leaf_life.max(settings.certificate_lifetime),
+        ..defaults
+    };
+    if directory::ensure(directory, &options, clock.now()).context("making the certificate authority")? {
+        info!(directory = %directory.display(), trust_domain = %options.trust_domain, "made a certificate authority");
+    }
+    let ca = DirectoryCa::open(directory, clock.clone()).context("opening the certificate authority")?;
+    let trust_domain = ca.trust_domain();
+    ensure!(
+        trust_domain == settings.trust_domain,
+        "the certificate authority in {} is of the trust domain {trust_domain}, not {} (--trust-domain)",
+        directory.display(),
+        settings.trust_domain
+    );
+    Ok(Arc::new(ca))
+}
+
+fn with_flag(error: TrustFileError) -> anyhow::Error {
+    let flag = match error {
+        TrustFileError::Bundle { .. } => "--trust-bundle",
+        TrustFileError::Crl { .. } => "--crl",
+    };
+    anyhow::Error::new(error).context(flag)
 }
 
 impl Background {
     /// For ever.
     pub(super) async fn run(self) {
-        tokio::join!(self.certificates.run(), self.radar.watch(RADAR), self.follower.follow());
+        tokio::join!(
+            self.certificates.run(),
+            self.radar.watch(RADAR),
+            self.trust_files.follow(TRUST_FILES),
+            self.follower.follow()
+        );
     }
 }
 

@@ -36,6 +36,18 @@ pub enum AdminError {
         /// What happened.
         source: io::Error,
     },
+    /// The agent does not have what was asked for.
+    #[error("the agent at {address} answers {path} with status {status}: {told}")]
+    Refused {
+        /// The address.
+        address: SocketAddr,
+        /// The page.
+        path: String,
+        /// The HTTP status.
+        status: u16,
+        /// The first line of the answer.
+        told: String,
+    },
     /// Something answers, but not as the agent does.
     #[error("what listens at {address} does not answer like an undermesh agent: {what}")]
     NotAnAgent {
@@ -54,7 +66,9 @@ pub fn get_json<T: DeserializeOwned>(address: SocketAddr, path: &str) -> Result<
     let answer = get(address, path)?;
     let odd = |what: String| AdminError::NotAnAgent { address, what };
     if answer.status != 200 {
-        return Err(odd(format!("GET {path}: status {}", answer.status)));
+        let told = String::from_utf8_lossy(&answer.body);
+        let told = told.lines().next().unwrap_or_default().replace(char::is_control, "?");
+        return Err(AdminError::Refused { address, path: path.into(), status: answer.status, told });
     }
     serde_json::from_slice(&answer.body).map_err(|error| odd(format!("GET {path}: {error}")))
 }

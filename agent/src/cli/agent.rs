@@ -1,5 +1,7 @@
 //! `undermesh agent`: raw arguments, validated into settings once.
 
+mod identity;
+
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,10 +14,10 @@ use socket2::TcpKeepalive;
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::agent::{self, AgentSettings, TunnelSettings};
+use self::identity::{IdentityArgs, Mistake};
+use crate::agent::{self, AgentSettings};
 use crate::capture::{CaptureSettings, OnAgentDown};
-use crate::identity::TrustDomain;
-use crate::model::NodeInfo;
+use crate::model::{MtlsMode, NodeInfo};
 use crate::proxy::ProxySettings;
 use crate::proxy::tunnel::UNFINISHED_HANDSHAKES;
 use crate::telemetry::{AccessLogFormat, AccessLogOutput, AccessLogSettings};
@@ -70,16 +72,8 @@ pub struct AgentArgs {
     /// Unanswered probes after which the peer counts as gone.
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=127))]
     keepalive_probes: u32,
-    /// Directory of the embedded certificate authority (`undermesh ca init`), which the agents of one machine share:
-    /// connections between nodes go through mutual TLS.
-    #[arg(long, value_name = "DIR", requires = "state_dir", env = "UNDERMESH_CA_DIR")]
-    ca_dir: Option<PathBuf>,
-    /// Folder in which the agents of one machine tell each other which pods are enrolled.
-    #[arg(long, value_name = "DIR", requires = "ca_dir", env = "UNDERMESH_STATE_DIR")]
-    state_dir: Option<PathBuf>,
-    /// Trust domain of the certificate authority.
-    #[arg(long, value_name = "NAME", default_value = "cluster.local", env = "UNDERMESH_TRUST_DOMAIN")]
-    trust_domain: TrustDomain,
+    #[command(flatten)]
+    identity: IdentityArgs,
     /// Format of the agent's own log, on standard error; filtered by the environment variable UNDERMESH_LOG.
     #[arg(long, value_enum, default_value_t, env = "UNDERMESH_LOG_FORMAT")]
     log_format: LogFormat,
@@ -109,7 +103,13 @@ enum AccessLogChoice {
 /// Runs the agent until it is told to stop. Exit code 1: it could not start or go on.
 pub fn run(args: &AgentArgs) -> ExitCode {
     start_log(args.log_format);
-    let settings = args.settings();
+    let settings = match args.settings() {
+        Ok(settings) => settings,
+        Err(mistake) => {
+            error!("{mistake}");
+            return ExitCode::FAILURE;
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -140,9 +140,16 @@ fn in_one_sentence(error: &anyhow::Error) -> String {
 }
 
 impl AgentArgs {
-    fn settings(&self) -> AgentSettings {
+    fn settings(&self) -> Result<AgentSettings, Mistake> {
+        let tunnel = self.identity.tunnel_settings()?;
+        let mtls = self.identity.default_mtls();
+        if mtls == MtlsMode::Strict && tunnel.is_none() {
+            warn!(
+                "--mtls strict without an authority (--ca-dir, --ca-address): no other node reaches the pods"
+            );
+        }
         let workers = self.workers.map_or_else(default_workers, usize::from);
-        AgentSettings {
+        Ok(AgentSettings {
             node: NodeInfo {
                 name: self.node_name.as_str().into(),
                 zone: self.zone.as_deref().map(Into::into),
@@ -162,16 +169,9 @@ impl AgentArgs {
                     .with_retries(self.keepalive_probes),
                 max_connections: max_connections(self.max_connections, workers),
             },
-            tunnel: self.tunnel_settings(),
+            mtls,
+            tunnel,
             access_log: self.access_log_settings(),
-        }
-    }
-
-    fn tunnel_settings(&self) -> Option<TunnelSettings> {
-        Some(TunnelSettings {
-            ca_dir: self.ca_dir.clone()?,
-            state_dir: self.state_dir.clone()?,
-            trust_domain: self.trust_domain.clone(),
         })
     }
 

@@ -10,6 +10,7 @@ pub mod detach;
 mod print;
 pub mod status;
 mod table;
+mod time;
 
 use std::process::ExitCode;
 

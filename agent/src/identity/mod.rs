@@ -33,6 +33,6 @@ pub use store::{CertificateStore, NotHeld, RenewalResult, StoreSettings};
 pub use svid::{Signatory, Svid};
 pub use tls::{ClientTls, Expected, MeshTls, NoCertificateYet, PeerIdentity, ServerTls};
 pub use trust::{DomainRoots, RootSource, Trust, TrustBundle};
-pub use trust_files::{TrustFiles, TrustFilesSettings};
+pub use trust_files::{TrustFileError, TrustFiles, TrustFilesSettings};
 pub use view::{CertificateView, CertificatesView, CrlView, RootView};
 pub use x509::X509Error;

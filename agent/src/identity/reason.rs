@@ -136,8 +136,13 @@ impl HandshakeError {
         Self { reason, by_peer: false, detail: error.to_string() }
     }
 
-    pub(super) fn protocol(detail: impl Into<String>) -> Self {
-        Self { reason: HandshakeReason::Protocol, by_peer: false, detail: detail.into() }
+    /// A failure that no error of TLS tells of.
+    pub fn new(reason: HandshakeReason, detail: impl fmt::Display) -> Self {
+        Self { reason, by_peer: false, detail: detail.to_string() }
+    }
+
+    pub(super) fn protocol(detail: &str) -> Self {
+        Self::new(HandshakeReason::Protocol, detail)
     }
 }
 

@@ -8,7 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::model::Workload;
+use crate::model::{Name, Workload};
 
 const SCHEME: &str = "spiffe://";
 /// SPIFFE-ID, section 2.3.
@@ -82,6 +82,11 @@ impl SpiffeId {
     /// The whole id.
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// The same, to keep: it costs a reference count.
+    pub fn to_name(&self) -> Name {
+        self.text.clone()
     }
 
     /// The name of its trust domain.

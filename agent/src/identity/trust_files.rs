@@ -33,12 +33,37 @@ pub struct TrustFiles {
     lists: HashMap<PathBuf, Vec<Crl>>,
 }
 
+/// A file that cannot be read, or not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TrustFileError {
+    /// Roots of a trust domain.
+    #[error("the trust bundle of {domain}, {}, cannot be read: {why}", path.display())]
+    Bundle {
+        /// Whose roots.
+        domain: TrustDomain,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A revocation list.
+    #[error("the revocation list {} cannot be read: {why}", path.display())]
+    Crl {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
 impl TrustFiles {
-    /// Reads all files for the first time.
-    pub fn new(settings: TrustFilesSettings, trust: Arc<Trust>) -> Self {
+    /// Reads all files for the first time, and insists on each: a name that was misspelt must not go unnoticed.
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn open(settings: TrustFilesSettings, trust: Arc<Trust>) -> Result<Self, TrustFileError> {
         let mut files = Self { settings, trust, seen: HashMap::new(), lists: HashMap::new() };
-        files.refresh();
-        files
+        files.read_changed().into_iter().next().map_or(Ok(files), Err)
     }
 
     /// Follows the files for ever. Whoever spawns it ends it.
@@ -51,18 +76,34 @@ impl TrustFiles {
 
     /// Reads again what has changed.
     pub fn refresh(&mut self) {
+        for error in self.read_changed() {
+            warn!("{error}; what was read of it before stays in force");
+        }
+    }
+
+    fn read_changed(&mut self) -> Vec<TrustFileError> {
+        let mut errors = Vec::new();
         for (domain, path) in self.settings.bundles.clone() {
-            if self.has_changed(&path) {
-                self.read_bundle(&domain, &path);
+            if self.has_changed(&path)
+                && let Err(why) = self.read_bundle(&domain, &path)
+            {
+                errors.push(TrustFileError::Bundle { domain, path, why });
             }
         }
-        let mut changed = false;
+        let mut is_news = false;
         for path in self.settings.crls.clone() {
-            changed |= self.has_changed(&path) && self.read_crls(&path);
+            if !self.has_changed(&path) {
+                continue;
+            }
+            match self.read_crls(&path) {
+                Ok(()) => is_news = true,
+                Err(why) => errors.push(TrustFileError::Crl { path, why }),
+            }
         }
-        if changed {
+        if is_news {
             self.trust.set_crls(self.lists.values().flatten().cloned().collect());
         }
+        errors
     }
 
     fn has_changed(&mut self, path: &Path) -> bool {
@@ -70,38 +111,20 @@ impl TrustFiles {
         self.seen.insert(path.to_owned(), now) != Some(now)
     }
 
-    fn read_bundle(&self, domain: &TrustDomain, path: &Path) {
-        let outcome = fs::read(path).map_err(|error| error.to_string()).and_then(|pem| {
-            let roots = certificates_of_pem(&pem).map_err(|error| error.to_string())?;
-            self.trust.set_roots(domain, RootSource::File, &roots).map_err(|error| error.to_string())
-        });
-        match outcome {
-            Ok(_) => info!(trust_domain = %domain, path = %path.display(), "trust bundle read"),
-            Err(error) => warn!(
-                trust_domain = %domain, path = %path.display(), error,
-                "the trust bundle cannot be read; what was read of it before stays in force"
-            ),
-        }
+    fn read_bundle(&self, domain: &TrustDomain, path: &Path) -> Result<(), String> {
+        let pem = fs::read(path).map_err(|error| error.to_string())?;
+        let roots = certificates_of_pem(&pem).map_err(|error| error.to_string())?;
+        self.trust.set_roots(domain, RootSource::File, &roots).map_err(|error| error.to_string())?;
+        info!(trust_domain = %domain, path = %path.display(), "trust bundle read");
+        Ok(())
     }
 
-    fn read_crls(&mut self, path: &Path) -> bool {
-        let outcome = fs::read(path)
-            .map_err(|error| error.to_string())
-            .and_then(|bytes| crl::parse(&bytes).map_err(|error| error.to_string()));
-        match outcome {
-            Ok(lists) => {
-                info!(path = %path.display(), lists = lists.len(), "revocation lists read");
-                self.lists.insert(path.to_owned(), lists);
-                true
-            }
-            Err(error) => {
-                warn!(
-                    path = %path.display(), error,
-                    "the revocation list cannot be read; what was read of it before stays in force"
-                );
-                false
-            }
-        }
+    fn read_crls(&mut self, path: &Path) -> Result<(), String> {
+        let bytes = fs::read(path).map_err(|error| error.to_string())?;
+        let lists = crl::parse(&bytes).map_err(|error| error.to_string())?;
+        info!(path = %path.display(), lists = lists.len(), "revocation lists read");
+        self.lists.insert(path.to_owned(), lists);
+        Ok(())
     }
 }
 

@@ -51,7 +51,7 @@ impl Enrolment {
     }
 }
 
-/// The `undermesh.io/mtls` annotation of a pod or its namespace.
+/// The `undermesh.io/mtls` annotation of a pod or its namespace, else what the agent was told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MtlsMode {
     /// Plaintext from outside of the mesh is let in.

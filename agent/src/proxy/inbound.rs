@@ -12,7 +12,7 @@ use super::relay::{Meter, relay};
 use super::upstream::{self, Target};
 use super::worker::Here;
 use crate::capture::PodNet;
-use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
+use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 
 /// Hands the connection on to the application, which sees the client that called.
 pub(super) async fn serve(
@@ -52,7 +52,7 @@ fn facts(proxy: &Proxy, net: &PodNet, caller: SocketAddr, dialled: SocketAddr) -
     ConnectionFacts {
         reporter: Reporter::Destination,
         source: proxy.peer(&proxy.snapshot.load(), caller),
-        destination: Peer { workload: Some(net.workload.clone()), address: dialled },
+        destination: proxy.own_peer(net, dialled),
         service: None,
         security: Security::Plaintext,
         dialled,

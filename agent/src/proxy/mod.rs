@@ -22,8 +22,8 @@ use arc_swap::ArcSwap;
 use socket2::TcpKeepalive;
 
 use crate::balance::AffinityTable;
-use crate::capture::{CodeTable, EnrolledPods};
-use crate::model::{Snapshot, Workload};
+use crate::capture::{CodeTable, EnrolledPods, PodNet};
+use crate::model::{Name, Snapshot, Workload};
 use crate::telemetry::{Peer, Telemetry};
 
 use tunnel::Tunnel;
@@ -73,9 +73,20 @@ impl Proxy {
         (before < self.settings.max_connections).then_some(place)
     }
 
-    /// The peer behind an address, with its pod if it is one.
+    /// The peer behind an address, with its pod if it is one. An address proves no identity.
     fn peer(&self, snapshot: &Snapshot, address: SocketAddr) -> Peer {
-        Peer { workload: self.workload(snapshot, address.ip()), address }
+        Peer { workload: self.workload(snapshot, address.ip()), identity: None, address }
+    }
+
+    /// A pod of this node, whose identity the agent knows for itself.
+    fn own_peer(&self, net: &PodNet, address: SocketAddr) -> Peer {
+        let identity = self.identity(&net.workload);
+        Peer { workload: Some(net.workload.clone()), identity, address }
+    }
+
+    /// Who the workload is. Without an authority there are no identities.
+    fn identity(&self, workload: &Workload) -> Option<Name> {
+        self.tunnel.as_ref()?.identity(workload).ok().map(|id| id.to_name())
     }
 
     fn workload(&self, snapshot: &Snapshot, address: IpAddr) -> Option<Arc<Workload>> {

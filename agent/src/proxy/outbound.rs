@@ -15,7 +15,7 @@ use super::upstream::{self, Target};
 use super::worker::Here;
 use crate::balance::{self, NoEndpointReason, Request};
 use crate::capture::{Code, PodNet, bound_source};
-use crate::model::{Destination, LoadGuard, ObjectRef, Snapshot, Workload};
+use crate::model::{Destination, LoadGuard, Name, ObjectRef, Snapshot, Workload};
 use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
 
 /// Endpoints tried for one connection.
@@ -43,8 +43,9 @@ pub(super) async fn serve(
             meter.close(reason);
         }
         Err(failed) => {
-            let facts = facts(&proxy, &snapshot, &captured, failed.towards, failed.service, Reporter::Source);
-            proxy.telemetry.connection_refused(facts, failed.reason);
+            let Failed { reason, towards, service, assurance } = failed;
+            let facts = facts(&proxy, &snapshot, &captured, towards, service, assurance, Reporter::Source);
+            proxy.telemetry.connection_refused(facts, reason);
         }
     }
     drop(place);
@@ -86,7 +87,7 @@ fn accept(proxy: &Proxy, net: &Arc<PodNet>, stream: &TcpStream, peer: SocketAddr
 struct Reached {
     stream: Upstream,
     address: SocketAddr,
-    same_node: bool,
+    assurance: Assurance,
     service: Option<ObjectRef>,
     _load: Option<LoadGuard>,
 }
@@ -103,6 +104,20 @@ struct Failed {
     /// The endpoint that was tried last, or what was dialled.
     towards: SocketAddr,
     service: Option<ObjectRef>,
+    /// What the connection would have had.
+    assurance: Assurance,
+}
+
+/// What a connection has to rely on.
+#[derive(Clone, Debug)]
+struct Assurance {
+    security: Security,
+    /// Who the other end is, where nobody else is let be it.
+    identity: Option<Name>,
+}
+
+impl Assurance {
+    const NONE: Self = Self { security: Security::Plaintext, identity: None };
 }
 
 async fn reach(
@@ -118,14 +133,19 @@ async fn reach(
         _ => {
             let dialled = dial(proxy, here, snapshot, captured, captured.dialled, client).await;
             return dialled
-                .map(|(stream, same_node)| Reached {
+                .map(|(stream, assurance)| Reached {
                     stream,
                     address: captured.dialled,
-                    same_node,
+                    assurance,
                     service: None,
                     _load: None,
                 })
-                .map_err(|reason| Failed { reason, towards: captured.dialled, service: None });
+                .map_err(|(reason, assurance)| Failed {
+                    reason,
+                    towards: captured.dialled,
+                    service: None,
+                    assurance,
+                });
         }
     };
     let mut tried: Vec<SocketAddr> = Vec::new();
@@ -136,20 +156,20 @@ async fn reach(
         let endpoint = match chosen {
             Ok(endpoint) => endpoint,
             Err(none) => {
-                let reason = last.unwrap_or(refusal(none.reason));
+                let (reason, assurance) = last.unwrap_or((refusal(none.reason), Assurance::NONE));
                 let towards = tried.last().copied().unwrap_or(captured.dialled);
-                return Err(Failed { reason, towards, service: Some(service.id.clone()) });
+                return Err(Failed { reason, towards, service: Some(service.id.clone()), assurance });
             }
         };
         let load = endpoint.load.enter();
         match dial(proxy, here, snapshot, captured, endpoint.address, client).await {
-            Ok((stream, same_node)) => {
+            Ok((stream, assurance)) => {
                 let (address, service) = (endpoint.address, Some(service.id.clone()));
-                return Ok(Reached { stream, address, same_node, service, _load: Some(load) });
+                return Ok(Reached { stream, address, assurance, service, _load: Some(load) });
             }
-            Err(reason) => {
+            Err((reason, assurance)) => {
                 tried.push(endpoint.address);
-                last = Some(reason);
+                last = Some((reason, assurance));
                 if !upstream::is_worth_another(reason) {
                     break;
                 }
@@ -157,11 +177,11 @@ async fn reach(
         }
     }
     let towards = tried.last().copied().unwrap_or(captured.dialled);
-    let reason = last.unwrap_or(RefuseReason::NoEndpoints);
-    Err(Failed { reason, towards, service: Some(service.id.clone()) })
+    let (reason, assurance) = last.unwrap_or((RefuseReason::NoEndpoints, Assurance::NONE));
+    Err(Failed { reason, towards, service: Some(service.id.clone()), assurance })
 }
 
-/// The connection, and whether it is vouched for to a pod of this node.
+/// The connection, or what was in its way; in both cases with what there is to rely on.
 async fn dial(
     proxy: &Arc<Proxy>,
     here: &Arc<Here>,
@@ -169,30 +189,64 @@ async fn dial(
     captured: &Captured,
     to: SocketAddr,
     client: &TcpStream,
-) -> Result<(Upstream, bool), RefuseReason> {
-    // Nobody vouches for an address that is not the pod's own, whatever the pod has given itself.
-    let is_own = captured.bound.is_none_or(|source| captured.net.addresses.contains(&source));
-    let is_near = proxy.enrolled.load().contains_key(&to.ip());
-    if is_own
-        && !is_near
-        && let Some((tunnel, destination)) = tunnel_to(proxy, snapshot, to)
-    {
-        let wanted = Wanted { from: &captured.net, client: captured.client, to, destination };
-        // On the heap, so that connections without a tunnel do not carry the room for one.
-        let connect = Box::pin(tunnel::client::connect(proxy, tunnel, here, wanted));
-        return tokio::select! {
-            biased;
-            connected = connect => connected.map(|stream| (Upstream::Tunnel(stream), false)),
-            () = upstream::gone(client) => Err(RefuseReason::ClientGone),
-        };
+) -> Result<(Upstream, Assurance), (RefuseReason, Assurance)> {
+    let (way, assurance) = way(proxy, snapshot, captured, to);
+    let connected = match way {
+        Way::Tunnel(tunnel, destination) => {
+            let wanted = Wanted { from: &captured.net, client: captured.client, to, destination };
+            // On the heap, so that connections without a tunnel do not carry the room for one.
+            let connect = Box::pin(tunnel::client::connect(proxy, tunnel, here, wanted));
+            tokio::select! {
+                biased;
+                connected = connect => connected.map(Upstream::Tunnel),
+                () = upstream::gone(client) => Err(RefuseReason::ClientGone),
+            }
+        }
+        Way::SameNode | Way::Plaintext => {
+            let on_behalf_of = matches!(way, Way::SameNode).then_some(captured.client);
+            // The application's bound address, unless the endpoint is of the other family.
+            let source = captured.bound.filter(|source| source.is_ipv4() == to.is_ipv4());
+            let target = Target { from: &captured.net, to, source, on_behalf_of };
+            let connected = upstream::connect(proxy, &here.dialer, upstream::gone(client), target).await;
+            connected.map(Upstream::Socket)
+        }
+    };
+    match connected {
+        Ok(upstream) => Ok((upstream, assurance)),
+        Err(reason) => Err((reason, assurance)),
     }
-    let same_node = is_own && is_near;
-    let on_behalf_of = same_node.then_some(captured.client);
-    // The application's bound address, unless the endpoint is of the other family.
-    let source = captured.bound.filter(|source| source.is_ipv4() == to.is_ipv4());
-    let target = Target { from: &captured.net, to, source, on_behalf_of };
-    let connected = upstream::connect(proxy, &here.dialer, upstream::gone(client), target).await;
-    connected.map(|stream| (Upstream::Socket(stream), same_node))
+}
+
+/// How a connection gets to an endpoint.
+enum Way<'a> {
+    /// To a pod of another node that takes tunnels.
+    Tunnel(&'a Arc<Tunnel>, &'a Workload),
+    /// To a pod of this node, vouched for.
+    SameNode,
+    Plaintext,
+}
+
+fn way<'a>(
+    proxy: &'a Proxy,
+    snapshot: &'a Snapshot,
+    captured: &Captured,
+    to: SocketAddr,
+) -> (Way<'a>, Assurance) {
+    // Nobody vouches for an address that is not the pod's own, whatever the pod has given itself.
+    if captured.bound.is_some_and(|source| !captured.net.addresses.contains(&source)) {
+        return (Way::Plaintext, Assurance::NONE);
+    }
+    if let Some(near) = proxy.enrolled.load().get(&to.ip()) {
+        let identity = proxy.identity(&near.workload);
+        return (Way::SameNode, Assurance { security: Security::SameNode, identity });
+    }
+    match tunnel_to(proxy, snapshot, to) {
+        Some((tunnel, destination)) => {
+            let identity = proxy.identity(destination);
+            (Way::Tunnel(tunnel, destination), Assurance { security: Security::MutualTls, identity })
+        }
+        None => (Way::Plaintext, Assurance::NONE),
+    }
 }
 
 /// The way to a pod of another node that takes tunnels.
@@ -208,16 +262,15 @@ fn tunnel_to<'a>(
 
 /// On one node this agent stands on both sides of the connection, and reports it for both.
 fn record(proxy: &Arc<Proxy>, snapshot: &Snapshot, captured: &Captured, reached: &Reached) -> Meter {
-    let reporters: &[Reporter] =
-        if reached.same_node { &[Reporter::Source, Reporter::Destination] } else { &[Reporter::Source] };
+    let reporters: &[Reporter] = match reached.assurance.security {
+        Security::SameNode => &[Reporter::Source, Reporter::Destination],
+        Security::Plaintext | Security::MutualTls => &[Reporter::Source],
+    };
     let open = |reporter: &Reporter| {
-        let mut facts = facts(proxy, snapshot, captured, reached.address, reached.service.clone(), *reporter);
-        facts.security = match &reached.stream {
-            Upstream::Tunnel(_) => Security::MutualTls,
-            Upstream::Socket(_) if reached.same_node => Security::SameNode,
-            Upstream::Socket(_) => Security::Plaintext,
-        };
-        facts.upstream = Some(reached.address);
+        let Reached { address, service, assurance, .. } = reached;
+        let (service, assurance) = (service.clone(), assurance.clone());
+        let mut facts = facts(proxy, snapshot, captured, *address, service, assurance, *reporter);
+        facts.upstream = Some(*address);
         proxy.telemetry.connection_opened(facts)
     };
     Meter::new(reporters.iter().map(open).collect())
@@ -229,14 +282,15 @@ fn facts(
     captured: &Captured,
     destination: SocketAddr,
     service: Option<ObjectRef>,
+    Assurance { security, identity }: Assurance,
     reporter: Reporter,
 ) -> ConnectionFacts {
     ConnectionFacts {
         reporter,
-        source: Peer { workload: Some(captured.net.workload.clone()), address: captured.client },
-        destination: proxy.peer(snapshot, destination),
+        source: proxy.own_peer(&captured.net, captured.client),
+        destination: Peer { identity, ..proxy.peer(snapshot, destination) },
         service,
-        security: Security::Plaintext,
+        security,
         dialled: captured.dialled,
         client: captured.client,
         upstream: None,
@@ -251,7 +305,7 @@ fn refuse_unknown(proxy: &Proxy, net: &PodNet, client: &TcpStream, peer: SocketA
     let dialled = known.map_or(dialled, |code| SocketAddr::new(code.address, dialled.port()));
     let facts = ConnectionFacts {
         reporter: Reporter::Source,
-        source: Peer { workload: Some(net.workload.clone()), address: peer },
+        source: proxy.own_peer(net, peer),
         destination: proxy.peer(&proxy.snapshot.load(), dialled),
         service: None,
         security: Security::Plaintext,

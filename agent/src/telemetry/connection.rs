@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::series::Series;
 use super::{CloseReason, Telemetry};
-use crate::model::{ObjectRef, Workload};
+use crate::model::{Name, ObjectRef, Workload};
 
 /// What is known of a connection when its upstream has been chosen, or when it is refused.
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ pub struct ConnectionFacts {
 pub struct Peer {
     /// The pod, if the address is that of a known one.
     pub workload: Option<Arc<Workload>>,
+    /// Its SPIFFE id, where that is proven: by its certificate, or because this agent knows its own pods.
+    pub identity: Option<Name>,
     /// Its own address, whatever stands in between.
     pub address: SocketAddr,
 }
@@ -61,6 +63,9 @@ pub enum Security {
 }
 
 impl Reporter {
+    /// Both, in the order of the declaration.
+    pub const ALL: [Self; 2] = [Self::Source, Self::Destination];
+
     /// The stable name in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -21,7 +21,7 @@ use super::kernel::{KernelCounters, PodTcp};
 use super::process::ProcessFigures;
 use super::series::{Series, SeriesLabels};
 use super::status::PodState;
-use super::{CloseReason, RefuseReason, Telemetry};
+use super::{CloseReason, RefuseReason, Reporter, Telemetry, TunnelEnd, Tunnels};
 
 /// All metrics of the agent in OpenMetrics text, `# EOF` included.
 pub(super) fn openmetrics(telemetry: &Telemetry) -> String {
@@ -38,6 +38,7 @@ pub(super) fn openmetrics(telemetry: &Telemetry) -> String {
 struct Scrape {
     series: Vec<Arc<Series>>,
     durations: Vec<(SeriesLabels, Arc<DurationHistogram>)>,
+    tunnels: Arc<Tunnels>,
     kernel: KernelCounters,
     certificates: CertificateFigures,
     process: ProcessFigures,
@@ -69,6 +70,7 @@ impl Scrape {
         Self {
             series: telemetry.series.all(),
             durations: telemetry.series.durations(),
+            tunnels: telemetry.tunnels.clone(),
             kernel: telemetry.kernel_counters(),
             certificates: telemetry.certificate_figures(),
             process: ProcessFigures::read(),
@@ -86,6 +88,7 @@ impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let mut out = Out(encoder);
         self.connections(&mut out)?;
+        self.tunnels(&mut out)?;
         self.pods(&mut out)?;
         self.certificates(&mut out)?;
         self.agent(&mut out)?;
@@ -148,6 +151,48 @@ impl Scrape {
                     ("security", labels.security.as_str()),
                 ];
                 family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tunnels(&self, out: &mut Out<'_>) -> fmt::Result {
+        let help = "Handshakes of tunnels between nodes, by how they went.";
+        let mut family = out.counter("undermesh_tls_handshakes", help)?;
+        for (handshake, count) in self.tunnels.handshakes() {
+            let labels = [
+                ("reporter", handshake.reporter.as_str()),
+                ("result", handshake.result),
+                ("reason", handshake.reason),
+            ];
+            counter(&mut family, &labels, count)?;
+        }
+        let help =
+            "Requests inside of tunnels that led to no application, by what they were answered and why.";
+        let mut family = out.counter("undermesh_tunnel_requests_refused", help)?;
+        for (refused, count) in self.tunnels.refused_requests() {
+            let status = refused.status.to_string();
+            counter(&mut family, &[("status", &status), ("reason", refused.reason)], count)?;
+        }
+        let sides = Reporter::ALL.map(|reporter| (reporter.as_str(), self.tunnels.side(reporter)));
+        let mut family = out.gauge("undermesh_tunnels_open", "Tunnels between nodes that stand now.")?;
+        for (reporter, side) in sides {
+            gauge(&mut family, &[("reporter", reporter)], side.open.load(Relaxed))?;
+        }
+        let help = "Connections that travel in tunnels now.";
+        let mut family = out.gauge("undermesh_tunnel_streams_open", help)?;
+        for (reporter, side) in sides {
+            gauge(&mut family, &[("reporter", reporter)], side.streams.load(Relaxed))?;
+        }
+        let mut family =
+            out.counter("undermesh_tunnels_closed", "Tunnels that ended, by what ended them.")?;
+        for (reporter, side) in sides {
+            for (end, count) in TunnelEnd::ALL.iter().zip(&side.closed) {
+                let count = count.load(Relaxed);
+                if count > 0 {
+                    let labels = [("reporter", reporter), ("reason", end.as_str())];
+                    counter(&mut family, &labels, count)?;
+                }
             }
         }
         Ok(())
@@ -317,17 +362,17 @@ fn by_reason<'a>(
     series: &SeriesLabels,
     counts: impl Iterator<Item = (&'static str, &'a AtomicU64)>,
 ) -> fmt::Result {
-    let [a, b, c, d, e, f, g, h] = labels(series);
+    let [a, b, c, d, e, f, g, h, i, j] = labels(series);
     for (reason, count) in counts {
         let count = count.load(Relaxed);
         if count > 0 {
-            counter(family, &[a, b, c, d, e, f, g, h, ("reason", reason)], count)?;
+            counter(family, &[a, b, c, d, e, f, g, h, i, j, ("reason", reason)], count)?;
         }
     }
     Ok(())
 }
 
-fn labels(labels: &SeriesLabels) -> [Label<'_>; 8] {
+fn labels(labels: &SeriesLabels) -> [Label<'_>; 10] {
     [
         ("reporter", labels.reporter.as_str()),
         ("source_workload", &labels.source.name),
@@ -337,5 +382,7 @@ fn labels(labels: &SeriesLabels) -> [Label<'_>; 8] {
         ("destination_service", &labels.service.name),
         ("destination_service_namespace", &labels.service.namespace),
         ("security", labels.security.as_str()),
+        ("source_identity", &labels.source_identity),
+        ("destination_identity", &labels.destination_identity),
     ]
 }

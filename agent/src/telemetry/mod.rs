@@ -15,6 +15,7 @@ mod reason;
 mod series;
 mod status;
 mod table;
+mod tunnels;
 
 pub use access_log::{AccessLog, AccessLogFormat, AccessLogOutput, AccessLogSettings, AccessLogWordError};
 pub use certificates::{CertificateFigures, CertificateLifetime};
@@ -22,6 +23,7 @@ pub use connection::{Connection, ConnectionFacts, OpenConnection, Peer, Reporter
 pub use kernel::{KernelCounters, PodTcp};
 pub use reason::{CloseReason, RefuseReason};
 pub use status::{NotEnrolledReason, PodReport, PodStanding, PodState, Rejection, Status};
+pub use tunnels::{OpenTunnel, TunnelEnd, Tunnels};
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -55,6 +57,7 @@ pub struct Telemetry {
     series: SeriesSet,
     access_log: AccessLog,
     status: Arc<Status>,
+    tunnels: Arc<Tunnels>,
     kernel: Mutex<KernelCounters>,
     certificates: Mutex<CertificateFigures>,
     on_scrape: Mutex<Vec<Arc<ScrapeHook>>>,
@@ -80,6 +83,7 @@ impl Telemetry {
             series: SeriesSet::new(settings.max_label_sets, settings.series_grace),
             access_log,
             status,
+            tunnels: Arc::default(),
             kernel: Mutex::default(),
             certificates: Mutex::default(),
             on_scrape: Mutex::default(),
@@ -100,6 +104,11 @@ impl Telemetry {
     pub fn connection_refused(&self, facts: ConnectionFacts, reason: RefuseReason) {
         self.series.get(&facts).refused[reason as usize].fetch_add(1, Ordering::Relaxed);
         self.access_log.refused(facts, reason);
+    }
+
+    /// Where the tunnels between nodes are counted.
+    pub fn tunnels(&self) -> &Arc<Tunnels> {
+        &self.tunnels
     }
 
     /// Every connection that is open now, in no order.

@@ -42,6 +42,8 @@ pub enum RefuseReason {
     ConnectFailed,
     /// The two sides of a tunnel did not come to trust each other; the log has the reason.
     HandshakeFailed,
+    /// The client's pod has no certificate yet, and cannot speak mutual TLS without one.
+    NoCertificate,
     /// The other side of the tunnel does not let this client in.
     Denied,
     /// The client went away before there was an upstream.
@@ -82,7 +84,7 @@ impl CloseReason {
 
 impl RefuseReason {
     /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::NoEndpoints,
         Self::UnknownPort,
         Self::UnknownDestination,
@@ -91,6 +93,7 @@ impl RefuseReason {
         Self::ConnectUnreachable,
         Self::ConnectFailed,
         Self::HandshakeFailed,
+        Self::NoCertificate,
         Self::Denied,
         Self::ClientGone,
         Self::PlaintextRefused,
@@ -109,6 +112,7 @@ impl RefuseReason {
             Self::ConnectUnreachable => "connect_unreachable",
             Self::ConnectFailed => "connect_failed",
             Self::HandshakeFailed => "handshake_failed",
+            Self::NoCertificate => "no_certificate",
             Self::Denied => "denied",
             Self::ClientGone => "client_gone",
             Self::PlaintextRefused => "plaintext_refused",

@@ -30,12 +30,14 @@ pub(super) struct Series {
     pub(super) durations: Arc<DurationHistogram>,
 }
 
-/// The values of the eight labels that every connection metric has.
+/// The values of the labels that every connection metric has.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct SeriesLabels {
     pub(super) source: WorkloadName,
     pub(super) destination: WorkloadName,
     pub(super) service: WorkloadName,
+    pub(super) source_identity: Name,
+    pub(super) destination_identity: Name,
     pub(super) reporter: Reporter,
     pub(super) security: Security,
 }
@@ -53,6 +55,7 @@ struct Key<'a> {
     source: (&'a str, &'a str),
     destination: (&'a str, &'a str),
     service: (&'a str, &'a str),
+    identities: [&'a str; 2],
     reporter: Reporter,
     security: Security,
 }
@@ -204,7 +207,13 @@ impl SeriesSet {
     /// Durations have ten buckets, so they are kept for the destination alone.
     fn durations_of(&self, labels: &SeriesLabels) -> Arc<DurationHistogram> {
         let none = WorkloadName::both(UNKNOWN);
-        let labels = SeriesLabels { source: none.clone(), service: none, ..labels.clone() };
+        let labels = SeriesLabels {
+            source_identity: none.name.clone(),
+            destination_identity: none.name.clone(),
+            source: none.clone(),
+            service: none,
+            ..labels.clone()
+        };
         let mut durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(histogram) = durations.get(&labels).and_then(Weak::upgrade) {
             return histogram;
@@ -221,8 +230,8 @@ impl SeriesSet {
 }
 
 impl SeriesSet {
-    /// The histograms of connection durations, ordered by their labels, of which the source and the Service say
-    /// nothing.
+    /// The histograms of connection durations, ordered by their labels, of which the source, the Service and the
+    /// identities say nothing.
     pub(super) fn durations(&self) -> Vec<(SeriesLabels, Arc<DurationHistogram>)> {
         let durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all: Vec<_> =
@@ -241,6 +250,8 @@ impl<'a> Key<'a> {
             source: name(facts.source.workload.as_ref()),
             destination: name(facts.destination.workload.as_ref()),
             service: facts.service.as_ref().map_or((UNKNOWN, UNKNOWN), |s| (&*s.namespace, &*s.name)),
+            identities: [&facts.source, &facts.destination]
+                .map(|peer| peer.identity.as_deref().unwrap_or(UNKNOWN)),
             reporter: facts.reporter,
             security: facts.security,
         }
@@ -252,6 +263,7 @@ impl<'a> Key<'a> {
             source: other,
             destination: other,
             service: other,
+            identities: [OTHER; 2],
             reporter: self.reporter,
             security: self.security,
         }
@@ -264,6 +276,8 @@ impl<'a> Key<'a> {
             source: own(self.source),
             destination: own(self.destination),
             service: own(self.service),
+            source_identity: self.identities[0].into(),
+            destination_identity: self.identities[1].into(),
             reporter: self.reporter,
             security: self.security,
         }
@@ -274,6 +288,7 @@ impl<'a> Key<'a> {
             source: labels.source.as_pair(),
             destination: labels.destination.as_pair(),
             service: labels.service.as_pair(),
+            identities: [&labels.source_identity, &labels.destination_identity],
             reporter: labels.reporter,
             security: labels.security,
         }
@@ -317,7 +332,11 @@ impl<'a> Alive<'a> {
         let known = |set: &HashSet<(&str, &str)>, name: &WorkloadName| {
             matches!(name.as_pair(), (UNKNOWN, UNKNOWN) | (OTHER, OTHER)) || set.contains(&name.as_pair())
         };
-        known(&self.workloads, &labels.source)
+        // Callers known by their certificate alone, those of other trust domains above all, are in no snapshot.
+        let is_stranger =
+            labels.source.as_pair() == (UNKNOWN, UNKNOWN) && *labels.source_identity != *UNKNOWN;
+        !is_stranger
+            && known(&self.workloads, &labels.source)
             && known(&self.workloads, &labels.destination)
             && known(&self.services, &labels.service)
     }

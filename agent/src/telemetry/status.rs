@@ -18,7 +18,15 @@ pub struct Status {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pods: Mutex<BTreeMap<WorkloadUid, PodReport>>,
     rejections: RwLock<Arc<[Rejection]>>,
+    also_missing: AlsoMissing,
 }
+
+/// Whoever else knows what is missing until the agent is ready.
+#[derive(Default)]
+struct AlsoMissing(Mutex<Vec<Arc<MissingHook>>>);
+
+/// Tells what is missing, a sentence each.
+type MissingHook = dyn Fn() -> Vec<String> + Send + Sync;
 
 /// What became of the wish to enrol one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +103,13 @@ impl Status {
     /// A status that is not ready: no snapshot is in yet (its generation is 0).
     pub fn new(node: impl Into<Name>, snapshot: Arc<ArcSwap<Snapshot>>) -> Arc<Self> {
         let (pods, rejections) = (Mutex::default(), RwLock::new(Arc::from([])));
-        Arc::new(Self { node: node.into(), snapshot, pods, rejections })
+        let also_missing = AlsoMissing::default();
+        Arc::new(Self { node: node.into(), snapshot, pods, rejections, also_missing })
+    }
+
+    /// Has [`Status::missing`] tell as well what this does whenever it is asked.
+    pub fn on_missing(&self, hook: impl Fn() -> Vec<String> + Send + Sync + 'static) {
+        self.also_missing.0.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(hook));
     }
 
     /// Reports on one pod of this node, in place of what was reported before.
@@ -144,11 +158,19 @@ impl Status {
 
     /// What is missing until the agent is ready, a sentence each; empty when it is. Ready means that the first
     /// snapshot is in and that every pod of this node that is to be in the mesh is, or has a reason why not. A pod
-    /// without an address is not waited for: it may stay so for ever (an image that cannot be pulled).
+    /// without an address is not waited for: it may stay so for ever (an image that cannot be pulled). What the hooks
+    /// tell comes after that.
     pub fn missing(&self) -> Vec<String> {
         if self.snapshot.load().generation == 0 {
             return vec!["no configuration has been read yet".into()];
         }
+        let mut missing = self.missing_pods();
+        let hooks = self.also_missing.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        missing.extend(hooks.iter().flat_map(|hook| hook()));
+        missing
+    }
+
+    fn missing_pods(&self) -> Vec<String> {
         self.pods()
             .into_iter()
             .filter_map(|standing| {
@@ -187,6 +209,12 @@ impl NotEnrolledReason {
             Self::ListenFailed => "listen_failed",
             Self::Internal => "internal",
         }
+    }
+}
+
+impl fmt::Debug for AlsoMissing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AlsoMissing").finish_non_exhaustive()
     }
 }
 

@@ -231,6 +231,8 @@ def main():
     args = parser.parse_args()
     try:
         print(whats[args.what](args))
+    except ssl.SSLEOFError:
+        print("closed")
     except ssl.SSLError as error:
         print("alert", error.reason or str(error).split(" (_ssl")[0])
     except EOFError:

@@ -38,7 +38,12 @@ impl Leaf<'_> {
 impl Authority {
     /// The one that the lab's agents believe.
     pub fn of_lab(lab: &Lab) -> Result<Self> {
-        let read = |name: &str| fs::read_to_string(lab.dir().join("ca").join(name));
+        Self::of_folder(lab, "ca")
+    }
+
+    /// Another one in a folder of the lab, made by `undermesh ca init`.
+    pub fn of_folder(lab: &Lab, folder: &str) -> Result<Self> {
+        let read = |name: &str| fs::read_to_string(lab.dir().join(folder).join(name));
         let root = read("root-1.pem")?;
         let key = KeyPair::from_pem(&read("root-1.key.pem")?)?;
         Ok(Self { issuer: Issuer::from_ca_cert_pem(&root, key)?, root })

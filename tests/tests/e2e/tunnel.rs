@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use undermesh_tests::lab::{Lab, Pod, PodSpec, binary, eventually, run_here};
+use undermesh_tests::lab::{Lab, Output, Pod, PodSpec, binary, eventually, run_here};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
@@ -18,6 +19,9 @@ use crate::mesh::{
 /// The port of the tunnel.
 const TUNNEL: u16 = 15008;
 
+/// Handshakes by side, result and reason.
+pub const HANDSHAKES: &str = "undermesh_tls_handshakes_total";
+
 /// What no packet between the nodes may show.
 const MARKER: &str = "plaintext-that-must-not-be-seen";
 
@@ -27,12 +31,17 @@ const CONTROL: &str = "plaintext-of-an-outsider";
 pub const SOON: Duration = Duration::from_secs(20);
 
 /// A certificate authority for the lab; the arguments that have an agent use it.
-fn authority(lab: &Lab) -> Result<Vec<String>> {
-    let (ca, state) = (lab.dir().join("ca"), lab.dir().join("state"));
+pub fn authority(lab: &Lab) -> Result<Vec<String>> {
     let mut init = Command::new(binary("undermesh")?);
-    init.args(["ca", "init", "--ca-dir"]).arg(&ca);
+    init.args(["ca", "init", "--ca-dir"]).arg(lab.dir().join("ca"));
     run_here(init, LIMIT)?.success()?;
-    Ok(vec!["--ca-dir".into(), ca.display().to_string(), "--state-dir".into(), state.display().to_string()])
+    Ok(authority_args(lab))
+}
+
+/// The arguments that have an agent use the lab's authority, whether it is there or not.
+pub fn authority_args(lab: &Lab) -> Vec<String> {
+    let dir = |name: &str| lab.dir().join(name).display().to_string();
+    vec!["--ca-dir".into(), dir("ca"), "--state-dir".into(), dir("state")]
 }
 
 /// A mesh whose nodes trust each other, once they know of each other's pods.
@@ -43,9 +52,13 @@ pub fn running(name: &str) -> Result<Mesh> {
 }
 
 fn start(mesh: &mut Mesh) -> Result<()> {
-    let args = authority(&mesh.lab)?;
-    mesh.start(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
-    wait_published(mesh, &mesh.far)
+    start_with(mesh, &[])
+}
+
+/// Starts the agents with an authority and these arguments.
+pub fn start_with(mesh: &mut Mesh, args: &[&str]) -> Result<()> {
+    authority(&mesh.lab)?;
+    mesh.start(args)
 }
 
 /// Waits until the other node's pod is known to take tunnels.
@@ -172,8 +185,36 @@ fn a_caller_without_a_certificate_is_refused() -> Result<()> {
         ensure!(output.success().is_err(), "a caller without a certificate got through");
         let labels = [("reason", "handshake_failed"), ("reporter", "destination")];
         mesh.agents[1].wait_metrics(SOON, "it is counted", |m| m.sum(REFUSED, &labels) == number)?;
+        let labels = [("reporter", "destination"), ("result", "failure"), ("reason", "no_certificate")];
+        mesh.agents[1].wait_metrics(SOON, "with its reason", |m| m.sum(HANDSHAKES, &labels) == number)?;
+        let log = mesh.agents[1].process().output();
+        let told: Vec<_> = log.lines().filter(|line| line.contains("handshake of a tunnel failed")).collect();
+        let tells = |line: &&str| {
+            line.contains("pod=shop/far")
+                && line.contains(&format!("peer={}", at_peer(&outsider, ip)))
+                && line.contains("reason=\"no_certificate\"")
+        };
+        let once = told.len() as f64 == number && told.last().is_some_and(tells);
+        ensure!(once, "the log tells {told:#?}");
     }
     Ok(())
+}
+
+/// Asks a pod for a stream, from another pod and by hand; prints the status of the answer.
+pub fn ask(lab: &Lab, from: &Pod, certificate: &Path, to: IpAddr, request: [&str; 2]) -> Result<Output> {
+    let script = lab.dir().join("caller.py");
+    fs::write(&script, include_str!("caller.py"))?;
+    let mut python = Command::new("python3");
+    python.arg(&script).arg(to.to_string()).arg("--certificate").arg(certificate).arg("ask").args(request);
+    from.run(python, LIMIT)
+}
+
+/// How a log begins to name a pod's socket that dials this address.
+fn at_peer(pod: &Pod, like: IpAddr) -> String {
+    match like {
+        IpAddr::V4(_) => format!("{}:", pod.ip()),
+        IpAddr::V6(_) => format!("[{}]:", pod.ip6()),
+    }
 }
 
 /// As [`names`] writes the client's own name.

@@ -5,13 +5,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use undermesh_tests::lab::{Node, Pod};
+use undermesh_tests::lab::{Pod, binary};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
 use crate::kit::{Mesh, Run, SOON, Talk, dial, serve};
 use crate::mesh::OPENED;
-use crate::tunnel::wait_published;
 
 const TUNNELS: &str = "undermesh_tunnels_open";
 
@@ -21,7 +20,6 @@ fn pair(name: &str, args: &[&str]) -> Result<(Mesh, Pod, Pod)> {
     let (client, far) = (mesh.pod(0, "client")?, mesh.pod(1, "far")?);
     std::mem::forget(serve(&far)?);
     mesh.ready()?;
-    wait_published(&mesh.lab, &far)?;
     Ok((mesh, client, far))
 }
 
@@ -37,7 +35,6 @@ fn a_tunnel_whose_agent_was_replaced_costs_no_connection() -> Result<()> {
         dial(&client, far.ip(), 5)?.all_served()?;
         mesh.agents[1].kill();
         mesh.restart(1, &[])?;
-        wait_published(&mesh.lab, &far)?;
     }
     dial(&client, far.ip(), 5)?.all_served()?;
     let (tunnelled, plaintext) = (opened(&mesh, "mutual_tls")?, opened(&mesh, "plaintext")?);
@@ -46,24 +43,19 @@ fn a_tunnel_whose_agent_was_replaced_costs_no_connection() -> Result<()> {
 }
 
 /// Packets of the tunnels that stand are dropped from now on; new ones pass.
-struct Silenced<'a>(&'a Node, Vec<String>);
-
-impl<'a> Silenced<'a> {
-    fn begin(client: &Pod, far: &'a Pod) -> Result<Self> {
-        let mut ss = Command::new("ss");
-        ss.args(["-Htn", "state", "established", "dport", "=", ":15008"]);
-        let told = client.run(ss, SOON)?.success()?;
-        let local = |line: &str| Some(line.split_whitespace().nth(2)?.rsplit_once(':')?.1.to_owned());
-        let ports: Vec<String> = told.lines().filter_map(local).collect();
-        ensure!(!ports.is_empty(), "the client has no tunnel: {told}");
-        let silenced = Self(far.node(), ports);
-        for port in &silenced.1 {
-            let mut iptables = Command::new("iptables");
-            iptables.args(["-A", "INPUT", "-p", "tcp", "--dport", "15008", "--sport", port, "-j", "DROP"]);
-            far.run(iptables, SOON)?.success().context("iptables")?;
-        }
-        Ok(silenced)
+fn silence(client: &Pod, far: &Pod) -> Result<()> {
+    let mut ss = Command::new("ss");
+    ss.args(["-Htn", "state", "established", "dport", "=", ":15008"]);
+    let told = client.run(ss, SOON)?.success()?;
+    let local = |line: &str| Some(line.split_whitespace().nth(2)?.rsplit_once(':')?.1.to_owned());
+    let ports: Vec<String> = told.lines().filter_map(local).collect();
+    ensure!(!ports.is_empty(), "the client has no tunnel: {told}");
+    for port in &ports {
+        let mut iptables = Command::new("iptables");
+        iptables.args(["-A", "INPUT", "-p", "tcp", "--dport", "15008", "--sport", port, "-j", "DROP"]);
+        far.run(iptables, SOON)?.success().context("iptables")?;
     }
+    Ok(())
 }
 
 #[test]
@@ -71,9 +63,9 @@ fn a_tunnel_that_fell_silent_costs_seconds_and_no_connection() -> Result<()> {
     require!(Feature::Lab, Feature::Agent, Feature::Program("iptables"));
     let (mesh, client, far) = pair("um-e2e-tunnel-silent", &[])?;
     dial(&client, far.ip(), 5)?.all_served()?;
-    let _silenced = Silenced::begin(&client, &far)?;
+    silence(&client, &far)?;
     let began = Instant::now();
-    let mut command = Command::new(undermesh_tests::lab::binary("traffic")?);
+    let mut command = Command::new(binary("traffic")?);
     command.args(["dial", &format!("{}:7000", far.ip()), "--limit-ms", "9000"]);
     let told = client.run(command, SOON)?.success()?;
     ensure!(told.contains("\"far\":1"), "{told}");
@@ -97,7 +89,7 @@ fn un_enrolling_the_server_under_load_costs_no_connection() -> Result<()> {
         mesh.wait_enrolled(1, 1)?;
         talk.goes_on()?;
     }
-    wait_published(&mesh.lab, &far)?;
+    mesh.agents[1].wait_published(1, SOON)?;
     let before = opened(&mesh, "mutual_tls")?;
     dial(&client, far.ip6(), 5)?.all_served()?;
     ensure!(opened(&mesh, "mutual_tls")? >= before + 5.0, "back in the mesh, and still no tunnel");

@@ -46,6 +46,9 @@ const FOR_TESTS: Packages = &[
     ("python3", "opens sockets in unusual ways"),
     ("socat", "opens sockets in all ways"),
     ("tcpdump", "sees what is on the wire"),
+    ("openssl", "is a TLS server that is not ours"),
+    ("faketime", "sets an agent's clock wrong"),
+    ("iptables", "drops packets"),
 ];
 
 /// All that any task needs.

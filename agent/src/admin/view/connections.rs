@@ -52,6 +52,9 @@ pub struct PeerView {
     pub namespace: Option<String>,
     /// The pod's name.
     pub pod: Option<String>,
+    /// Its SPIFFE id, where it is proven.
+    #[serde(default)]
+    pub identity: Option<String>,
     /// Address and port.
     pub address: String,
 }
@@ -99,6 +102,7 @@ impl PeerView {
             workload: workload.map(|w| w.workload.to_string()),
             namespace: workload.map(|w| w.pod.namespace.to_string()),
             pod: workload.map(|w| w.pod.name.to_string()),
+            identity: peer.identity.as_ref().map(ToString::to_string),
             address: peer.address.to_string(),
         }
     }

@@ -22,7 +22,7 @@ fn time(at: SystemTime) -> Option<String> {
     Timestamp::try_from(at).ok().map(|at| format!("{at:.3}"))
 }
 
-fn to_json(view: &impl Serialize) -> Vec<u8> {
+pub(super) fn to_json(view: &impl Serialize) -> Vec<u8> {
     let mut json = serde_json::to_vec(view).unwrap_or_else(|error| {
         // No view has a map with keys that are no strings, nor a Serialize that fails of itself.
         tracing::error!(%error, "a debug page cannot be written as JSON");

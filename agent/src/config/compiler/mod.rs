@@ -20,12 +20,14 @@ use self::loads::Loads;
 use self::pods::Pods;
 use self::services::{Reference, Services};
 use super::document::{self, Document, Key, Kind, Marks};
-use crate::model::{self, Destination, Name, NodeInfo, ObjectRef, Snapshot};
+use crate::model::{self, Destination, MtlsMode, Name, NodeInfo, ObjectRef, Snapshot};
 
 /// Holds the documents in force and the snapshot made from them.
 #[derive(Debug)]
 pub struct Compiler {
     node: NodeInfo,
+    /// The mTLS mode of pods that neither they nor their namespaces choose.
+    mtls: MtlsMode,
     namespaces: HashMap<Name, Arc<document::Namespace>>,
     pods: Pods,
     services: Services,
@@ -57,6 +59,7 @@ impl Compiler {
     pub fn new(node: NodeInfo) -> Self {
         Self {
             node,
+            mtls: MtlsMode::default(),
             namespaces: HashMap::new(),
             pods: Pods::default(),
             services: Services::default(),
@@ -64,6 +67,13 @@ impl Compiler {
             loads: Loads::default(),
             snapshot: Snapshot::default(),
         }
+    }
+
+    /// Has pods in this mTLS mode unless they or their namespaces say otherwise.
+    #[must_use]
+    pub fn with_default_mtls(mut self, mtls: MtlsMode) -> Self {
+        self.mtls = mtls;
+        self
     }
 
     /// The world as the documents in force describe it; a cheap copy.
@@ -153,7 +163,9 @@ impl Compiler {
     }
 
     fn compile_pod(&mut self, id: &ObjectRef, affected: &mut Affected) -> bool {
-        let marks = self.namespaces.get(&id.namespace).map_or(Marks::default(), |namespace| namespace.marks);
+        let mut marks =
+            self.namespaces.get(&id.namespace).map_or(Marks::default(), |namespace| namespace.marks);
+        marks.mtls.get_or_insert(self.mtls);
         let (old, new) = self.pods.compile(id, marks, &self.snapshot.workloads);
         let of = |workload: &Option<Arc<model::Workload>>| {
             workload.as_ref().map(|it| it.addresses.clone()).unwrap_or_default()

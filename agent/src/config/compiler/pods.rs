@@ -54,18 +54,18 @@ impl Pods {
         self.get(id).map(|pod| Rank { created: pod.created, stays: !pod.terminating }).unwrap_or_default()
     }
 
-    /// Works the pod's workload out again: what it was, and what it is. Both are the same `Arc` if nothing changed.
+    /// Works the pod's workload out again, with what holds where the pod says nothing: what it was, and what it is. Both are the same `Arc` if nothing changed.
     pub(super) fn compile(
         &mut self,
         id: &ObjectRef,
-        namespace: Marks,
+        defaults: Marks,
         taken: &OrdMap<WorkloadUid, Arc<Workload>>,
     ) -> (Option<Arc<Workload>>, Option<Arc<Workload>>) {
         let Some(pods) = self.0.get_mut(&id.namespace) else { return (None, None) };
         let Some(entry) = pods.get_mut(&id.name) else { return (None, None) };
         let old = entry.workload.take();
         let new = entry.document.as_ref().filter(|pod| !pod.finished).map(|pod| {
-            let new = workload(pod, namespace, taken);
+            let new = workload(pod, defaults, taken);
             old.as_ref().filter(|old| ***old == new).cloned().unwrap_or_else(|| Arc::new(new))
         });
         entry.workload = new.clone();
@@ -83,8 +83,8 @@ impl Pods {
     }
 }
 
-fn workload(pod: &document::Pod, namespace: Marks, taken: &OrdMap<WorkloadUid, Arc<Workload>>) -> Workload {
-    let wish = pod.marks.mesh.or(namespace.mesh);
+fn workload(pod: &document::Pod, defaults: Marks, taken: &OrdMap<WorkloadUid, Arc<Workload>>) -> Workload {
+    let wish = pod.marks.mesh.or(defaults.mesh);
     let enrolment = match (wish, pod.obstacle) {
         (Some(MeshLabel::Enabled), None) => Enrolment::Wanted,
         (Some(MeshLabel::Enabled), Some(obstacle)) => Enrolment::Impossible(obstacle.to_owned()),
@@ -100,7 +100,7 @@ fn workload(pod: &document::Pod, namespace: Marks, taken: &OrdMap<WorkloadUid, A
         addresses: if pod.host_network { Vec::new() } else { pod.addresses.clone() },
         node: pod.node.clone(),
         enrolment,
-        mtls: pod.marks.mtls.or(namespace.mtls).unwrap_or_default(),
+        mtls: pod.marks.mtls.or(defaults.mtls).unwrap_or_default(),
         paths: pod.paths.clone(),
     }
 }

@@ -430,3 +430,29 @@ fn what_did_not_change_is_shared_and_counters_stay() {
     drop(open);
     assert_eq!(service(&world, "10.0.0.1").ports[0].endpoints[0].load.open(), 0);
 }
+
+#[test]
+fn pods_that_do_not_choose_have_the_default_mode() {
+    let node = NodeInfo { name: "node-1".into(), zone: None };
+    let compiler = Compiler::new(node).with_default_mtls(MtlsMode::Strict);
+    let mut world = World { compiler, problems: Vec::new() };
+    world.put(
+        "
+{kind: Namespace, metadata: {name: open, annotations: {undermesh.io/mtls: permissive}}}
+---
+{kind: Pod, metadata: {name: a, namespace: open}}
+---
+{kind: Pod, metadata: {name: b, namespace: open, annotations: {undermesh.io/mtls: strict}}}
+---
+{kind: Pod, metadata: {name: c, namespace: silent}}
+---
+{kind: Pod, metadata: {name: d, namespace: silent, annotations: {undermesh.io/mtls: permissive}}}
+",
+    );
+    world.check(expect![[r#"
+        open/a of a: not wanted
+        open/b of b: not wanted, strict
+        silent/c of c: not wanted, strict
+        silent/d of d: not wanted
+    "#]]);
+}

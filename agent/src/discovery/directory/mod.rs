@@ -28,7 +28,7 @@ use self::store::Store;
 use self::tree::{Stamp, Tree};
 use self::watches::{Dirty, Watches};
 use crate::config::{Compiler, Rejection};
-use crate::model::{NodeInfo, Snapshot};
+use crate::model::{MtlsMode, NodeInfo, Snapshot};
 
 /// A change is taken in once nothing more has happened for this long: programs write files in several steps.
 const SETTLE: Duration = Duration::from_millis(30);
@@ -82,7 +82,7 @@ pub enum OpenError {
 
 /// Reads the directory once, for whoever wants to know what is wrong with it.
 pub fn check(root: &Path, node: NodeInfo) -> Result<Checked, OpenError> {
-    let mut state = State::new(root, node, None);
+    let mut state = State::new(root, Compiler::new(node), None);
     state.refresh_first()?;
     Ok(Checked {
         files: state.stamps.len(),
@@ -92,11 +92,12 @@ pub fn check(root: &Path, node: NodeInfo) -> Result<Checked, OpenError> {
 }
 
 impl Directory {
-    /// Reads the directory, blocking, and begins to watch it.
-    pub fn open(root: &Path, node: NodeInfo) -> Result<Self, OpenError> {
+    /// Reads the directory, blocking, and begins to watch it. Pods that do not choose are in the mTLS mode given.
+    pub fn open(root: &Path, node: NodeInfo, mtls: MtlsMode) -> Result<Self, OpenError> {
         let inotify = Inotify::init().map_err(OpenError::Watch)?;
         let watches = Watches::new(inotify.watches(), root.to_owned());
-        let mut state = State::new(root, node, Some(watches));
+        let compiler = Compiler::new(node).with_default_mtls(mtls);
+        let mut state = State::new(root, compiler, Some(watches));
         state.refresh_first()?;
         Ok(Self { inotify, state })
     }
@@ -185,13 +186,13 @@ struct State {
 }
 
 impl State {
-    fn new(root: &Path, node: NodeInfo, watches: Option<Watches>) -> Self {
+    fn new(root: &Path, compiler: Compiler, watches: Option<Watches>) -> Self {
         Self {
             root: root.to_owned(),
             watches,
             stamps: BTreeMap::new(),
             store: Store::default(),
-            compiler: Compiler::new(node),
+            compiler,
             publication: Publication { snapshot: Arc::default(), rejections: Arc::new([]) },
             is_missing: false,
         }

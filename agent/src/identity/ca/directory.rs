@@ -1,6 +1,6 @@
 //! The embedded authority: roots in a directory, read by every agent of one machine, or copied to each.
 //!
-//! An agent only reads: making and rotating roots is for `undermesh ca`. The directory holds `state.json` (see
+//! An agent only reads, unless there is nothing to read yet: making and rotating roots is for `undermesh ca`. The directory holds `state.json` (see
 //! [`CaState`]) and, for each root, `root-<number>.pem` and `root-<number>.key.pem`. A root's files never change and
 //! are there before the state names them, so that replacing the state is the whole of a transaction.
 
@@ -18,6 +18,9 @@ use super::sign::{self, Signer};
 use super::state::whole_seconds;
 pub use super::state::{CaState, Phase, RootState, RotationUnderWay, StateError};
 use super::{CaError, CertificateAuthority, CertificateRequest, IssueFuture, Issued, Roots};
+
+/// Keeps two from changing the directory at one time.
+const LOCK: &str = "lock";
 
 /// What `undermesh ca init` is told.
 #[derive(Clone, Debug)]
@@ -46,6 +49,13 @@ pub enum DirectoryError {
     /// It has an authority already.
     #[error("{} has a certificate authority already; `undermesh ca rotate` gives it a new root", .0.display())]
     Exists(PathBuf),
+    /// It has none, and is in use for something else.
+    #[error(
+        "{} has no certificate authority and is not empty: a `state.json` may have been lost; name an empty \
+         directory, or make an authority in this one with `undermesh ca init`",
+        .0.display()
+    )]
+    Occupied(PathBuf),
     /// It has none.
     #[error("{} has no certificate authority; `undermesh ca init` makes one", .0.display())]
     None(PathBuf),
@@ -69,10 +79,44 @@ pub enum DirectoryError {
 /// When there is one already, or the directory cannot be used.
 pub fn init(directory: &Path, options: &InitOptions, now: SystemTime) -> Result<CaState, DirectoryError> {
     files::private_directory(directory)?;
-    let _lock = files::lock(&directory.join("lock"))?;
+    let _lock = files::lock(&directory.join(LOCK))?;
     if state_path(directory).exists() {
         return Err(DirectoryError::Exists(directory.into()));
     }
+    make(directory, options, now)
+}
+
+/// Makes an authority in a directory that is empty or not there, for whoever wants one without being asked: true if
+/// there was none. Whoever does it at the same time agrees on the same.
+///
+/// # Errors
+/// When the directory cannot be used, or has other files and no authority: what was there before may have been lost,
+/// and another root in its place would divide the mesh.
+pub fn ensure(directory: &Path, options: &InitOptions, now: SystemTime) -> Result<bool, DirectoryError> {
+    if state_path(directory).exists() {
+        return Ok(false);
+    }
+    if let Some(parent) = directory.parent() {
+        fs::create_dir_all(parent).map_err(|source| FileError::Io { path: parent.to_owned(), source })?;
+    }
+    files::private_directory(directory)?;
+    let _lock = files::lock(&directory.join(LOCK))?;
+    // Another one may have been faster.
+    if state_path(directory).exists() {
+        return Ok(false);
+    }
+    let entries = fs::read_dir(directory)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|source| FileError::Io { path: directory.to_owned(), source })?;
+    if entries.iter().any(|entry| entry.file_name() != LOCK) {
+        return Err(DirectoryError::Occupied(directory.into()));
+    }
+    make(directory, options, now)?;
+    Ok(true)
+}
+
+/// The caller holds the lock, and has seen that there is none.
+fn make(directory: &Path, options: &InitOptions, now: SystemTime) -> Result<CaState, DirectoryError> {
     let now = whole_seconds(now);
     let domain = options.trust_domain.clone();
     let state = CaState::new(domain, options.leaf_life, now, now + options.root_life);
@@ -94,7 +138,7 @@ pub fn rotate(
 ) -> Result<CaState, DirectoryError> {
     // Before the lock, whose file would be all there is in a directory without an authority.
     read_state(directory)?;
-    let _lock = files::lock(&directory.join("lock"))?;
+    let _lock = files::lock(&directory.join(LOCK))?;
     let mut state = read_state(directory)?;
     let now = whole_seconds(now);
     let dropped = state.prune(now);

@@ -16,10 +16,11 @@ use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, CommonState, ServerConfig};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::reason::HandshakeError;
+use super::reason::{HandshakeError, HandshakeReason};
 use super::svid::Svid;
 use super::x509::Facts;
 use super::{CertificateStore, Clock, SpiffeId, Trust};
@@ -27,6 +28,9 @@ use verify::{MeshClientVerifier, MeshServerVerifier, Present};
 
 /// The protocol inside: HBONE is HTTP/2.
 const ALPN: &[u8] = b"h2";
+
+/// How long a peer that is refused may take to notice.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Configurations for one local identity that are kept, one for each set of peers that it dials.
 const MAX_CLIENTS: usize = 4096;
@@ -182,16 +186,18 @@ impl ServerTls {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        match TlsAcceptor::from(self.0.clone()).accept(io).into_fallible().await {
-            Ok(stream) => {
-                let peer = self.peer(stream.get_ref().1)?;
-                Ok((stream, peer))
-            }
+        let stream = match TlsAcceptor::from(self.0.clone()).accept(io).into_fallible().await {
+            Ok(stream) => stream,
             Err((error, io)) => {
-                linger(io).await;
-                Err(HandshakeError::of_io(&error))
+                let error = HandshakeError::of_io(&error);
+                if !error.by_peer && error.reason != HandshakeReason::Closed {
+                    let _ = timeout(FAREWELL, farewell(io)).await;
+                }
+                return Err(error);
             }
-        }
+        };
+        let peer = self.peer(stream.get_ref().1)?;
+        Ok((stream, peer))
     }
 
     /// The peer of a connection that was made with this configuration and whose handshake is done.
@@ -243,24 +249,12 @@ impl ClientTls {
     }
 }
 
-/// Lets the alert arrive. What the peer has sent meanwhile would turn a plain close into a reset, which overtakes what
-/// the peer has not read yet (RFC 9112, section 9.6, tells the same of HTTP).
-async fn linger<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO) {
-    const LONGEST: Duration = Duration::from_millis(500);
-    const MOST: usize = 64 * 1024;
-    let drained = async {
-        io.shutdown().await?;
-        let (mut discarded, mut buffer) = (0, [0; 1024]);
-        while discarded < MOST {
-            match io.read(&mut buffer).await? {
-                0 => break,
-                n => discarded += n,
-            }
-        }
-        io::Result::Ok(())
-    };
-    // Whatever comes of it, the connection is over.
-    let _ = tokio::time::timeout(LONGEST, drained).await;
+/// Waits until the peer has closed as well: a connection that is dropped with unread bytes in it is reset, and the reset
+/// overtakes the alert that tells the peer why.
+async fn farewell<IO: AsyncRead + AsyncWrite + Unpin>(mut io: IO) -> io::Result<()> {
+    io.shutdown().await?;
+    tokio::io::copy(&mut io, &mut tokio::io::sink()).await?;
+    Ok(())
 }
 
 fn peer(connection: &CommonState) -> Result<PeerIdentity, HandshakeError> {

@@ -28,7 +28,9 @@ impl Files {
             bundles: vec![(domain("elsewhere.test"), folder.path().join("elsewhere.pem"))],
             crls: vec![folder.path().join("crl")],
         };
-        let files = TrustFiles::new(settings, trust.clone());
+        // The files are to come: as after a start at which they were there.
+        let (seen, lists) = (HashMap::new(), HashMap::new());
+        let files = TrustFiles { settings, trust: trust.clone(), seen, lists };
         Self { folder, trust, files }
     }
 
@@ -154,4 +156,37 @@ proptest::proptest! {
         }
         _ = super::super::trust::DomainRoots::read(&[damaged.into()]);
     }
+}
+
+#[test]
+fn the_start_insists_on_every_file() {
+    let authority = Authority::new("elsewhere.test", at(0), 3650 * DAY);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let open = |bundles: &[&str], crls: &[&str]| {
+        let trust = Trust::new(domain("cluster.local"), CrlMode::Prefer);
+        let settings = TrustFilesSettings {
+            bundles: bundles.iter().map(|name| (domain("elsewhere.test"), path(name))).collect(),
+            crls: crls.iter().map(|name| path(name)).collect(),
+        };
+        let error = TrustFiles::open(settings, trust).err().map(|error| error.to_string());
+        error.unwrap_or_else(|| "open".into()).replace(&*folder.path().to_string_lossy(), "/base")
+    };
+    fs::write(path("roots"), &authority.pem).unwrap();
+    fs::write(path("list"), authority.crl(&[], at(0), at(86_400))).unwrap();
+    fs::write(path("broken"), "no PEM").unwrap();
+    let lines = [
+        open(&["roots"], &["list"]),
+        open(&["none"], &[]),
+        open(&["broken"], &[]),
+        open(&["roots"], &["none"]),
+        open(&["roots"], &["list", "broken"]),
+    ];
+    expect![[r#"
+        open
+        the trust bundle of elsewhere.test, /base/none, cannot be read: No such file or directory (os error 2)
+        the trust bundle of elsewhere.test, /base/broken, cannot be read: there is no certificate in it
+        the revocation list /base/none cannot be read: No such file or directory (os error 2)
+        the revocation list /base/broken cannot be read: not a revocation list: TrailingData(CertRevocationList)
+    "#]].assert_eq(&lines.map(|line| line + "\n").concat());
 }

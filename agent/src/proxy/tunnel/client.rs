@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
+use super::handshake::{self, Failure, Watched};
 use super::health::{Health, Verdict};
 use super::pool::{Claimed, Dial, Established, Key, Pool};
 use super::stream::Ends;
@@ -20,12 +21,12 @@ use super::{
     CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW, TUNNEL_PORT, Tunnel,
 };
 use crate::capture::PodNet;
-use crate::identity::Expected;
-use crate::model::Workload;
+use crate::identity::{HandshakeError, HandshakeReason};
+use crate::model::{ObjectRef, Workload};
 use crate::proxy::Proxy;
 use crate::proxy::upstream::{self, Target};
 use crate::proxy::worker::Here;
-use crate::telemetry::RefuseReason;
+use crate::telemetry::{RefuseReason, Reporter};
 
 /// Unused tunnels go after this long.
 const IDLE_LIMIT: Duration = Duration::from_secs(300);
@@ -64,7 +65,7 @@ pub(in crate::proxy) async fn connect(
         let (proxy, tunnel, here, net) = (proxy.clone(), tunnel.clone(), here.clone(), wanted.from.clone());
         async move {
             match establish(&proxy, &tunnel, &here, &net, &dial.key).await {
-                Ok(connection) => run(dial, connection).await,
+                Ok(connection) => run(&proxy, &tunnel, &net.pod, dial, connection).await,
                 Err(reason) => dial.failed(reason),
             }
         }
@@ -110,6 +111,7 @@ struct NewConnection {
     requests: SendRequest<Bytes>,
     pings: PingPong,
     connection: Box<dyn Drive>,
+    failure: Failure,
 }
 
 /// What moves a connection's frames.
@@ -124,35 +126,26 @@ async fn establish(
     net: &PodNet,
     key: &Key,
 ) -> Result<NewConnection, RefuseReason> {
+    let failed = |why| tunnel.handshakes.failed(Reporter::Source, &net.pod, key.destination, &why);
+    let tls = handshake::client_end(tunnel, &key.source_id, &key.destination_id).await.map_err(|why| {
+        failed(why);
+        RefuseReason::NoCertificate
+    })?;
     let target = Target { from: net, to: key.destination, source: None, on_behalf_of: None };
     let tcp = upstream::connect(proxy, &here.dialer, std::future::pending(), target).await?;
     let handshakes = async {
-        // A pod that was enrolled a moment ago waits for its certificate.
-        let tls = match tunnel.certificates.get(&key.source_id).await {
-            Ok(_) => tunnel.tls.client(&key.source_id, &Expected::from(key.destination_id.clone())),
-            Err(error) => {
-                warn!(pod = %net.pod, %error, "cannot open a tunnel");
-                return Err(RefuseReason::Internal);
-            }
-        };
-        let tls = tls.map_err(|error| {
-            warn!(pod = %net.pod, %error, "cannot open a tunnel");
-            RefuseReason::Internal
-        })?;
-        let (stream, _peer) = tls.connect(tcp).await.map_err(|error| {
-            info!(pod = %net.pod, to = %key.destination, %error, "the handshake of a tunnel failed");
-            RefuseReason::HandshakeFailed
-        })?;
-        let (requests, mut connection) = settings().handshake(stream).await.map_err(|error| {
-            info!(pod = %net.pod, to = %key.destination, %error, "the tunnel's HTTP/2 does not begin");
-            RefuseReason::HandshakeFailed
-        })?;
-        let pings = connection.ping_pong().ok_or(RefuseReason::Internal)?;
-        Ok(NewConnection { requests, pings, connection: Box::new(connection) })
+        let (stream, _peer) = tls.connect(tcp).await?;
+        let (stream, failure) = Watched::new(stream);
+        let (requests, mut connection) =
+            settings().handshake(stream).await.map_err(|error| failure.of(Some(error)))?;
+        let no_pings = || HandshakeError::new(HandshakeReason::Internal, "the connection has no pings");
+        let pings = connection.ping_pong().ok_or_else(no_pings)?;
+        Ok(NewConnection { requests, pings, connection: Box::new(connection), failure })
     };
-    timeout(HANDSHAKE_TIMEOUT, handshakes).await.unwrap_or_else(|_elapsed| {
-        info!(pod = %net.pod, to = %key.destination, "the handshake of a tunnel takes too long");
-        Err(RefuseReason::HandshakeFailed)
+    let shaken = timeout(HANDSHAKE_TIMEOUT, handshakes).await;
+    shaken.unwrap_or_else(|_elapsed| Err(handshake::too_slow())).map_err(|why| {
+        failed(why);
+        RefuseReason::HandshakeFailed
     })
 }
 
@@ -170,24 +163,26 @@ pub(super) fn settings() -> h2::client::Builder {
 
 /// Carries the tunnel's frames until it is over. Without tunnels in the pool that lead to it, the connection ends
 /// itself after its last stream.
-async fn run(dial: Dial, new: NewConnection) {
-    let NewConnection { requests, mut pings, mut connection } = new;
+async fn run(proxy: &Proxy, tunnel: &Tunnel, pod: &ObjectRef, dial: Dial, new: NewConnection) {
+    let NewConnection { requests, mut pings, mut connection, failure } = new;
     // The other side tells that it refuses our certificate only now; nobody should have to find that out by losing a
     // stream.
     let answered = tokio::select! {
         biased;
-        ended = &mut connection => Err(ended.err()),
+        ended = &mut connection => Err(failure.of(ended.err())),
         pong = timeout(HANDSHAKE_TIMEOUT, pings.ping(Ping::opaque())) => match pong {
             Ok(Ok(_)) => Ok(()),
-            _ => Err(None),
+            Ok(Err(error)) => Err(failure.of(Some(error))),
+            Err(_elapsed) => Err(handshake::too_slow()),
         },
     };
-    if let Err(error) = answered {
-        let error = error.map(|error| error.to_string());
-        info!(to = %dial.key.destination, error, "the other side of a tunnel does not want it");
+    if let Err(why) = answered {
+        tunnel.handshakes.failed(Reporter::Source, pod, dial.key.destination, &why);
         return dial.failed(RefuseReason::HandshakeFailed);
     }
-    let (health, key, pool) = (Health::new(), dial.key.clone(), dial.pool().clone());
+    tunnel.handshakes.succeeded(Reporter::Source);
+    let health = Health::of(proxy.telemetry.tunnels().opened(Reporter::Source));
+    let (key, pool) = (dial.key.clone(), dial.pool().clone());
     dial.succeeded(Established::new(requests, health.clone()));
     drive(&pool, &key, &health, pings, connection).await;
     pool.discard(&key, &health);
@@ -203,9 +198,12 @@ async fn drive(pool: &Pool, key: &Key, health: &Health, pings: PingPong, mut con
     };
     tokio::select! {
         biased;
-        ended = &mut connection => if let Err(error) = ended {
-            debug!(to = %key.destination, %error, "a tunnel broke");
-        },
+        ended = &mut connection => {
+            health.ended(ended.as_ref().err());
+            if let Err(error) = ended {
+                debug!(to = %key.destination, %error, "a tunnel broke");
+            }
+        }
         () = keep_alive => info!(to = %key.destination, "a tunnel fell silent"),
     }
 }

@@ -8,6 +8,8 @@ use h2::{Ping, PingPong};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::telemetry::{OpenTunnel, TunnelEnd};
+
 /// How often a tunnel with streams is pinged.
 const PING_EVERY: Duration = Duration::from_secs(10);
 
@@ -20,6 +22,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// The health of one tunnel, shared by its streams and whoever drives its connection.
 #[derive(Debug)]
 pub(super) struct Health {
+    record: OpenTunnel,
     streams: AtomicUsize,
     silent: AtomicBool,
     probe: Notify,
@@ -42,9 +45,11 @@ pub(super) enum Verdict {
 }
 
 impl Health {
-    pub(super) fn new() -> Arc<Self> {
+    /// Of a tunnel that stands, as telemetry has it.
+    pub(super) fn of(record: OpenTunnel) -> Arc<Self> {
         let pongs = watch::Sender::new(0);
         Arc::new(Self {
+            record,
             streams: AtomicUsize::new(0),
             silent: AtomicBool::new(false),
             probe: Notify::new(),
@@ -55,12 +60,20 @@ impl Health {
     /// Counts a stream.
     pub(super) fn enter(self: &Arc<Self>) -> Place {
         self.streams.fetch_add(1, Ordering::Relaxed);
+        self.record.stream_opened();
         Place { health: self.clone() }
     }
 
     /// Streams that are open.
     pub(super) fn streams(&self) -> usize {
         self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Says that the tunnel's connection has ended: by an error, or in order. Nothing new if its end was said before.
+    pub(super) fn ended(&self, error: Option<&h2::Error>) {
+        let is_orderly =
+            |error: &h2::Error| error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+        self.record.ends(if error.is_none_or(is_orderly) { TunnelEnd::Closed } else { TunnelEnd::Broken });
     }
 
     /// True once the peer has not answered in time: its streams did not break, they fell silent.
@@ -91,6 +104,7 @@ impl Health {
                 used = Instant::now();
             } else if !asked {
                 if used.elapsed() >= idle_limit {
+                    self.record.ends(TunnelEnd::Idle);
                     return Verdict::Idle;
                 }
                 continue;
@@ -101,6 +115,7 @@ impl Health {
                 Ok(Err(_)) => std::future::pending().await,
                 Err(_elapsed) => {
                     self.silent.store(true, Ordering::Relaxed);
+                    self.record.ends(TunnelEnd::Silent);
                     return Verdict::Silent;
                 }
             }
@@ -121,5 +136,14 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.health.streams.fetch_sub(1, Ordering::Relaxed);
+        self.health.record.stream_closed();
+    }
+}
+
+#[cfg(test)]
+impl Health {
+    /// Of a tunnel that nobody counts.
+    pub(super) fn new() -> Arc<Self> {
+        Self::of(Arc::<crate::telemetry::Tunnels>::default().opened(crate::telemetry::Reporter::Source))
     }
 }

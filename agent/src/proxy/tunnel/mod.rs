@@ -7,6 +7,7 @@
 pub(super) mod client;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod handshake;
 mod health;
 mod pool;
 pub(super) mod server;
@@ -23,6 +24,7 @@ pub use undermesh_common::lookup::TUNNEL_PORT;
 use crate::identity::{CertificateStore, MeshTls, SpiffeError, SpiffeId, TrustDomain};
 use crate::model::{Name, Workload, WorkloadUid};
 
+pub use handshake::Handshakes;
 pub(super) use pool::Pool;
 pub use strangers::{Strangers, UNFINISHED_HANDSHAKES};
 
@@ -66,6 +68,8 @@ pub struct Tunnel {
     pub published: PublishedPods,
     /// Room for those who have not shown yet who they are.
     pub strangers: Strangers,
+    /// Where handshakes are counted and logged.
+    pub handshakes: Handshakes,
 }
 
 impl Tunnel {

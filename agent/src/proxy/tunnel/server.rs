@@ -15,18 +15,19 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
 
+use super::handshake;
 use super::health::{Health, Verdict};
 use super::stream::{self, Ends};
 use super::{
     CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW, TUNNEL_PORT, Tunnel, client,
 };
 use crate::capture::PodNet;
-use crate::identity::PeerIdentity;
+use crate::identity::{HandshakeError, HandshakeReason, PeerIdentity};
 use crate::proxy::Proxy;
 use crate::proxy::relay::Meter;
 use crate::proxy::upstream::{self, Target};
 use crate::proxy::worker::{Fate, Here};
-use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
+use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 
 /// The client closes first, so that no CONNECT meets a tunnel that goes.
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
@@ -77,20 +78,17 @@ pub(in crate::proxy) async fn serve(
             return refuse(RefuseReason::Limit);
         }
     };
-    let (connection, peer) = match shaken {
-        Ok(Ok(shaken)) => shaken,
-        Ok(Err(why)) => {
-            info!(pod = %net.pod, peer = %peer_socket, "a tunnel is refused: {why}");
-            return refuse(RefuseReason::HandshakeFailed);
-        }
-        Err(_elapsed) => {
-            info!(pod = %net.pod, peer = %peer_socket, "a tunnel is refused: its handshake takes too long");
+    let (connection, peer) = match shaken.unwrap_or_else(|_elapsed| Err(handshake::too_slow())) {
+        Ok(shaken) => shaken,
+        Err(why) => {
+            tunnel.handshakes.failed(Reporter::Destination, &net.pod, peer_socket, &why);
             return refuse(RefuseReason::HandshakeFailed);
         }
     };
     drop(stranger);
+    tunnel.handshakes.succeeded(Reporter::Destination);
     let Some(place) = proxy.enter() else { return refuse(RefuseReason::Limit) };
-    let health = Health::new();
+    let health = Health::of(proxy.telemetry.tunnels().opened(Reporter::Destination));
     let server =
         Arc::new(Server { proxy: proxy.clone(), tunnel, here, net: net.clone(), peer, peer_socket, health });
     server.run(connection, fate).await;
@@ -103,13 +101,14 @@ async fn shake_hands(
     tunnel: &Tunnel,
     net: &PodNet,
     socket: TcpStream,
-) -> Result<(Connection, PeerIdentity), String> {
-    let local = tunnel.identity(&net.workload).map_err(|error| error.to_string())?;
-    // A pod that was enrolled a moment ago waits for its certificate.
-    tunnel.certificates.get(&local).await.map_err(|error| error.to_string())?;
-    let tls = tunnel.tls.server(&local).map_err(|error| error.to_string())?;
-    let (stream, peer) = tls.accept(socket).await.map_err(|error| error.to_string())?;
-    let connection = settings().handshake(stream).await.map_err(|error| format!("{peer}: {error}"))?;
+) -> Result<(Connection, PeerIdentity), HandshakeError> {
+    let local = tunnel.identity(&net.workload);
+    let local = local.map_err(|error| HandshakeError::new(HandshakeReason::Internal, error))?;
+    let tls = handshake::server_end(tunnel, &local).await?;
+    let (stream, peer) = tls.accept(socket).await?;
+    let connection = settings().handshake(stream).await.map_err(|error| {
+        HandshakeError::new(HandshakeReason::Protocol, format_args!("HTTP/2 with {peer}: {error}"))
+    })?;
     Ok((connection, peer))
 }
 
@@ -153,6 +152,7 @@ impl Server {
                         streams.spawn(self.clone().stream(request, respond));
                     }
                     Some(Err(error)) => {
+                        self.health.ended(Some(&error));
                         debug!(pod = %self.net.pod, peer = %self.peer, %error, "a tunnel broke");
                         break;
                     }
@@ -174,6 +174,7 @@ impl Server {
                 }
             }
         }
+        self.health.ended(None);
         // Its streams find it closed, and break off what they relay.
         drop(connection);
         while let Some(ended) = streams.join_next().await {
@@ -187,14 +188,14 @@ impl Server {
             Ok(to) => to,
             Err(why) => {
                 info!(pod = %self.net.pod, peer = %self.peer, "a stream is refused: {why}");
-                return answer(&mut respond, StatusCode::BAD_REQUEST);
+                return self.answer(&mut respond, StatusCode::BAD_REQUEST, "bad_request");
             }
         };
         let caller = caller.filter(|caller| caller.is_ipv4() == to.is_ipv4()).unwrap_or(self.peer_socket);
         let mut facts = facts(&self.proxy, &self.net, caller, to, Some((&self.tunnel, &self.peer)));
         let refused = |facts, reason| self.proxy.telemetry.connection_refused(facts, reason);
         let Some(place) = self.proxy.enter() else {
-            answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+            self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, RefuseReason::Limit.as_str());
             return refused(facts, RefuseReason::Limit);
         };
         let counted = self.health.enter();
@@ -205,7 +206,7 @@ impl Server {
         let application = match upstream::connect(&self.proxy, &self.here.dialer, gone, target).await {
             Ok(application) => application,
             Err(reason) => {
-                answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
+                self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, reason.as_str());
                 return refused(facts, reason);
             }
         };
@@ -218,6 +219,15 @@ impl Server {
         let reason = stream::relay(application, stream::Side::Server, tunnel, &meter).await;
         meter.close(reason);
         drop(place);
+    }
+
+    /// Ends a stream that leads nowhere.
+    fn answer(&self, respond: &mut SendResponse<Bytes>, status: StatusCode, reason: &'static str) {
+        self.proxy.telemetry.tunnels().request_refused(status.as_u16(), reason);
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        // An error says that the client has gone.
+        let _ = respond.send_response(response, true);
     }
 
     /// The application that the stream is for.
@@ -265,14 +275,6 @@ fn accept(respond: &mut SendResponse<Bytes>, net: &PodNet) -> Option<SendStream<
     respond.send_response(response, false).ok()
 }
 
-/// The end of a stream that leads nowhere.
-fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode) {
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    // An error says that the client has gone.
-    let _ = respond.send_response(response, true);
-}
-
 /// The client's pod counts as known only if it is who the certificate says.
 fn facts(
     proxy: &Proxy,
@@ -283,15 +285,16 @@ fn facts(
 ) -> ConnectionFacts {
     let mut source = proxy.peer(&proxy.snapshot.load(), caller);
     if let Some((tunnel, peer)) = proven {
+        source.identity = Some(peer.to_name());
         source.workload =
             source.workload.filter(|workload| tunnel.identity(workload).is_ok_and(|id| id == *peer.id()));
     }
     ConnectionFacts {
         reporter: Reporter::Destination,
         source,
-        destination: Peer { workload: Some(net.workload.clone()), address: dialled },
+        destination: proxy.own_peer(net, dialled),
         service: None,
-        security: if proven.is_some() { Security::MutualTls } else { Security::Plaintext },
+        security: Security::MutualTls,
         dialled,
         client: caller,
         upstream: None,

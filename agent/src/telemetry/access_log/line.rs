@@ -63,9 +63,16 @@ impl Line<'_> {
         fields.text("outcome", Some(&self.outcome))?;
         fields.text("reason", Some(&self.reason))?;
         fields.text("reporter", Some(&facts.reporter.as_str()))?;
-        peer(fields, ["source_workload", "source_namespace", "source_pod", "source_address"], &facts.source)?;
         let names =
-            ["destination_workload", "destination_namespace", "destination_pod", "destination_address"];
+            ["source_workload", "source_namespace", "source_pod", "source_identity", "source_address"];
+        peer(fields, names, &facts.source)?;
+        let names = [
+            "destination_workload",
+            "destination_namespace",
+            "destination_pod",
+            "destination_identity",
+            "destination_address",
+        ];
         peer(fields, names, &facts.destination)?;
         fields.text("destination_service", facts.service.as_ref().map(|s| &s.name))?;
         fields.text("destination_service_namespace", facts.service.as_ref().map(|s| &s.namespace))?;
@@ -79,12 +86,13 @@ impl Line<'_> {
     }
 }
 
-fn peer(fields: &mut impl Fields, names: [&'static str; 4], peer: &Peer) -> fmt::Result {
+fn peer(fields: &mut impl Fields, names: [&'static str; 5], peer: &Peer) -> fmt::Result {
     let workload = peer.workload.as_ref();
     fields.text(names[0], workload.map(|w| &w.workload))?;
     fields.text(names[1], workload.map(|w| &w.pod.namespace))?;
     fields.text(names[2], workload.map(|w| &w.pod.name))?;
-    fields.text(names[3], Some(&peer.address))
+    fields.text(names[3], peer.identity.as_ref())?;
+    fields.text(names[4], Some(&peer.address))
 }
 
 /// A form that a line can take.

@@ -58,6 +58,7 @@ fn json_lines_have_every_field() {
     expect![[r#"
         client_address="10.0.0.1:40000"
         destination_address="10.0.0.2:5432"
+        destination_identity="spiffe://cluster.local/ns/shop/sa/db"
         destination_namespace="shop"
         destination_pod="db-0"
         destination_service="db"
@@ -71,6 +72,7 @@ fn json_lines_have_every_field() {
         security="same_node"
         sent_bytes=10
         source_address="10.0.0.1:40000"
+        source_identity="spiffe://cluster.local/ns/shop/sa/web"
         source_namespace="shop"
         source_pod="web-0"
         source_workload="web"
@@ -86,8 +88,7 @@ fn json_lines_have_every_field() {
 fn text_lines_leave_out_what_has_no_value_and_quote() {
     let lines = logged(AccessLogFormat::Text);
     let after_time = |line: &str| line.split_once(' ').unwrap().1.rsplit_once(' ').unwrap().0.to_owned();
-    expect![[r#"
-        outcome=closed reason=upstream_reset reporter=source source_workload=web source_namespace=shop source_pod=web-0 source_address=10.0.0.1:40000 destination_workload=db destination_namespace=shop destination_pod=db-0 destination_address=10.0.0.2:5432 destination_service=db destination_service_namespace=shop security=same_node dialled_address=10.96.0.7:5432 client_address=10.0.0.1:40000 upstream_address=[fd00::2]:5432 sent_bytes=10 received_bytes=20"#]]
+    expect!["outcome=closed reason=upstream_reset reporter=source source_workload=web source_namespace=shop source_pod=web-0 source_identity=spiffe://cluster.local/ns/shop/sa/web source_address=10.0.0.1:40000 destination_workload=db destination_namespace=shop destination_pod=db-0 destination_identity=spiffe://cluster.local/ns/shop/sa/db destination_address=10.0.0.2:5432 destination_service=db destination_service_namespace=shop security=same_node dialled_address=10.96.0.7:5432 client_address=10.0.0.1:40000 upstream_address=[fd00::2]:5432 sent_bytes=10 received_bytes=20"]
     .assert_eq(&after_time(&lines[0]));
     assert!(lines[1].contains(r#" destination_service="d\"b \u009b\u000a" "#), "{}", lines[1]);
     assert!(!lines[1].contains("source_workload"), "{}", lines[1]);

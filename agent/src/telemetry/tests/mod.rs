@@ -38,6 +38,7 @@ fn facts(call: &str) -> ConnectionFacts {
     let (source, destination) = call.split_once(" -> ").unwrap();
     let peer = |name: &str, at: &str| Peer {
         workload: (name != "?").then(|| workload("shop", name)),
+        identity: (name != "?").then(|| format!("spiffe://cluster.local/ns/shop/sa/{name}").into()),
         address: address(at),
     };
     ConnectionFacts {
@@ -67,9 +68,18 @@ fn samples(telemetry: &Telemetry) -> String {
         ",destination_service_namespace=\"shop\"",
         ",security=\"same_node\"",
     ];
+    // One service account each.
+    let identity =
+        |side: &str, of: &str| format!(",{side}_identity=\"spiffe://cluster.local/ns/shop/sa/{of}\"");
+    let constant: Vec<String> = (constant.into_iter().map(str::to_owned))
+        .chain(["web", "api", "a", "b"].map(|of| identity("source", of)))
+        .chain(["db"].map(|of| identity("destination", of)))
+        .collect();
     page.lines()
         .filter(|line| line.starts_with("undermesh_tcp") && !line.contains("_seconds"))
-        .map(|line| constant.iter().fold(line.to_owned(), |line, gone| line.replace(gone, "")) + "\n")
+        .map(|line| {
+            constant.iter().fold(line.to_owned(), |line, gone| line.replace(gone.as_str(), "")) + "\n"
+        })
         .collect()
 }
 
@@ -113,7 +123,7 @@ fn a_refused_connection_and_an_unknown_peer() {
     check(
         &telemetry,
         expect![[r#"
-            undermesh_tcp_connections_refused_total{source_workload="web",destination_workload="unknown",destination_namespace="unknown",destination_service="unknown",destination_service_namespace="unknown",reason="no_endpoints"} 1
+            undermesh_tcp_connections_refused_total{source_workload="web",destination_workload="unknown",destination_namespace="unknown",destination_service="unknown",destination_service_namespace="unknown",destination_identity="unknown",reason="no_endpoints"} 1
         "#]],
     );
 }
@@ -260,6 +270,10 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
     let agent: String =
         page.lines().filter(|l| l.starts_with("undermesh_")).flat_map(|l| [l, "\n"]).collect();
     expect![[r#"
+        undermesh_tunnels_open{reporter="source"} 0
+        undermesh_tunnels_open{reporter="destination"} 0
+        undermesh_tunnel_streams_open{reporter="source"} 0
+        undermesh_tunnel_streams_open{reporter="destination"} 0
         undermesh_pods_enrolled 1
         undermesh_pods_not_enrolled{reason="attach_failed"} 1
         undermesh_pods_not_enrolled{reason="impossible"} 1
@@ -278,4 +292,75 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         undermesh_access_log_dropped_total 0
     "#]]
     .assert_eq(&agent);
+}
+
+/// Strangers: callers whom the snapshot does not know, with a certificate all the same.
+#[test]
+fn identities_are_labels_that_go_with_their_workloads() {
+    let grace = Duration::from_secs(300);
+    let telemetry = telemetry(TelemetrySettings { max_label_sets: 2, series_grace: grace });
+    let stranger = |name: &str| {
+        let mut facts = ConnectionFacts { service: None, security: Security::MutualTls, ..facts("? -> db") };
+        facts.source.identity = Some(format!("spiffe://elsewhere.test/ns/a/sa/{name}").into());
+        facts
+    };
+    let sources = || -> String {
+        let page = telemetry.scrape(MetricsFormat::PrometheusText);
+        let opened = page.lines().filter(|line| line.starts_with("undermesh_tcp_connections_opened_total"));
+        let label = |line: &str| {
+            line.split("source_identity=\"").nth(1).unwrap().split('"').next().unwrap().to_owned()
+        };
+        let mut labels: Vec<_> = opened.map(label).collect();
+        labels.sort_unstable();
+        labels.join(" ")
+    };
+    for name in ["a", "b", "c", "a"] {
+        drop(telemetry.connection_opened(stranger(name)));
+    }
+    assert_eq!(sources(), "other spiffe://elsewhere.test/ns/a/sa/a spiffe://elsewhere.test/ns/a/sa/b");
+    let start = Instant::now();
+    telemetry.retain(&snapshot(&["db"]), start);
+    telemetry.retain(&snapshot(&["db"]), start + grace);
+    assert_eq!(sources(), "other", "the last connection is long over");
+
+    let plain = ConnectionFacts { service: None, security: Security::Plaintext, ..facts("? -> db") };
+    drop(telemetry.connection_opened(plain));
+    telemetry.retain(&snapshot(&["db"]), start + grace * 2);
+    telemetry.retain(&snapshot(&["db"]), start + grace * 3);
+    assert_eq!(sources(), "other unknown", "plaintext callers are always somebody");
+}
+
+#[test]
+fn tunnels_are_counted() {
+    let telemetry = telemetry(TelemetrySettings::default());
+    let tunnels = telemetry.tunnels();
+    tunnels.handshake_succeeded(Reporter::Source);
+    tunnels.handshake_failed(Reporter::Destination, "expired");
+    tunnels.handshake_failed(Reporter::Destination, "expired");
+    tunnels.request_refused(400, "bad_request");
+    tunnels.request_refused(503, "connect_refused");
+    let (one, other) = (tunnels.opened(Reporter::Source), tunnels.opened(Reporter::Destination));
+    one.stream_opened();
+    one.stream_opened();
+    one.stream_closed();
+    other.ends(TunnelEnd::Idle);
+    other.ends(TunnelEnd::Closed);
+    drop(other);
+    drop(tunnels.opened(Reporter::Destination));
+    let page = telemetry.scrape(MetricsFormat::PrometheusText);
+    let counted =
+        page.lines().filter(|l| l.starts_with("undermesh_tunnel") || l.starts_with("undermesh_tls"));
+    expect![[r#"
+        undermesh_tls_handshakes_total{reporter="source",result="success",reason="none"} 1
+        undermesh_tls_handshakes_total{reporter="destination",result="failure",reason="expired"} 2
+        undermesh_tunnel_requests_refused_total{status="400",reason="bad_request"} 1
+        undermesh_tunnel_requests_refused_total{status="503",reason="connect_refused"} 1
+        undermesh_tunnels_open{reporter="source"} 1
+        undermesh_tunnels_open{reporter="destination"} 0
+        undermesh_tunnel_streams_open{reporter="source"} 1
+        undermesh_tunnel_streams_open{reporter="destination"} 0
+        undermesh_tunnels_closed_total{reporter="destination",reason="idle"} 1
+        undermesh_tunnels_closed_total{reporter="destination",reason="cancelled"} 1
+    "#]]
+    .assert_eq(&counted.flat_map(|line| [line, "\n"]).collect::<String>());
 }

@@ -186,3 +186,27 @@ fn a_directory_that_breaks_later_leaves_in_force_what_was_read() {
     assert_ne!(before, Roots::These(Vec::new()));
     assert!(!format!("{ca:?}").contains("PRIVATE"));
 }
+
+#[test]
+fn an_authority_is_made_where_there_is_nothing_yet() {
+    let base = tempfile::tempdir().unwrap();
+    let directory = base.path().join("var/lib/ca");
+    let options = InitOptions::default();
+    // All who start at one moment agree.
+    let made: Vec<bool> = std::thread::scope(|scope| {
+        let all: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| ensure(&directory, &InitOptions::default(), at(0)).unwrap()))
+            .collect();
+        all.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(made.iter().filter(|made| **made).count(), 1, "{made:?}");
+    let root = read_certificate(&directory, 1).unwrap();
+    assert!(!ensure(&directory, &options, at(1)).unwrap());
+    assert_eq!(read_certificate(&directory, 1).unwrap(), root);
+
+    // Its state lost, it is not made anew.
+    fs::remove_file(state_path(&directory)).unwrap();
+    let error = ensure(&directory, &options, at(2)).unwrap_err();
+    assert!(matches!(error, DirectoryError::Occupied(_)), "{error}");
+    assert_eq!(read_certificate(&directory, 1).unwrap(), root);
+}
