@@ -106,6 +106,11 @@ fn prepare(root: &Path) -> Result<()> {
         fs::rename(merged, root.join("lib/modules"))?;
     }
     let kernel = Kernel::at(root.to_owned())?;
+    // The kernel can read them compressed, but busybox offers them to it as if they were not.
+    let mut unpack = command("find");
+    unpack.arg(kernel.modules()).args(["-name", "*.ko.xz", "-exec"]).arg(busybox()?);
+    unpack.args(["unxz", "{}", "+"]);
+    output(unpack, Duration::from_secs(300))?;
     let mut depmod = command(busybox()?);
     depmod.arg("depmod").arg("-a").arg("-b").arg(root).arg(&kernel.release);
     output(depmod, Duration::from_secs(120))?;

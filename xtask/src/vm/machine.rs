@@ -104,9 +104,10 @@ impl Machine<'_> {
         let (accelerator, clock) = match self.processor {
             Processor::Hardware => (["-accel", "kvm", "-cpu", "host"], ""),
             // Without these words the kernel distrusts the emulated processor's clock, and its other clocks are slow.
-            // Page tables of five levels take longer to walk than those of four.
+            // Page tables of five levels take longer to walk than those of four. Without cx16 the kernel's allocator
+            // takes a lock instead of exchanging 16 bytes, which QEMU 7.2 was seen to get wrong at times (6.12's boot).
             Processor::Emulated => (
-                ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"],
+                ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,-cx16"],
                 "tsc=reliable clocksource=tsc no5lvl",
             ),
         };
