@@ -104,7 +104,8 @@ impl Vm {
         machine.run(Duration::from_secs(self.timeout))
     }
 
-    /// The command, for the VM's shell. Tests run one at a time: each has the machine for itself, as its limits assume.
+    /// The command, for the VM's shell. Tests run one at a time: each has the machine for itself, as its limits assume,
+    /// and what it prints is shown at once, in case the VM does not live to the end.
     fn script(&self, tests: &Tests, processor: Processor) -> String {
         let patience = match processor {
             Processor::Hardware => 1,
@@ -112,12 +113,8 @@ impl Vm {
         };
         let skips = self.skip.iter().flat_map(|name| ["--skip", name]);
         let filters = self.filters.iter().map(String::as_str);
-        let words: Vec<_> = ["--test-threads=1", "--show-output"]
-            .into_iter()
-            .chain(skips)
-            .chain(filters)
-            .map(quoted)
-            .collect();
+        let words: Vec<_> =
+            ["--test-threads=1", "--nocapture"].into_iter().chain(skips).chain(filters).map(quoted).collect();
         format!(
             "cd {}\nexport CI=1 UNDERMESH_E2E=1 UNDERMESH_VM=1 UNDERMESH_PATIENCE={patience}\n{} {}\n",
             quoted(&paths::workspace().join("tests").display().to_string()),
@@ -146,7 +143,8 @@ fn build_tests(release: bool) -> Result<Tests> {
     let messages = output(build, Duration::from_secs(1800))?;
     let programs = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        Some(PathBuf::from(message["executable"].as_str()?))
+        let program = message["executable"].as_str().filter(|_| message["target"]["name"] == "e2e");
+        program.map(PathBuf::from)
     });
     let program = programs.last().context("cargo has not said where the tests are")?;
     Ok(Tests { program })
