@@ -141,11 +141,11 @@ fn build_tests(release: bool) -> Result<Tests> {
     }
     build.args(["--message-format", "json"]);
     let messages = output(build, Duration::from_secs(1800))?;
-    let programs = messages.lines().filter_map(|line| {
+    let mut programs = messages.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         let program = message["executable"].as_str().filter(|_| message["target"]["name"] == "e2e");
         program.map(PathBuf::from)
     });
-    let program = programs.last().context("cargo has not said where the tests are")?;
+    let program = programs.next().context("cargo has not said where the tests are")?;
     Ok(Tests { program })
 }
