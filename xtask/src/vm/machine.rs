@@ -104,8 +104,8 @@ impl Machine<'_> {
         let (accelerator, clock) = match self.processor {
             Processor::Hardware => (["-accel", "kvm", "-cpu", "host"], ""),
             // Without these words the kernel distrusts the emulated processor's clock, and its other clocks are slow.
-            // Page tables of five levels take longer to walk than those of four. Without cx16 the kernel's allocator
-            // takes a lock instead of exchanging 16 bytes, which QEMU 7.2 was seen to get wrong at times (6.12's boot).
+            // Page tables of five levels take longer to walk than those of four. With cx16 the memory allocator of 6.12
+            // crashed at boot once under QEMU 7.2; without, its free lists are locked instead, and it never did.
             Processor::Emulated => (
                 ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,-cx16"],
                 "tsc=reliable clocksource=tsc no5lvl",
