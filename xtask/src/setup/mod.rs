@@ -1,7 +1,9 @@
 //! Installs what is missing on this machine: says what and why, and does nothing where all is there.
 
 mod apt;
+mod debian_archive;
 mod debian_rust_src;
+pub mod kernel;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -46,6 +48,11 @@ const FOR_TESTS: Packages = &[
     ("tcpdump", "sees what is on the wire"),
 ];
 
+const FOR_VM: Packages = &[
+    ("qemu-system-x86", "runs another kernel"),
+    ("qemu-system-common", "has virtiofsd, which shows this machine's files to it"),
+];
+
 /// All that any task needs.
 pub fn everything() -> Result<()> {
     for_tests()?;
@@ -81,6 +88,12 @@ pub fn for_ztunnel() -> Result<()> {
 pub fn for_tests() -> Result<()> {
     apt::ensure(&[FOR_LAB, FOR_BENCH, FOR_TESTS])?;
     for_build()
+}
+
+/// What tests under another kernel need beside what the tests need; the kernel itself is
+/// [`kernel::fetch`]'s.
+pub fn for_vm() -> Result<()> {
+    apt::ensure(&[FOR_VM])
 }
 
 /// What the lints need.
