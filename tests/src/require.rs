@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use crate::lab;
 
 /// Something that not every machine has.
@@ -21,6 +23,20 @@ pub enum Feature {
     Mptcp,
     /// io_uring, which some machines switch off.
     IoUring,
+    /// So many open files of one process. Not every machine lets root raise that limit, so this one is made sure of
+    /// in the VM of `cargo xtask vm`.
+    OpenFiles(u64),
+}
+
+impl Feature {
+    /// Where the lack of it is a failure: `CI`, or `UNDERMESH_VM` for what a CI machine may be without.
+    fn must_be_there(self) -> bool {
+        let place = match self {
+            Self::OpenFiles(_) => "UNDERMESH_VM",
+            _ => "CI",
+        };
+        std::env::var_os(place).is_some()
+    }
 }
 
 /// Returns from the test, with the reason printed, unless the machine has all that is named. The test returns a
@@ -34,14 +50,15 @@ macro_rules! require {
     };
 }
 
-/// Prints why the running test skips, if it must; panics instead where `CI` is set.
+/// Prints why the running test skips, if it must; panics instead under CI, or in the VM.
 pub fn is_missing(features: &[Feature]) -> bool {
-    let Some(reason) = features.iter().find_map(|feature| feature.lack()) else {
+    let lack = features.iter().find_map(|feature| Some((feature, feature.lack()?)));
+    let Some((feature, reason)) = lack else {
         return false;
     };
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
-    assert!(std::env::var_os("CI").is_none(), "{test} must not skip under CI: {reason}");
+    assert!(!feature.must_be_there(), "{test} must not skip here: {reason}");
     eprintln!("SKIP {test}: {reason}");
     true
 }
@@ -72,6 +89,7 @@ impl Feature {
                 let ring = io_uring::IoUring::new(1);
                 ring.err().map(|error| format!("needs io_uring (kernel.io_uring_disabled=0): {error}"))
             }
+            Self::OpenFiles(count) => lack_of_open_files(count),
         }
     }
 }
@@ -91,6 +109,19 @@ pub fn library(name: &str) -> Option<String> {
     let folder = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
     let path = Path::new(&folder).join(name);
     path.is_file().then(|| path.display().to_string())
+}
+
+/// The limit that is in force counts, so it is raised for this process: those that it starts inherit it.
+fn lack_of_open_files(count: u64) -> Option<String> {
+    let limits = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    if limits.1 >= count {
+        return None;
+    }
+    let error = setrlimit(Resource::RLIMIT_NOFILE, limits.0, count).err()?;
+    Some(format!(
+        "needs {count} open files; a process may have {} here, and raising that fails ({error}): cargo xtask vm",
+        limits.1
+    ))
 }
 
 /// True if the program is on the PATH or in /usr/sbin.

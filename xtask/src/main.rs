@@ -10,6 +10,7 @@ mod paths;
 mod say;
 mod setup;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,8 @@ enum Task {
     Lint,
     /// Run every test, those that need root and a kernel included.
     Test(test::Test),
+    /// Run end-to-end tests under other kernels, in a VM.
+    Vm(vm::Vm),
     /// Show the mesh at work on this machine.
     Demo(demo::Demo),
     /// Feed malformed input to every parser of what comes from outside.
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Build(build) => setup::for_build().and_then(|()| build.run()),
         Task::Lint => lint::run(),
         Task::Test(test) => test.run(),
+        Task::Vm(vm) => vm.run(),
         Task::Demo(demo) => demo.run(),
         Task::Fuzz(fuzz) => fuzz.run(),
         Task::Bench(bench) => bench.run(),

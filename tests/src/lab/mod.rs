@@ -159,8 +159,17 @@ impl Shared {
     }
 }
 
-/// Asks `probe` again and again until it has an answer; its last error is part of the complaint.
+/// The limit as it is on this machine: an emulated processor is slow, and whoever starts it says how slow, by
+/// `UNDERMESH_PATIENCE`.
+pub fn patient(limit: Duration) -> Duration {
+    let factor = std::env::var("UNDERMESH_PATIENCE").ok().and_then(|text| text.parse().ok());
+    limit * factor.unwrap_or(1)
+}
+
+/// Asks `probe` again and again until it has an answer; its last error is part of the complaint. The limit is
+/// [`patient`].
 pub fn eventually<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
+    let limit = patient(limit);
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_millis(2);
     loop {

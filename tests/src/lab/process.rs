@@ -19,7 +19,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg, sigprocmask};
 use nix::unistd::Pid;
 
-use super::signals;
+use super::{patient, signals};
 
 /// Where a program runs.
 #[derive(Clone, Debug)]
@@ -202,7 +202,7 @@ fn pid(child: &Child) -> Pid {
     Pid::from_raw(child.id() as i32)
 }
 
-/// Waits without polling: a pidfd becomes readable when the process ends.
+/// Waits without polling: a pidfd becomes readable when the process ends. The limit is [`patient`].
 fn wait_for(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
     // SAFETY: the call takes no pointers; a result that is not negative is a descriptor that only we own.
     let pidfd = unsafe {
@@ -212,7 +212,7 @@ fn wait_for(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
         }
         OwnedFd::from_raw_fd(fd as i32)
     };
-    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+    let limit = PollTimeout::try_from(patient(limit)).unwrap_or(PollTimeout::MAX);
     poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], limit)?;
     Ok(child.try_wait()?)
 }

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use undermesh_tests::lab::{
-    Agent, AgentOptions, Lab, Manifest, Node, Output, Pod, PodSpec, Process, binary, eventually,
+    Agent, AgentOptions, Lab, Manifest, Node, Output, Pod, PodSpec, Process, binary, eventually, patient,
 };
 
 /// For whatever takes no time on an idle machine.
@@ -144,7 +144,7 @@ pub fn dial(client: &Pod, to: IpAddr, count: usize) -> Result<Dialled> {
 pub fn dial_at_once(client: &Pod, to: SocketAddr, count: usize, at_once: usize) -> Result<Dialled> {
     let mut command = Command::new(binary("traffic")?);
     command.args(["dial", &to.to_string(), "--count", &count.to_string(), "--at-once", &at_once.to_string()]);
-    command.args(["--limit-ms", "2000"]);
+    command.args(["--limit-ms", &patient(Duration::from_secs(2)).as_millis().to_string()]);
     last_line(&client.run(command, Duration::from_secs(60))?.success()?)
 }
 

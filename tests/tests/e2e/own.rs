@@ -162,7 +162,9 @@ fn a_code_that_stands_for_nothing_is_refused() -> Result<()> {
     for (number, ip) in ["127.200.1.2", "fd75:6d65:7368:1::4d4d"].into_iter().enumerate() {
         // The agent has to accept it to see what it stands for.
         let told = mesh.client(&["connect", &at(ip.parse()?, 80), "--script", "hear-end"])?;
-        ensure!(told[0]["connect"] == "ok" && told[0]["saw"][0] == "|ECONNRESET", "{ip}: {told}");
+        // On a slow machine the reset comes before connect() has returned, which then tells of it.
+        let reset = told[0]["connect"] == "ECONNRESET";
+        ensure!(reset || told[0]["connect"] == "ok" && told[0]["saw"][0] == "|ECONNRESET", "{ip}: {told}");
         let what = "the refusal is counted";
         mesh.agent().wait_metrics(Duration::from_secs(5), what, |metrics| {
             counted(metrics, REFUSED, "unknown_destination") == (number + 1) as f64

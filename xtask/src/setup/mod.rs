@@ -1,7 +1,9 @@
 //! Installs what is missing on this machine: says what and why, and does nothing where all is there.
 
 mod apt;
+mod debian_archive;
 mod debian_rust_src;
+pub mod kernel;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -51,6 +53,11 @@ const FOR_TESTS: Packages = &[
     ("iptables", "drops packets"),
 ];
 
+const FOR_VM: Packages = &[
+    ("qemu-system-x86", "runs another kernel"),
+    ("qemu-system-common", "has virtiofsd, which shows this machine's files to it"),
+];
+
 /// All that any task needs.
 pub fn everything() -> Result<()> {
     for_tests()?;
@@ -91,6 +98,12 @@ pub fn for_tests() -> Result<()> {
 /// What the fuzz targets need.
 pub fn for_fuzz() -> Result<()> {
     apt::ensure(&[FOR_FUZZ])
+}
+
+/// What tests under another kernel need beside what the tests need; the kernel itself is
+/// [`kernel::fetch`]'s.
+pub fn for_vm() -> Result<()> {
+    apt::ensure(&[FOR_VM])
 }
 
 /// What the lints need.

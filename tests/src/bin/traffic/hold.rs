@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
+use undermesh_tests::lab::patient;
 
 use crate::dial::{Exchange, within};
 
@@ -14,12 +15,13 @@ const BATCH: usize = 128;
 const LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) async fn hold(to: SocketAddr, count: usize) -> Result<()> {
+    let limit = patient(LIMIT);
     let mut stop = signal(SignalKind::terminate())?;
     let mut held = Vec::with_capacity(count);
     while held.len() < count {
         let mut batch = JoinSet::new();
         for _ in 0..BATCH.min(count - held.len()) {
-            batch.spawn(within(LIMIT, Exchange::open(to)));
+            batch.spawn(within(limit, Exchange::open(to)));
         }
         while let Some(opened) = batch.join_next().await {
             held.push(opened?.with_context(|| format!("connection {}", held.len() + 1))?);
@@ -32,7 +34,7 @@ pub(crate) async fn hold(to: SocketAddr, count: usize) -> Result<()> {
             exchange.line("still there?").await?;
             exchange.close().await
         };
-        within(LIMIT, works).await.with_context(|| format!("connection {} of {count}", number + 1))?;
+        within(limit, works).await.with_context(|| format!("connection {} of {count}", number + 1))?;
     }
     println!("all worked");
     Ok(())

@@ -10,6 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
+use undermesh_tests::lab::patient;
 
 use crate::dial::{Exchange, describe, within};
 
@@ -31,7 +32,7 @@ pub(crate) async fn run(to: SocketAddr, clients: usize) -> Result<()> {
                     exchange.line("a line to be echoed").await?;
                     exchange.close().await
                 };
-                let ended = within(Duration::from_secs(5), once).await;
+                let ended = within(patient(Duration::from_secs(5)), once).await;
                 let ended_ns = monotonic_ns()?;
                 made.set(made.get() + 1);
                 if let Err(error) = ended {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
+use undermesh_tests::lab::patient;
 
 use crate::dial::{Exchange, describe, within};
 
@@ -18,7 +19,7 @@ pub(crate) async fn talk(to: SocketAddr) -> Result<()> {
         Exchange::open(to).await.map_err(|error| describe(&error)).map_err(anyhow::Error::msg)?;
     println!("talking to {}", exchange.server);
     for number in 1u64.. {
-        let said = within(LIMIT, exchange.line(&format!("line {number}"))).await;
+        let said = within(patient(LIMIT), exchange.line(&format!("line {number}"))).await;
         said.map_err(|error| anyhow::Error::msg(describe(&error)))?;
         println!("ok {number}");
         tokio::select! {
@@ -26,7 +27,7 @@ pub(crate) async fn talk(to: SocketAddr) -> Result<()> {
             () = tokio::time::sleep(PAUSE) => {}
         }
     }
-    within(LIMIT, exchange.close()).await.context("not ended in order")?;
+    within(patient(LIMIT), exchange.close()).await.context("not ended in order")?;
     println!("ended in order");
     Ok(())
 }
