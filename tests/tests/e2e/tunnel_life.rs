@@ -5,12 +5,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use undermesh_tests::lab::{Pod, binary};
+use undermesh_tests::lab::{Pod, PodSpec, binary};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
-use crate::kit::{Mesh, Run, SOON, Talk, dial, serve};
-use crate::mesh::OPENED;
+use crate::kit::{Mesh, Run, SHOP, SOON, Talk, dial, serve};
+use crate::mesh::{OPENED, REFUSED};
 
 const TUNNELS: &str = "undermesh_tunnels_open";
 
@@ -72,6 +72,44 @@ fn a_tunnel_that_fell_silent_costs_seconds_and_no_connection() -> Result<()> {
     let took = began.elapsed();
     ensure!(took < Duration::from_secs(6), "the dead tunnel was found out only after {took:?}");
     ensure!(opened(&mesh, "plaintext")? == 0.0, "the connection went past the tunnel");
+    Ok(())
+}
+
+/// While an agent is down, its pods are reached as it has chosen: past it, or not at all.
+#[test]
+fn a_server_whose_agent_is_down_is_reached_as_it_chose() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    for mode in ["open", "closed"] {
+        let name = format!("um-e2e-tunnel-down-{mode}");
+        let (mut mesh, client, far) = pair(&name, &["--on-agent-down", mode])?;
+        let strict = mesh.add(1, PodSpec::new(SHOP, "strict").annotation("undermesh.io/mtls", "strict"))?;
+        let _server = serve(&strict)?;
+        mesh.ready()?;
+        for pod in [&far, &strict] {
+            dial(&client, pod.ip(), 5)?.all_served()?;
+        }
+        ensure!(opened(&mesh, "mutual_tls")? == 10.0, "not all went through tunnels");
+        mesh.agents[1].kill();
+        for ip in [far.ip(), far.ip6()] {
+            let dialled = dial(&client, ip, 5)?;
+            match mode {
+                "open" => dialled.all_served().map(drop)?,
+                _ => dialled.all_failed("ECONNRESET")?,
+            }
+        }
+        dial(&client, strict.ip(), 5)?.all_failed("ECONNRESET")?;
+        let metrics = mesh.agents[0].metrics()?;
+        let (bypasses, down) = match mode {
+            "open" => (10.0, 5.0),
+            _ => (0.0, 15.0),
+        };
+        let told = metrics.sum("undermesh_tunnel_bypasses_total", &[]);
+        let refused = metrics.sum(REFUSED, &[("reason", "agent_down")]);
+        ensure!((told, refused) == (bypasses, down), "{mode}: {told} bypasses, {refused} refused");
+        mesh.restart(1, &["--on-agent-down", mode])?;
+        dial(&client, far.ip(), 5)?.all_served()?;
+        ensure!(opened(&mesh, "mutual_tls")? == 15.0, "the agent is back, and there is no tunnel");
+    }
     Ok(())
 }
 

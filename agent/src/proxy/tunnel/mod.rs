@@ -53,6 +53,8 @@ pub struct PublishedPod {
     pub uid: WorkloadUid,
     /// The node whose agent says so.
     pub node: Name,
+    /// While that agent is down, the pod is to be reached past it, in plaintext.
+    pub plaintext_when_down: bool,
 }
 
 /// What the tunnels of all workers need.
@@ -75,9 +77,23 @@ pub struct Tunnel {
 impl Tunnel {
     /// Whether the pod takes tunnels. Its agent and the configuration must agree on who has the address.
     pub(super) fn reaches(&self, workload: &Workload, address: IpAddr) -> bool {
-        let published = self.published.load();
-        published.get(&address.to_canonical()).is_some_and(|published| {
-            published.uid == workload.uid && workload.node.as_ref() == Some(&published.node)
+        self.ask_published(workload, address, |_| true)
+    }
+
+    /// Whether the pod is to be reached in plaintext while its agent is down.
+    pub(super) fn takes_plaintext_when_down(&self, workload: &Workload, address: IpAddr) -> bool {
+        self.ask_published(workload, address, |published| published.plaintext_when_down)
+    }
+
+    fn ask_published(
+        &self,
+        workload: &Workload,
+        address: IpAddr,
+        question: impl Fn(&PublishedPod) -> bool,
+    ) -> bool {
+        self.published.load().get(&address.to_canonical()).is_some_and(|published| {
+            let is_it = published.uid == workload.uid && workload.node.as_ref() == Some(&published.node);
+            is_it && question(published)
         })
     }
 
