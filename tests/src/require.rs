@@ -17,6 +17,8 @@ pub enum Feature {
     Kernel(u32, u32),
     /// A program on the PATH (or in /usr/sbin).
     Program(&'static str),
+    /// A shared library, by its path below the library folder.
+    Library(&'static str),
     /// MPTCP sockets.
     Mptcp,
     /// io_uring, which some machines switch off.
@@ -75,6 +77,9 @@ impl Feature {
             Self::Program(name) => {
                 (!is_installed(name)).then(|| format!("needs the program `{name}`: cargo xtask setup"))
             }
+            Self::Library(name) => {
+                library(name).is_none().then(|| format!("needs the library `{name}`: cargo xtask setup"))
+            }
             Self::Mptcp => {
                 let (domain, protocol) = (socket2::Domain::IPV4, socket2::Protocol::MPTCP);
                 let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(protocol));
@@ -97,6 +102,13 @@ fn lack_of_lab() -> Option<String> {
         return Some("it needs root".to_owned());
     }
     Feature::Program("ip").lack().or_else(|| lab::cgroup_root().err().map(|error| error.to_string()))
+}
+
+/// Where the shared library is, if it is installed.
+pub fn library(name: &str) -> Option<String> {
+    let folder = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let path = Path::new(&folder).join(name);
+    path.is_file().then(|| path.display().to_string())
 }
 
 /// The limit that is in force counts, so it is raised for this process: those that it starts inherit it.

@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod command;
 mod demo;
+mod fuzz;
 mod lint;
 mod paths;
 mod say;
@@ -36,6 +37,8 @@ enum Task {
     Vm(vm::Vm),
     /// Show the mesh at work on this machine.
     Demo(demo::Demo),
+    /// Feed malformed input to every parser of what comes from outside.
+    Fuzz(fuzz::Fuzz),
     /// Measure the mesh against the same pods without one.
     Bench(bench::Bench),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::Test(test) => test.run(),
         Task::Vm(vm) => vm.run(),
         Task::Demo(demo) => demo.run(),
+        Task::Fuzz(fuzz) => fuzz.run(),
         Task::Bench(bench) => bench.run(),
     };
     match done {

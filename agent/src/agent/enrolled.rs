@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 
-use crate::model::{Name, Workload, WorkloadUid};
+use crate::capture::OnAgentDown;
+use crate::model::{MtlsMode, Name, Workload, WorkloadUid};
 use crate::proxy::tunnel::{PublishedPod, PublishedPods};
 
 const PREFIX: &str = "enrolled-";
@@ -38,6 +39,9 @@ struct Enrolled {
     addresses: Vec<IpAddr>,
     /// Seconds since 1970.
     since: u64,
+    /// While this agent is down, clients are to go past it, in plaintext.
+    #[serde(default)]
+    plaintext_when_down: bool,
 }
 
 /// Writes this agent's file.
@@ -45,13 +49,14 @@ struct Enrolled {
 pub(super) struct Publisher {
     path: PathBuf,
     node: Name,
+    on_agent_down: OnAgentDown,
     pods: BTreeMap<WorkloadUid, Enrolled>,
 }
 
 impl Publisher {
     /// Takes over what an earlier agent of this node has published: its pods are still in the mesh, and are to be told
     /// of until they are not.
-    pub(super) fn open(folder: &Path, node: &Name) -> anyhow::Result<Self> {
+    pub(super) fn open(folder: &Path, node: &Name, on_agent_down: OnAgentDown) -> anyhow::Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         let path = folder.join(format!("{PREFIX}{node}{SUFFIX}"));
         let before = match read(&path) {
@@ -63,7 +68,7 @@ impl Publisher {
             }
         };
         let pods = before.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
-        let publisher = Self { path, node: node.clone(), pods };
+        let publisher = Self { path, node: node.clone(), on_agent_down, pods };
         publisher.write().with_context(|| format!("writing {}", publisher.path.display()))?;
         Ok(publisher)
     }
@@ -71,12 +76,27 @@ impl Publisher {
     /// The pod takes tunnels.
     pub(super) fn publish(&mut self, workload: &Workload) {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let enrolled = Enrolled { uid: workload.uid.clone(), addresses: workload.addresses.clone(), since };
-        if self.pods.get(&workload.uid).is_some_and(|before| before.addresses == enrolled.addresses) {
+        let enrolled = Enrolled {
+            uid: workload.uid.clone(),
+            addresses: workload.addresses.clone(),
+            since,
+            plaintext_when_down: self.on_agent_down == OnAgentDown::Open
+                && workload.mtls == MtlsMode::Permissive,
+        };
+        let says_the_same = |before: &Enrolled| {
+            before.addresses == enrolled.addresses
+                && before.plaintext_when_down == enrolled.plaintext_when_down
+        };
+        if self.pods.get(&workload.uid).is_some_and(says_the_same) {
             return;
         }
         self.pods.insert(workload.uid.clone(), enrolled);
         self.write_or_warn();
+    }
+
+    /// Whether it is told of the pod.
+    pub(super) fn has(&self, uid: &WorkloadUid) -> bool {
+        self.pods.contains_key(uid)
     }
 
     /// These take no tunnels any more. True if that is news.
@@ -197,7 +217,11 @@ impl Follower {
         let mut pods = imbl::HashMap::new();
         for Statement { node, pods: enrolled } in self.statements.values() {
             for pod in enrolled {
-                let published = PublishedPod { uid: pod.uid.clone(), node: node.clone() };
+                let published = PublishedPod {
+                    uid: pod.uid.clone(),
+                    node: node.clone(),
+                    plaintext_when_down: pod.plaintext_when_down,
+                };
                 pods.extend(pod.addresses.iter().map(|address| (address.to_canonical(), published.clone())));
             }
         }
@@ -228,5 +252,17 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn read(path: &Path) -> io::Result<Statement> {
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+    Ok(parse(&fs::read(path)?)?)
+}
+
+fn parse(bytes: &[u8]) -> serde_json::Result<Statement> {
+    serde_json::from_slice(bytes)
+}
+
+#[cfg(fuzzing)]
+pub(super) fn fuzz(bytes: &[u8]) {
+    if let Ok(statement) = parse(bytes) {
+        let written = serde_json::to_vec(&statement).expect("what was read can be written");
+        assert!(parse(&written).is_ok(), "what was written can be read");
+    }
 }

@@ -141,7 +141,12 @@ impl Mesh {
         self.wanted.insert(workload.uid.clone(), workload.clone());
         if self.capture.is_enrolled(&workload.uid) {
             match self.capture.update(workload) {
-                Ok(()) => self.failed.remove(&workload.uid),
+                Ok(()) => {
+                    if let Some(members) = &mut self.members {
+                        members.updated(workload);
+                    }
+                    self.failed.remove(&workload.uid)
+                }
                 Err(error) => {
                     error!(pod = %workload.pod, %error, "cannot update the pod in the kernel; trying again");
                     self.failed.insert(workload.uid.clone(), Instant::now() + RETRY)
@@ -157,10 +162,11 @@ impl Mesh {
             Ok(pod) => {
                 info!(pod = %workload.pod, "enrolled");
                 self.failed.remove(&workload.uid);
-                self.workers.serve(pod).await?;
+                // Its certificate is asked for before the first connection needs it.
                 if let Some(members) = &mut self.members {
                     members.enrolled(workload);
                 }
+                self.workers.serve(pod).await?;
                 PodState::Enrolled { since: SystemTime::now() }
             }
             Err(error) => {

@@ -1,6 +1,8 @@
 //! The wiring of `undermesh agent`: the one place that knows every module.
 
 mod enrolled;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod mesh;
 mod report;
 mod tunnel;
@@ -66,7 +68,9 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     // Whatever may fail comes before the kernel is touched, where an agent that runs already may be at work.
     let directory = Directory::open(&settings.config_dir, settings.node.clone(), settings.mtls)?;
     let tunnel = settings.tunnel.as_ref();
-    let tunnel = tunnel.map(|it| tunnel::open(it, &settings.node.name, &telemetry)).transpose()?;
+    let tunnel = tunnel
+        .map(|it| tunnel::open(it, &settings.node.name, settings.capture.on_agent_down, &telemetry))
+        .transpose()?;
     let mut admin = Admin::bind(settings.admin_address, telemetry.clone()).await?;
     let (tunnel, members, background) = match tunnel {
         Some(Opened { tunnel, members, radar, background }) => {

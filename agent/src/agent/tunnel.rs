@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use super::enrolled::{Follower, Publisher};
+use crate::capture::OnAgentDown;
 use crate::identity::ca::CertificateAuthority;
 use crate::identity::ca::directory::{self, DirectoryCa, InitOptions};
 use crate::identity::ca::grpc::{GrpcCa, GrpcSettings};
@@ -18,7 +19,7 @@ use crate::identity::{
     TrustFileError, TrustFiles, TrustFilesSettings,
 };
 use crate::model::{Name, Workload, WorkloadUid};
-use crate::proxy::tunnel::{Handshakes, Tunnel};
+use crate::proxy::tunnel::{Handshakes, Strangers, Tunnel};
 use crate::telemetry::Telemetry;
 
 /// How often it is looked for certificates that are about to expire.
@@ -86,6 +87,7 @@ pub(super) struct Members {
 pub(super) fn open(
     settings: &TunnelSettings,
     node: &Name,
+    on_agent_down: OnAgentDown,
     telemetry: &Arc<Telemetry>,
 ) -> anyhow::Result<Opened> {
     let clock = Clock::system();
@@ -95,13 +97,14 @@ pub(super) fn open(
     let trust_files = TrustFiles::open(settings.trust_files.clone(), trust.clone()).map_err(with_flag)?;
     let store_settings = StoreSettings { leaf_life: settings.certificate_lifetime, ..Default::default() };
     let store = CertificateStore::new(ca, trust.clone(), clock.clone(), store_settings);
-    let publisher = Publisher::open(&settings.state_dir, node)?;
+    let publisher = Publisher::open(&settings.state_dir, node, on_agent_down)?;
     let follower = Follower::open(&settings.state_dir, node);
     let tunnel = Arc::new(Tunnel {
         tls: MeshTls::new(store.clone(), trust.clone(), clock),
         certificates: store.clone(),
         trust_domain,
         published: follower.published(),
+        strangers: Strangers::default(),
         handshakes: Handshakes::new(telemetry.clone()),
     });
     let radar = Radar::new(store.clone(), trust);
@@ -190,6 +193,13 @@ impl Members {
             }
             Some(Err(error)) => error!(%error, "waiting for a certificate failed inside the agent"),
             None => std::future::pending().await,
+        }
+    }
+
+    /// What is told of the pod may have changed.
+    pub(super) fn updated(&mut self, workload: &Workload) {
+        if self.publisher.has(&workload.uid) {
+            self.publisher.publish(workload);
         }
     }
 

@@ -19,10 +19,12 @@ use crate::agent::{self, AgentSettings};
 use crate::capture::{CaptureSettings, OnAgentDown};
 use crate::model::{MtlsMode, NodeInfo};
 use crate::proxy::ProxySettings;
+use crate::proxy::tunnel::UNFINISHED_HANDSHAKES;
 use crate::telemetry::{AccessLogFormat, AccessLogOutput, AccessLogSettings};
 
-/// Descriptors that the agent needs beside those of its connections: maps, files, the admin endpoints' clients.
-const DESCRIPTORS_APART: u64 = 256;
+/// Descriptors that the agent needs beside those of its connections: maps, files, the admin endpoints' clients, and
+/// callers that may never become connections.
+const DESCRIPTORS_APART: u64 = 256 + UNFINISHED_HANDSHAKES as u64;
 
 /// And those that each worker needs: two listeners in each of 110 pods (the kubelet's default limit), two ends of each
 /// pipe for bulk.

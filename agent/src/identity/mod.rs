@@ -6,6 +6,8 @@
 pub mod ca;
 mod clock;
 mod crl;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod key;
 mod radar;
 mod reason;

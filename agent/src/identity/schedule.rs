@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 const JITTER: f64 = 0.05;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const SLOWEST_RETRY: Duration = Duration::from_secs(300);
+/// While there is no certificate at all, and so no connection.
+const SLOWEST_FIRST: Duration = Duration::from_secs(30);
 
 /// When to renew what was received at `received` and expires at `not_after`: at half of the life that it had then,
 /// give or take the jitter. `dice` is in `0.0..1.0`.
@@ -19,10 +21,10 @@ pub(super) fn renew_at(received: SystemTime, not_after: SystemTime, dice: f64) -
 
 /// How long to wait after so many failures in a row (one at least): twice as long each time, the later half of it by
 /// dice, five minutes at most, and never more than an eighth of what is left of the certificate in use: an outage that
-/// ends shortly before the expiry must be noticed in time.
+/// ends shortly before the expiry must be noticed in time. Half a minute at most where there is none in use.
 pub(super) fn retry_after(failures: u32, remaining: Option<Duration>, dice: f64) -> Duration {
     let doubled = FIRST_RETRY.saturating_mul(1 << failures.saturating_sub(1).min(16));
-    let longest = remaining.map_or(SLOWEST_RETRY, |left| (left / 8).clamp(FIRST_RETRY, SLOWEST_RETRY));
+    let longest = remaining.map_or(SLOWEST_FIRST, |left| (left / 8).clamp(FIRST_RETRY, SLOWEST_RETRY));
     doubled.min(longest).mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0)
 }
 
@@ -52,8 +54,8 @@ mod tests {
         let waits = |remaining: Option<Duration>| -> Vec<u64> {
             (1..=10).map(|failures| retry_after(failures, remaining, 1.0).as_secs()).collect()
         };
-        assert_eq!(waits(None), [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]);
-        assert_eq!(waits(Some(secs(43_200))), waits(None));
+        assert_eq!(waits(Some(secs(43_200))), [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]);
+        assert_eq!(waits(None), [1, 2, 4, 8, 16, 30, 30, 30, 30, 30]);
         assert_eq!(waits(Some(secs(80))), [1, 2, 4, 8, 10, 10, 10, 10, 10, 10]);
         assert_eq!(waits(Some(Duration::ZERO)), [1; 10], "expired: every second");
         assert_eq!(retry_after(3, None, 0.0), secs(2));

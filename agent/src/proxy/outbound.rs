@@ -190,31 +190,48 @@ async fn dial(
     to: SocketAddr,
     client: &TcpStream,
 ) -> Result<(Upstream, Assurance), (RefuseReason, Assurance)> {
-    let (way, assurance) = way(proxy, snapshot, captured, to);
+    let (way, mut assurance) = way(proxy, snapshot, captured, to);
     let connected = match way {
         Way::Tunnel(tunnel, destination) => {
             let wanted = Wanted { from: &captured.net, client: captured.client, to, destination };
             // On the heap, so that connections without a tunnel do not carry the room for one.
             let connect = Box::pin(tunnel::client::connect(proxy, tunnel, here, wanted));
-            tokio::select! {
+            let connected = tokio::select! {
                 biased;
                 connected = connect => connected.map(Upstream::Tunnel),
                 () = upstream::gone(client) => Err(RefuseReason::ClientGone),
+            };
+            match connected {
+                // As the destination's agent has told while it ran (`--on-agent-down`).
+                Err(RefuseReason::AgentDown) if tunnel.takes_plaintext_when_down(destination, to.ip()) => {
+                    proxy.telemetry.tunnels().bypassed();
+                    assurance = Assurance::NONE;
+                    dial_socket(proxy, here, captured, to, client, None).await
+                }
+                connected => connected,
             }
         }
-        Way::SameNode | Way::Plaintext => {
-            let on_behalf_of = matches!(way, Way::SameNode).then_some(captured.client);
-            // The application's bound address, unless the endpoint is of the other family.
-            let source = captured.bound.filter(|source| source.is_ipv4() == to.is_ipv4());
-            let target = Target { from: &captured.net, to, source, on_behalf_of };
-            let connected = upstream::connect(proxy, &here.dialer, upstream::gone(client), target).await;
-            connected.map(Upstream::Socket)
-        }
+        Way::SameNode => dial_socket(proxy, here, captured, to, client, Some(captured.client)).await,
+        Way::Plaintext => dial_socket(proxy, here, captured, to, client, None).await,
     };
     match connected {
         Ok(upstream) => Ok((upstream, assurance)),
         Err(reason) => Err((reason, assurance)),
     }
+}
+
+async fn dial_socket(
+    proxy: &Proxy,
+    here: &Here,
+    captured: &Captured,
+    to: SocketAddr,
+    client: &TcpStream,
+    on_behalf_of: Option<SocketAddr>,
+) -> Result<Upstream, RefuseReason> {
+    // The application's bound address, unless the endpoint is of the other family.
+    let source = captured.bound.filter(|source| source.is_ipv4() == to.is_ipv4());
+    let target = Target { from: &captured.net, to, source, on_behalf_of };
+    upstream::connect(proxy, &here.dialer, upstream::gone(client), target).await.map(Upstream::Socket)
 }
 
 /// How a connection gets to an endpoint.

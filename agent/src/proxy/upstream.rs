@@ -57,6 +57,7 @@ pub(super) fn is_worth_another(reason: RefuseReason) -> bool {
             | RefuseReason::ConnectTimeout
             | RefuseReason::ConnectUnreachable
             | RefuseReason::HandshakeFailed
+            | RefuseReason::AgentDown
     )
 }
 

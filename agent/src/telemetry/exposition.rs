@@ -195,7 +195,8 @@ impl Scrape {
                 }
             }
         }
-        Ok(())
+        let help = "Connections that went in plaintext past the agent of their destination, which was down.";
+        out.one_counter("undermesh_tunnel_bypasses", help, self.tunnels.bypasses())
     }
 
     fn pods(&self, out: &mut Out<'_>) -> fmt::Result {

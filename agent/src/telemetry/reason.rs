@@ -48,6 +48,8 @@ pub enum RefuseReason {
     Denied,
     /// The client went away before there was an upstream.
     ClientGone,
+    /// Nothing listens on the tunnel's port of the destination: its agent is down.
+    AgentDown,
     /// Plaintext without proof of its origin, for a pod that takes none.
     PlaintextRefused,
     /// A limit on open connections was reached.
@@ -84,7 +86,7 @@ impl CloseReason {
 
 impl RefuseReason {
     /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NoEndpoints,
         Self::UnknownPort,
         Self::UnknownDestination,
@@ -96,6 +98,7 @@ impl RefuseReason {
         Self::NoCertificate,
         Self::Denied,
         Self::ClientGone,
+        Self::AgentDown,
         Self::PlaintextRefused,
         Self::Limit,
         Self::Internal,
@@ -115,6 +118,7 @@ impl RefuseReason {
             Self::NoCertificate => "no_certificate",
             Self::Denied => "denied",
             Self::ClientGone => "client_gone",
+            Self::AgentDown => "agent_down",
             Self::PlaintextRefused => "plaintext_refused",
             Self::Limit => "limit",
             Self::Internal => "internal",

@@ -15,6 +15,7 @@ pub struct Tunnels {
     handshakes: Mutex<BTreeMap<Handshake, u64>>,
     refused_requests: Mutex<BTreeMap<RefusedRequest, u64>>,
     sides: [Side; Reporter::ALL.len()],
+    bypassed: AtomicU64,
 }
 
 /// How a handshake went.
@@ -80,6 +81,11 @@ impl Tunnels {
         *refused.entry(RefusedRequest { status, reason }).or_default() += 1;
     }
 
+    /// Counts a connection that went in plaintext past the destination's agent, which was down.
+    pub fn bypassed(&self) {
+        self.bypassed.fetch_add(1, Relaxed);
+    }
+
     /// Counts a tunnel for as long as it stands.
     pub fn opened(self: &Arc<Self>, reporter: Reporter) -> OpenTunnel {
         self.side(reporter).open.fetch_add(1, Relaxed);
@@ -92,6 +98,10 @@ impl Tunnels {
 
     pub(super) fn refused_requests(&self) -> BTreeMap<RefusedRequest, u64> {
         self.refused_requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn bypasses(&self) -> u64 {
+        self.bypassed.load(Relaxed)
     }
 
     pub(super) fn side(&self, reporter: Reporter) -> &Side {

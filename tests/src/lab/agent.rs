@@ -1,12 +1,15 @@
 //! The agent of one node, driven as a user would: by its command line, its signals and its admin endpoint.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
+use super::state::State;
 use super::{Metrics, Node, Process, Response, eventually};
 
 /// Where every agent of a lab answers, each in its own node's namespace.
@@ -21,6 +24,8 @@ pub struct AgentOptions {
     pub args: Vec<String>,
     /// Further environment variables.
     pub env: Vec<(String, String)>,
+    /// Without the lab's certificate authority: connections between nodes are plaintext.
+    pub plaintext: bool,
 }
 
 /// A running agent; killed when dropped.
@@ -28,17 +33,23 @@ pub struct AgentOptions {
 pub struct Agent {
     node: Node,
     process: Process,
+    state_dir: PathBuf,
 }
 
 impl Agent {
-    pub(super) fn spawn(node: Node, config_dir: PathBuf, options: AgentOptions) -> Result<Self> {
+    pub(super) fn spawn(node: Node, lab: &State, options: AgentOptions) -> Result<Self> {
         let binary = options.binary.map_or_else(|| binary("undermesh"), Ok)?;
         let mut command = Command::new(binary);
         command.args(["agent", "--node-name", node.name(), "--admin-address", ADMIN_ADDRESS]);
-        command.arg("--config-dir").arg(config_dir).arg("--bpffs").arg(node.pins());
+        command.arg("--config-dir").arg(lab.config_dir()).arg("--bpffs").arg(node.pins());
+        let authority = |arg: &String| arg.starts_with("--ca-");
+        if !options.plaintext && !options.args.iter().any(authority) {
+            // The first agent makes it.
+            command.arg("--ca-dir").arg(lab.dir.join("ca")).arg("--state-dir").arg(lab.dir.join("state"));
+        }
         command.args(options.args).envs(options.env);
         let process = node.spawn(command)?;
-        Ok(Self { node, process })
+        Ok(Self { node, process, state_dir: lab.dir.join("state") })
     }
 
     /// Waits until the agent says that every pod of its node is enrolled, or has a reason not to be.
@@ -57,6 +68,22 @@ impl Agent {
                 Err(error.context(format!("the agent's last words:\n{}", self.process.log_tail(30))))
             }
         }
+    }
+
+    /// Waits until the agent has told the lab's others that so many of its pods, or more, take tunnels, and they had time to
+    /// read it.
+    pub fn wait_published(&self, count: usize, limit: Duration) -> Result<()> {
+        let file = self.state_dir.join(format!("enrolled-{}.json", self.node.name()));
+        eventually(limit, &format!("{count} pods of {} are published", self.node.name()), || {
+            let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+            let statement: Value = serde_json::from_str(&text)?;
+            let pods = statement["pods"].as_array().map_or(0, Vec::len);
+            ensure!(pods >= count, "{text}");
+            Ok(())
+        })?;
+        // The others are told at once; they may need a moment to read.
+        std::thread::sleep(Duration::from_millis(300));
+        Ok(())
     }
 
     /// An HTTP GET to the admin endpoint.

@@ -86,7 +86,7 @@ impl Node {
 
     /// Starts this node's agent.
     pub fn spawn_agent(&self, options: AgentOptions) -> Result<Agent> {
-        Agent::spawn(self.clone(), self.inner.lab.state.config_dir(), options)
+        Agent::spawn(self.clone(), &self.inner.lab.state, options)
     }
 
     /// Starts a program on the node, outside of every pod, beside the agent.

@@ -69,6 +69,10 @@ impl Mesh {
             agent.wait_ready(SOON)?;
             wait_enrolled(agent, pods.get())?;
         }
+        if self.agents.len() > 1 {
+            let agents = self.agents.iter().zip(&self.pods);
+            agents.map(|(agent, pods)| agent.wait_published(pods.get(), SOON)).collect::<Result<()>>()?;
+        }
         Ok(())
     }
 

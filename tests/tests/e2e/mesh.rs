@@ -56,16 +56,27 @@ impl Mesh {
         Ok(mesh)
     }
 
-    /// Starts both agents and waits until every pod is enrolled.
+    /// Starts both agents and waits until every pod is enrolled, and the nodes know of each other's.
     pub fn start(&mut self, args: &[&str]) -> Result<()> {
+        self.spawn(args, false)?;
+        self.agents[1].wait_published(1, Duration::from_secs(20))
+    }
+
+    /// As [`Self::start`], but without an authority: between the nodes there is no tunnel.
+    pub fn start_plaintext(&mut self, args: &[&str]) -> Result<()> {
+        self.spawn(args, true)
+    }
+
+    fn spawn(&mut self, args: &[&str], plaintext: bool) -> Result<()> {
         for node in &self.nodes {
             let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-            self.agents.push(node.spawn_agent(AgentOptions { args, ..AgentOptions::default() })?);
+            self.agents.push(node.spawn_agent(AgentOptions {
+                args,
+                plaintext,
+                ..AgentOptions::default()
+            })?);
         }
-        for agent in &mut self.agents {
-            agent.wait_ready(Duration::from_secs(20))?;
-        }
-        Ok(())
+        self.agents.iter_mut().try_for_each(|agent| agent.wait_ready(Duration::from_secs(20)))
     }
 
     /// [`Self::create`] and [`Self::start`].

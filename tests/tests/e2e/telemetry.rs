@@ -66,8 +66,8 @@ fn known_traffic_is_counted_exactly() -> Result<()> {
     let expected = [
         (0, "source", "client", "near", "same_node", 7, greeting("near", &scene.client)),
         (0, "destination", "client", "near", "same_node", 7, greeting("near", &scene.client)),
-        (0, "source", "client", "far", "plaintext", 5, greeting("far", &scene.client)),
-        (1, "destination", "client", "far", "plaintext", 5, greeting("far", &scene.client)),
+        (0, "source", "client", "far", "mutual_tls", 5, greeting("far", &scene.client)),
+        (1, "destination", "client", "far", "mutual_tls", 5, greeting("far", &scene.client)),
         (0, "destination", "outsider", "near", "plaintext", 3, greeting("near", &scene.outsider)),
     ];
     for (node, reporter, source, destination, security, count, greeting) in expected {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub fn authority_args(lab: &Lab) -> Vec<String> {
 }
 
 /// A mesh whose nodes trust each other, once they know of each other's pods.
-fn running(name: &str) -> Result<Mesh> {
+pub fn running(name: &str) -> Result<Mesh> {
     let mut mesh = Mesh::create(name)?;
     start(&mut mesh)?;
     Ok(mesh)
@@ -57,9 +57,8 @@ fn start(mesh: &mut Mesh) -> Result<()> {
 
 /// Starts the agents with an authority and these arguments.
 pub fn start_with(mesh: &mut Mesh, args: &[&str]) -> Result<()> {
-    let authority = authority(&mesh.lab)?;
-    mesh.start(&authority.iter().map(String::as_str).chain(args.iter().copied()).collect::<Vec<_>>())?;
-    wait_published(mesh, &mesh.far)
+    authority(&mesh.lab)?;
+    mesh.start(args)
 }
 
 /// Waits until the other node's pod is known to take tunnels.
@@ -201,44 +200,12 @@ fn a_caller_without_a_certificate_is_refused() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_tunnel_leads_to_its_own_pod_alone() -> Result<()> {
-    require!(Feature::Lab, Feature::Agent, Feature::Program("openssl"), Feature::Program("python3"));
-    let mesh = running("um-e2e-tunnel-other")?;
-    let other = mesh.nodes[1].add_pod(PodSpec::new("shop", "other"))?;
-    let _server = listen(&other, PORT, &[])?;
-    wait_published(&mesh, &other)?;
-    let outsider = mesh.nodes[0].add_pod(PodSpec::new("outside", "outsider"))?;
-    let certificate = certificate(&mesh.lab, "ca", "spiffe://cluster.local/ns/shop/sa/default")?;
-    let (far, far6) = (mesh.far.ip(), mesh.far.ip6());
-    for (method, authority, status) in [
-        ("CONNECT", at(far, PORT), "200"),
-        ("CONNECT", at(far6, PORT), "200"),
-        ("CONNECT", at(far, 7009), "503"),
-        ("CONNECT", at(other.ip(), PORT), "400"),
-        ("CONNECT", at("127.0.0.1".parse()?, PORT), "400"),
-        ("CONNECT", at(far, TUNNEL), "400"),
-        ("CONNECT", far.to_string(), "400"),
-        ("CONNECT", format!("far:{PORT}"), "400"),
-        ("GET", at(far, PORT), "400"),
-    ] {
-        let told = ask(&mesh.lab, &outsider, &certificate, far, [method, &authority])?.success()?;
-        ensure!(told.trim() == status, "{method} {authority}: {told}");
-    }
-    for (status, reason, count) in [("400", "bad_request", 6.0), ("503", "connect_refused", 1.0)] {
-        let labels = [("status", status), ("reason", reason)];
-        let name = "undermesh_tunnel_requests_refused_total";
-        mesh.agents[1].wait_metrics(SOON, "refused requests", |m| m.sum(name, &labels) == count)?;
-    }
-    Ok(())
-}
-
 /// Asks a pod for a stream, from another pod and by hand; prints the status of the answer.
 pub fn ask(lab: &Lab, from: &Pod, certificate: &Path, to: IpAddr, request: [&str; 2]) -> Result<Output> {
-    let script = lab.dir().join("connect.py");
-    fs::write(&script, include_str!("connect.py"))?;
+    let script = lab.dir().join("caller.py");
+    fs::write(&script, include_str!("caller.py"))?;
     let mut python = Command::new("python3");
-    python.arg(&script).arg(certificate).arg(to.to_string()).args(request);
+    python.arg(&script).arg(to.to_string()).arg("--certificate").arg(certificate).arg("ask").args(request);
     from.run(python, LIMIT)
 }
 
@@ -248,25 +215,6 @@ fn at_peer(pod: &Pod, like: IpAddr) -> String {
         IpAddr::V4(_) => format!("{}:", pod.ip()),
         IpAddr::V6(_) => format!("[{}]:", pod.ip6()),
     }
-}
-
-/// A certificate of an authority in one of the lab's folders, with its key, in one file.
-pub fn certificate(lab: &Lab, ca: &str, id: &str) -> Result<PathBuf> {
-    let dir = lab.dir();
-    let script = format!(
-        "set -e
-         openssl ecparam -name prime256v1 -genkey -noout -out leaf.key
-         openssl req -new -key leaf.key -subj / -out leaf.csr
-         printf '%s\n' basicConstraints=critical,CA:FALSE keyUsage=critical,digitalSignature \
-             extendedKeyUsage=serverAuth,clientAuth subjectAltName=critical,URI:{id} > leaf.ext
-         openssl x509 -req -in leaf.csr -CA {ca}/root-1.pem -CAkey {ca}/root-1.key.pem -CAcreateserial \
-             -days 1 -extfile leaf.ext -out leaf.crt
-         cat leaf.crt leaf.key > leaf.pem"
-    );
-    let mut shell = Command::new("sh");
-    shell.args(["-c", &script]).current_dir(dir);
-    run_here(shell, LIMIT)?.success()?;
-    Ok(dir.join("leaf.pem"))
 }
 
 /// As [`names`] writes the client's own name.

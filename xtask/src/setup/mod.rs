@@ -37,6 +37,8 @@ const FOR_BENCH: Packages = &[
     ("iperf3", "measures bulk throughput"),
 ];
 
+const FOR_FUZZ: Packages = &[("g++", "builds libFuzzer")];
+
 const FOR_ZTUNNEL: Packages = &[("iptables", "redirects connections to a ztunnel")];
 
 const FOR_TESTS: Packages = &[
@@ -46,6 +48,9 @@ const FOR_TESTS: Packages = &[
     ("python3", "opens sockets in unusual ways"),
     ("socat", "opens sockets in all ways"),
     ("tcpdump", "sees what is on the wire"),
+    ("openssl", "is a TLS server that is not ours"),
+    ("faketime", "sets an agent's clock wrong"),
+    ("iptables", "drops packets"),
 ];
 
 const FOR_VM: Packages = &[
@@ -88,6 +93,11 @@ pub fn for_ztunnel() -> Result<()> {
 pub fn for_tests() -> Result<()> {
     apt::ensure(&[FOR_LAB, FOR_BENCH, FOR_TESTS])?;
     for_build()
+}
+
+/// What the fuzz targets need.
+pub fn for_fuzz() -> Result<()> {
+    apt::ensure(&[FOR_FUZZ])
 }
 
 /// What tests under another kernel need beside what the tests need; the kernel itself is

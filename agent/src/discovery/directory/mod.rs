@@ -3,6 +3,8 @@
 //! What a file says badly never takes anything else down: the last good version of each object stays in force, and
 //! what is wrong is published beside the snapshot. Nothing is polled while the directory is there.
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod manifest;
 mod store;
 #[cfg(test)]

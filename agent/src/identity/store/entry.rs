@@ -93,6 +93,14 @@ impl Entry {
         renewal.failures
     }
 
+    /// The authority answers others again: nothing is gained by waiting on.
+    pub(super) fn hurry(&self, due: SystemTime) {
+        let mut renewal = self.renewal();
+        if matches!(renewal.last_error, Some(CaError::Unavailable(_))) {
+            renewal.due = renewal.due.min(due);
+        }
+    }
+
     /// It has left the store.
     pub(super) fn end(&self) {
         self.ended.send_replace(true);

@@ -25,6 +25,9 @@ use super::{Clock, SpiffeId, Trust};
 pub(super) use entry::Standing;
 use entry::{Busy, Entry};
 
+/// Once the authority answers, whoever waits for it is asked for again within this time.
+const HURRY: Duration = Duration::from_secs(1);
+
 /// How certificates are asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreSettings {
@@ -182,7 +185,13 @@ impl CertificateStore {
         let result = RenewalResult::of(&outcome);
         self.results[result as usize].fetch_add(1, Ordering::Relaxed);
         match outcome {
-            Ok(svid) => self.install(entry, svid),
+            Ok(svid) => {
+                self.install(entry, svid);
+                // Not all at once: other nodes have waited as well.
+                for waiting in self.entries.load().values() {
+                    waiting.hurry(now + HURRY.mul_f64(fastrand::f64()));
+                }
+            }
             Err(error) => {
                 let remaining = entry.svid.load().as_ref().map(|svid| svid.remaining(now));
                 let failures = entry.failed(&error, |failures| {

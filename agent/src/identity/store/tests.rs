@@ -91,6 +91,22 @@ async fn an_authority_that_is_away_harms_nothing_until_the_expiry() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_authority_that_is_back_serves_all_who_wait() {
+    let clock = tokio_clock();
+    let ca = FakeCa::new(&authority(), clock.clone());
+    ca.break_down();
+    let node = Node::start(ca.clone(), &domain("cluster.local"), &clock, StoreSettings::default());
+    node.store.ensure(&id("web"));
+    hours(1.0).await;
+    ca.repair();
+    // The first answer, to somebody who has just come, tells that there is one.
+    node.store.ensure(&id("db"));
+    node.store.get(&id("db")).await.unwrap();
+    tokio::time::sleep(HURRY * 2).await;
+    assert!(node.store.current(&id("web")).is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_first_certificate_is_waited_for() {
     let clock = tokio_clock();
     let ca = FakeCa::new(&authority(), clock.clone());

@@ -132,7 +132,11 @@ async fn establish(
         RefuseReason::NoCertificate
     })?;
     let target = Target { from: net, to: key.destination, source: None, on_behalf_of: None };
-    let tcp = upstream::connect(proxy, &here.dialer, std::future::pending(), target).await?;
+    let tcp = upstream::connect(proxy, &here.dialer, std::future::pending(), target).await;
+    let tcp = tcp.map_err(|reason| match reason {
+        RefuseReason::ConnectRefused => RefuseReason::AgentDown,
+        other => other,
+    })?;
     let handshakes = async {
         let (stream, _peer) = tls.connect(tcp).await?;
         let (stream, failure) = Watched::new(stream);

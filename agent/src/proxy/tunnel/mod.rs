@@ -5,10 +5,13 @@
 //! between the worker threads: each has its own tunnels.
 
 pub(super) mod client;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod handshake;
 mod health;
 mod pool;
 pub(super) mod server;
+mod strangers;
 pub(super) mod stream;
 
 use std::net::IpAddr;
@@ -23,6 +26,7 @@ use crate::model::{Name, Workload, WorkloadUid};
 
 pub use handshake::Handshakes;
 pub(super) use pool::Pool;
+pub use strangers::{Strangers, UNFINISHED_HANDSHAKES};
 
 /// What one stream may have under way. One slow reader holds up its own stream and no other.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
@@ -49,6 +53,8 @@ pub struct PublishedPod {
     pub uid: WorkloadUid,
     /// The node whose agent says so.
     pub node: Name,
+    /// While that agent is down, the pod is to be reached past it, in plaintext.
+    pub plaintext_when_down: bool,
 }
 
 /// What the tunnels of all workers need.
@@ -62,6 +68,8 @@ pub struct Tunnel {
     pub trust_domain: TrustDomain,
     /// Who takes tunnels.
     pub published: PublishedPods,
+    /// Room for those who have not shown yet who they are.
+    pub strangers: Strangers,
     /// Where handshakes are counted and logged.
     pub handshakes: Handshakes,
 }
@@ -69,9 +77,23 @@ pub struct Tunnel {
 impl Tunnel {
     /// Whether the pod takes tunnels. Its agent and the configuration must agree on who has the address.
     pub(super) fn reaches(&self, workload: &Workload, address: IpAddr) -> bool {
-        let published = self.published.load();
-        published.get(&address.to_canonical()).is_some_and(|published| {
-            published.uid == workload.uid && workload.node.as_ref() == Some(&published.node)
+        self.ask_published(workload, address, |_| true)
+    }
+
+    /// Whether the pod is to be reached in plaintext while its agent is down.
+    pub(super) fn takes_plaintext_when_down(&self, workload: &Workload, address: IpAddr) -> bool {
+        self.ask_published(workload, address, |published| published.plaintext_when_down)
+    }
+
+    fn ask_published(
+        &self,
+        workload: &Workload,
+        address: IpAddr,
+        question: impl Fn(&PublishedPod) -> bool,
+    ) -> bool {
+        self.published.load().get(&address.to_canonical()).is_some_and(|published| {
+            let is_it = published.uid == workload.uid && workload.node.as_ref() == Some(&published.node);
+            is_it && question(published)
         })
     }
 

@@ -70,8 +70,14 @@ pub(in crate::proxy) async fn serve(
         let facts = facts(&proxy, &net, peer_socket, dialled, None);
         proxy.telemetry.connection_refused(facts, reason);
     };
-    let Some(place) = proxy.enter() else { return refuse(RefuseReason::Limit) };
-    let shaken = timeout(HANDSHAKE_TIMEOUT, shake_hands(&tunnel, &net, socket)).await;
+    let stranger = tunnel.strangers.enter();
+    let shaken = tokio::select! {
+        shaken = timeout(HANDSHAKE_TIMEOUT, shake_hands(&tunnel, &net, socket)) => shaken,
+        () = stranger.displaced() => {
+            debug!(pod = %net.pod, peer = %peer_socket, "a tunnel is refused: too many handshakes are not finished");
+            return refuse(RefuseReason::Limit);
+        }
+    };
     let (connection, peer) = match shaken.unwrap_or_else(|_elapsed| Err(handshake::too_slow())) {
         Ok(shaken) => shaken,
         Err(why) => {
@@ -79,7 +85,9 @@ pub(in crate::proxy) async fn serve(
             return refuse(RefuseReason::HandshakeFailed);
         }
     };
+    drop(stranger);
     tunnel.handshakes.succeeded(Reporter::Destination);
+    let Some(place) = proxy.enter() else { return refuse(RefuseReason::Limit) };
     let health = Health::of(proxy.telemetry.tunnels().opened(Reporter::Destination));
     let server =
         Arc::new(Server { proxy: proxy.clone(), tunnel, here, net: net.clone(), peer, peer_socket, health });
@@ -251,7 +259,7 @@ impl Server {
 }
 
 /// The `for` of a `Forwarded` header (RFC 7239) with one element: an address and a port.
-fn forwarded_for(header: &str) -> Option<SocketAddr> {
+pub(super) fn forwarded_for(header: &str) -> Option<SocketAddr> {
     let mut pairs = header.split(';').filter_map(|pair| pair.trim().split_once('='));
     let (_, value) = pairs.find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
     let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);

@@ -1,0 +1,88 @@
+//! Certificates that tests make by themselves: right ones, of the lab's own authority, and wrong ones of every kind.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Result;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+use undermesh_tests::lab::Lab;
+
+/// Who every pod of the namespace `shop` is.
+pub const SHOP_ID: &str = "spiffe://cluster.local/ns/shop/sa/default";
+
+const HOUR: i64 = 3600;
+
+/// Somebody who signs certificates.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    root: String,
+}
+
+/// What a certificate is to say.
+#[derive(Clone, Copy)]
+pub struct Leaf<'a> {
+    pub id: &'a str,
+    /// Hours from now.
+    pub valid: (i64, i64),
+}
+
+impl Leaf<'_> {
+    /// Whom the mesh lets in, if the mesh's own authority signs it.
+    pub const GOOD: Leaf<'static> = Leaf { id: SHOP_ID, valid: (-1, 24) };
+}
+
+impl Authority {
+    /// The one that the lab's agents believe.
+    pub fn of_lab(lab: &Lab) -> Result<Self> {
+        Self::of_folder(lab, "ca")
+    }
+
+    /// Another one in a folder of the lab, made by `undermesh ca init`.
+    pub fn of_folder(lab: &Lab, folder: &str) -> Result<Self> {
+        let read = |name: &str| fs::read_to_string(lab.dir().join(folder).join(name));
+        let root = read("root-1.pem")?;
+        let key = KeyPair::from_pem(&read("root-1.key.pem")?)?;
+        Ok(Self { issuer: Issuer::from_ca_cert_pem(&root, key)?, root })
+    }
+
+    /// One that nobody knows, which says that it is of this trust domain.
+    pub fn stranger(domain: &str) -> Result<Self> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "somebody else's root");
+        params.subject_alt_names = vec![SanType::URI(format!("spiffe://{domain}").try_into()?)];
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let root = params.self_signed(&key)?.pem();
+        Ok(Self { issuer: Issuer::new(params, key), root })
+    }
+
+    /// A certificate with its chain and its key, in one file of this name.
+    pub fn sign(&self, lab: &Lab, name: &str, leaf: Leaf<'_>) -> Result<PathBuf> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(leaf.id.try_into()?)];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        params.not_before = hours_from_now(leaf.valid.0).into();
+        params.not_after = hours_from_now(leaf.valid.1).into();
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?.pem();
+        let file = lab.dir().join(format!("{name}.pem"));
+        fs::write(&file, certificate + &self.root + &key.serialize_pem())?;
+        Ok(file)
+    }
+}
+
+fn hours_from_now(hours: i64) -> SystemTime {
+    let distance = Duration::from_secs((hours * HOUR).unsigned_abs());
+    if hours < 0 { SystemTime::now() - distance } else { SystemTime::now() + distance }
+}
