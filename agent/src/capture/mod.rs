@@ -323,17 +323,22 @@ impl Capture {
                 warn!(%error, "cannot remove vouchers for pods that have left");
             }
         }
-        let enrolled = &self.pods;
-        self.retiring.retain(|net| {
-            // One reference here; the others are connections.
-            let in_use = Arc::strong_count(net) > 1;
-            let enrolled_again = enrolled.values().any(|pod| pod.net.cookie == net.cookie);
-            if !in_use && !enrolled_again {
-                debug!(pod = %net.pod, "the last connection of an un-enrolled pod has ended");
-                net.leave();
-            }
-            in_use
-        });
+        // One reference here; the others are connections.
+        let (in_use, idle) =
+            std::mem::take(&mut self.retiring).into_iter().partition(|net| Arc::strong_count(net) > 1);
+        self.retiring = in_use;
+        let idle: Vec<Arc<PodNet>> = idle;
+        for net in idle.into_iter().filter(|net| !self.needs_routes(net.cookie)) {
+            debug!(pod = %net.pod, "the last connection of an un-enrolled pod has ended");
+            net.leave();
+        }
+    }
+
+    /// A pod may have been enrolled several times, and connections of each time may live on: they share its routes.
+    fn needs_routes(&self, cookie: u64) -> bool {
+        let enrolled = self.pods.values().chain(self.leaving.iter().map(|(_, pod)| pod));
+        let mut nets = enrolled.map(|pod| &pod.net).chain(&self.retiring);
+        nets.any(|net| net.cookie == cookie)
     }
 
     /// Un-enrolled pods whose last process has exited: what is left of their connections serves nobody any more.
