@@ -2,13 +2,15 @@
 //! mesh under them, if any.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use super::ztunnel;
-use anyhow::{Context, Result};
-use undermesh_tests::lab::{Agent, AgentOptions, Lab, Manifest, Metrics, Pod, PodSpec, Process};
+use anyhow::{Context, Result, ensure};
+use undermesh_tests::lab::{
+    Agent, AgentOptions, Lab, Manifest, Metrics, Pod, PodSpec, Process, eventually, run_here,
+};
 
 /// Where nginx answers.
 pub const HTTP_PORT: u16 = 8080;
@@ -18,12 +20,21 @@ pub const BULK_PORT: u16 = 5201;
 
 const NAMESPACE: &str = "bench";
 
+const OPENED: &str = "undermesh_tcp_connections_opened_total";
+
+const SOON: Duration = Duration::from_secs(20);
+
 /// What lies under the pods.
 pub enum Mesh {
     /// Nothing: the pods as they are.
     None,
-    /// This build's agents.
-    Undermesh(PathBuf),
+    /// Agents of ours.
+    Undermesh {
+        /// The program.
+        agent: PathBuf,
+        /// Whether they have a certificate authority, and so encrypt between nodes.
+        encrypts: bool,
+    },
     /// A ztunnel on each node.
     Ztunnel(PathBuf),
 }
@@ -44,6 +55,7 @@ pub struct Column {
     pub outside: Pod,
     /// Which program makes the loads that no package makes.
     pub probe: PathBuf,
+    encrypts: bool,
     proxies: Vec<Proxy>,
     servers: Vec<Process>,
     // Dropped last: it sweeps what the others live in.
@@ -56,7 +68,8 @@ impl Column {
         let lab = Lab::create(&format!("um-bench-{name}"))?;
         let (node1, node2) = (lab.add_node()?, lab.add_node()?);
         let namespace = Manifest::namespace(NAMESPACE);
-        let enrolled = matches!(mesh, Mesh::Undermesh(_));
+        let enrolled = matches!(mesh, Mesh::Undermesh { .. });
+        let encrypts = matches!(mesh, Mesh::Undermesh { encrypts: true, .. });
         lab.apply(&if enrolled { namespace.label("undermesh.io/mesh", "enabled") } else { namespace })?;
         let client = node1.add_pod(PodSpec::new(NAMESPACE, "client"))?;
         let near = node1.add_pod(PodSpec::new(NAMESPACE, "near"))?;
@@ -66,12 +79,17 @@ impl Column {
         let mut proxies = Vec::new();
         match &mesh {
             Mesh::None => {}
-            Mesh::Undermesh(binary) => {
+            Mesh::Undermesh { agent: binary, encrypts } => {
+                let args = if *encrypts { authority(&lab, binary)? } else { Vec::new() };
                 for node in [&node1, &node2] {
-                    let options = AgentOptions { binary: Some(binary.clone()), ..AgentOptions::default() };
-                    let mut agent = node.spawn_agent(options)?;
+                    let (binary, args) = (Some(binary.clone()), args.clone());
+                    let mut agent =
+                        node.spawn_agent(AgentOptions { binary, args, ..AgentOptions::default() })?;
                     agent.wait_ready(Duration::from_secs(30))?;
                     proxies.push(Proxy::Agent(agent));
+                }
+                if *encrypts {
+                    wait_published(&lab, &far)?;
                 }
             }
             Mesh::Ztunnel(binary) => {
@@ -85,7 +103,23 @@ impl Column {
             servers.extend(startservers(&lab, pod)?);
         }
         let name = name.to_owned();
-        Ok(Self { name, client, near, far, outside, probe, proxies, servers, _lab: lab })
+        Ok(Self { name, client, near, far, outside, probe, encrypts, proxies, servers, _lab: lab })
+    }
+
+    /// Fails where the agents were to encrypt what crosses nodes, and a connection between the nodes went another way.
+    pub fn check_encrypted(&self) -> Result<()> {
+        let agents = self.proxies.iter().filter_map(|proxy| match proxy {
+            Proxy::Agent(agent) if self.encrypts => Some(agent),
+            _ => None,
+        });
+        for agent in agents {
+            let metrics = agent.metrics()?;
+            let opened = |security| metrics.sum(OPENED, &[("security", security)]);
+            let (encrypted, plaintext) = (opened("mutual_tls"), opened("plaintext"));
+            ensure!(plaintext == 0.0, "{plaintext} connections of column {} were plaintext", self.name);
+            ensure!(encrypted > 0.0, "no connection of column {} was encrypted", self.name);
+        }
+        Ok(())
     }
 
     /// CPU seconds that the mesh's own processes have used so far.
@@ -147,6 +181,28 @@ impl Proxy {
             Self::Other(process) => process,
         }
     }
+}
+
+/// A certificate authority for the lab; the arguments that have an agent use it.
+fn authority(lab: &Lab, binary: &Path) -> Result<Vec<String>> {
+    let (ca, state) = (lab.dir().join("ca"), lab.dir().join("state"));
+    let mut init = Command::new(binary);
+    init.args(["ca", "init", "--ca-dir"]).arg(&ca);
+    run_here(init, SOON)?.success()?;
+    Ok(vec!["--ca-dir".into(), ca.display().to_string(), "--state-dir".into(), state.display().to_string()])
+}
+
+/// Waits until the pod is known to take tunnels.
+fn wait_published(lab: &Lab, pod: &Pod) -> Result<()> {
+    let statement = lab.dir().join(format!("state/enrolled-{}.json", pod.node().name()));
+    eventually(SOON, &format!("{} is published", pod.name()), || {
+        let text = fs::read_to_string(&statement)?;
+        ensure!(text.contains(&format!("\"{}\"", pod.ip())), "{text}");
+        Ok(())
+    })?;
+    // The other agent is told at once; it may need a moment to read.
+    std::thread::sleep(Duration::from_millis(500));
+    Ok(())
 }
 
 fn startservers(lab: &Lab, pod: &Pod) -> Result<[Process; 2]> {
