@@ -1,7 +1,9 @@
 //! The client's end: a stream to a pod of another node, over a tunnel that stands or a new one.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,16 +11,15 @@ use h2::client::{Connection, SendRequest};
 use h2::{Ping, PingPong};
 use http::header::HeaderValue;
 use http::{Method, Request, StatusCode, Uri, Version};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::health::{Health, Verdict};
 use super::pool::{Claimed, Dial, Established, Key, Pool};
 use super::stream::Ends;
-use super::{
-    CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW, TUNNEL_PORT, Tunnel,
-};
+use super::transport::{Flusher, Transport};
+use super::window::{CONNECTION_WINDOW, STREAM_WINDOW, StreamWindow};
+use super::{HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, TUNNEL_PORT, Tunnel};
 use crate::capture::PodNet;
 use crate::identity::Expected;
 use crate::model::Workload;
@@ -109,13 +110,34 @@ fn key(tunnel: &Tunnel, wanted: Wanted<'_>) -> Result<Key, RefuseReason> {
 struct NewConnection {
     requests: SendRequest<Bytes>,
     pings: PingPong,
-    connection: Box<dyn Drive>,
+    connection: Driven,
 }
 
 /// What moves a connection's frames.
-trait Drive: Future<Output = Result<(), h2::Error>> + Send + Unpin {}
+struct Driven {
+    connection: Connection<Transport, Bytes>,
+    flusher: Flusher,
+    window: StreamWindow,
+    health: Arc<Health>,
+}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Drive for Connection<T, Bytes> {}
+impl Driven {
+    fn new(connection: Connection<Transport, Bytes>, flusher: Flusher) -> Self {
+        Self { connection, flusher, window: StreamWindow::new(), health: Health::new() }
+    }
+}
+
+impl Future for Driven {
+    type Output = Result<(), h2::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { connection, flusher, window, health } = self.get_mut();
+        window.adjust(health.streams(), |size| connection.set_initial_window_size(size));
+        let ended = Pin::new(&mut *connection).poll(cx);
+        flusher.poll(cx);
+        ended
+    }
+}
 
 async fn establish(
     proxy: &Proxy,
@@ -143,12 +165,14 @@ async fn establish(
             info!(pod = %net.pod, to = %key.destination, %error, "the handshake of a tunnel failed");
             RefuseReason::HandshakeFailed
         })?;
-        let (requests, mut connection) = settings().handshake(stream).await.map_err(|error| {
+        let (socket, tls) = stream.into_inner();
+        let (transport, flusher) = Transport::new(socket, tls);
+        let (requests, mut connection) = settings().handshake(transport).await.map_err(|error| {
             info!(pod = %net.pod, to = %key.destination, %error, "the tunnel's HTTP/2 does not begin");
             RefuseReason::HandshakeFailed
         })?;
         let pings = connection.ping_pong().ok_or(RefuseReason::Internal)?;
-        Ok(NewConnection { requests, pings, connection: Box::new(connection) })
+        Ok(NewConnection { requests, pings, connection: Driven::new(connection, flusher) })
     };
     timeout(HANDSHAKE_TIMEOUT, handshakes).await.unwrap_or_else(|_elapsed| {
         info!(pod = %net.pod, to = %key.destination, "the handshake of a tunnel takes too long");
@@ -187,13 +211,13 @@ async fn run(dial: Dial, new: NewConnection) {
         info!(to = %dial.key.destination, error, "the other side of a tunnel does not want it");
         return dial.failed(RefuseReason::HandshakeFailed);
     }
-    let (health, key, pool) = (Health::new(), dial.key.clone(), dial.pool().clone());
+    let (health, key, pool) = (connection.health.clone(), dial.key.clone(), dial.pool().clone());
     dial.succeeded(Established::new(requests, health.clone()));
     drive(&pool, &key, &health, pings, connection).await;
     pool.discard(&key, &health);
 }
 
-async fn drive(pool: &Pool, key: &Key, health: &Health, pings: PingPong, mut connection: Box<dyn Drive>) {
+async fn drive(pool: &Pool, key: &Key, health: &Health, pings: PingPong, mut connection: Driven) {
     let keep_alive = async {
         if health.watch(pings, IDLE_LIMIT).await == Verdict::Idle {
             pool.discard(key, health);

@@ -4,11 +4,14 @@
 //! tunnel between the two pods, and a stream that arrives becomes a connection to the application. Nothing is shared
 //! between the worker threads: each has its own tunnels.
 
+mod chunk;
 pub(super) mod client;
 mod health;
 mod pool;
 pub(super) mod server;
 pub(super) mod stream;
+mod transport;
+mod window;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -21,12 +24,6 @@ use crate::identity::{CertificateStore, MeshTls, SpiffeError, SpiffeId, TrustDom
 use crate::model::{Name, Workload, WorkloadUid};
 
 pub(super) use pool::Pool;
-
-/// What one stream may have under way. One slow reader holds up its own stream and no other.
-const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
-
-/// What all streams of a connection may have under way together.
-const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 
 const MAX_FRAME: u32 = 1024 * 1024;
 
