@@ -28,7 +28,7 @@ pub(super) use pool::Pool;
 const MAX_FRAME: u32 = 1024 * 1024;
 
 /// Bytes that a stream may have waiting for the connection to take them.
-const SEND_BUFFER: usize = 512 * 1024;
+const SEND_BUFFER: usize = 256 * 1024;
 
 /// From the first byte to a peer that is known. Slow handshakes would hold descriptors otherwise.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

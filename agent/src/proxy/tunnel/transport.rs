@@ -30,7 +30,7 @@ const ENOUGH: usize = 2 * CHUNK;
 const BACKLOG: usize = 4 * CHUNK;
 
 /// Bytes that may arrive before other connections of the thread get their turn.
-const TURN: usize = 512 * 1024;
+const TURN: usize = 256 * 1024;
 
 /// What HTTP/2 reads and writes. Nothing that is written leaves before [`Flusher::poll`] is called.
 #[derive(Debug)]
