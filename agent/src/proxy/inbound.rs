@@ -36,8 +36,7 @@ pub(super) async fn serve(
     let Some(place) = proxy.enter() else { return refuse(facts, RefuseReason::Limit) };
 
     let target = Target { from: &net, to: dialled, source: None, on_behalf_of: Some(caller) };
-    // On the heap, so that a connection does not carry the room that only its beginning needs.
-    match Box::pin(upstream::connect(&proxy, &here.dialer, upstream::gone(&client), target)).await {
+    match upstream::connect(&proxy, &here.dialer, upstream::gone(&client), target).await {
         Ok(application) => {
             facts.upstream = Some(dialled);
             let meter = Meter::new(vec![proxy.telemetry.connection_opened(facts)]);

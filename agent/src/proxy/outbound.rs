@@ -33,8 +33,7 @@ pub(super) async fn serve(
         return refuse_unknown(&proxy, &net, &client, client_socket);
     };
     let snapshot = proxy.snapshot.load_full();
-    // On the heap, so that a connection does not carry the room that only its beginning needs.
-    match Box::pin(reach(&proxy, &here, &snapshot, &captured, &client)).await {
+    match reach(&proxy, &here, &snapshot, &captured, &client).await {
         Ok(reached) => {
             let meter = record(&proxy, &snapshot, &captured, &reached);
             let reason = match reached.stream {

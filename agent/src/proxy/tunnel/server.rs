@@ -218,9 +218,7 @@ impl Server {
         let gone = async {
             let _ = poll_fn(|cx| respond.poll_reset(cx)).await;
         };
-        // On the heap, so that a stream does not carry the room that only its beginning needs.
-        let connect = Box::pin(upstream::connect(&self.proxy, &self.here.dialer, gone, target));
-        let application = match connect.await {
+        let application = match upstream::connect(&self.proxy, &self.here.dialer, gone, target).await {
             Ok(application) => application,
             Err(reason) => {
                 answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE);
