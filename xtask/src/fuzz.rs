@@ -35,6 +35,11 @@ pub struct Fuzz {
 }
 
 impl Fuzz {
+    /// Every target, for a few seconds: known inputs and what is near to them.
+    pub fn briefly() -> Self {
+        Self { target: None, seconds: 5 }
+    }
+
     /// Builds the targets and runs them, one after the other.
     pub fn run(&self) -> Result<()> {
         setup::for_fuzz()?;

@@ -22,6 +22,8 @@ pub fn run() -> Result<()> {
         "--workspace",
         "--exclude",
         "undermesh-ebpf",
+        "--exclude",
+        "undermesh-fuzz",
         "--all-targets",
         "--",
         "-D",

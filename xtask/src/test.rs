@@ -6,6 +6,7 @@ use undermesh_tests::require::is_installed;
 
 use crate::build::Build;
 use crate::command::{cargo, run};
+use crate::fuzz::Fuzz;
 use crate::{say, setup};
 
 /// The arguments of `cargo xtask test`.
@@ -32,8 +33,13 @@ impl Test {
             true => test.args(["nextest", "run", "--no-fail-fast"]),
             false => test.args(["test", "--no-fail-fast"]),
         };
-        test.args(["--workspace", "--exclude", "undermesh-ebpf"]).args(&self.filter);
+        test.args(["--workspace", "--exclude", "undermesh-ebpf", "--exclude", "undermesh-fuzz"])
+            .args(&self.filter);
         test.env("UNDERMESH_E2E", "1");
-        run(test)
+        run(test)?;
+        match self.filter {
+            Some(_) => Ok(()),
+            None => Fuzz::briefly().run(),
+        }
     }
 }

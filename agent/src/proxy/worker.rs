@@ -70,6 +70,7 @@ pub enum Fate {
 impl Workers {
     /// Starts `count` workers.
     pub fn start(count: usize, proxy: &Arc<Proxy>, capture: &Capture) -> Result<Self, CaptureError> {
+        keep_freed_memory();
         let mut workers = Vec::with_capacity(count);
         for index in 0..count {
             let here = Here { dialer: capture.dialer()?, tunnels: Arc::default() };
@@ -175,6 +176,14 @@ async fn run(proxy: Arc<Proxy>, here: Arc<Here>, mut inbox: mpsc::Receiver<Comma
             }
         }
     }
+}
+
+/// What bulk traffic frees it needs again at once; the allocator would give it back to the kernel and have its pages
+/// cleared anew each time.
+fn keep_freed_memory() {
+    const KEPT: libc::c_int = 1024 * 1024;
+    // SAFETY: the call takes no pointers; it sets a parameter of the allocator, which may refuse it.
+    unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT) };
 }
 
 /// Dialling leaves the thread in the pod's namespace, which would outlive the pod.

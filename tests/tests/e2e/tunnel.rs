@@ -4,10 +4,10 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use undermesh_tests::lab::{Lab, Output, Pod, PodSpec, binary, eventually, run_here};
+use undermesh_tests::lab::{Lab, Metrics, Output, Pod, PodSpec, binary, eventually, run_here};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
@@ -27,6 +27,10 @@ const MARKER: &str = "plaintext-that-must-not-be-seen";
 
 /// What an outsider says, who has no tunnel.
 const CONTROL: &str = "plaintext-of-an-outsider";
+
+const ACTIVE: &str = "undermesh_tcp_connections_active";
+
+const MIB: u64 = 1 << 20;
 
 pub const SOON: Duration = Duration::from_secs(20);
 
@@ -215,6 +219,73 @@ fn at_peer(pod: &Pod, like: IpAddr) -> String {
         IpAddr::V4(_) => format!("{}:", pod.ip()),
         IpAddr::V6(_) => format!("[{}]:", pod.ip6()),
     }
+}
+
+/// Readers that take nothing, many more than fill a tunnel's window if each may have a whole stream's.
+const SLOW: usize = 24;
+
+#[test]
+fn readers_that_take_nothing_hold_up_none_but_their_senders() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mesh = running("um-e2e-tunnel-slow")?;
+    let gate = mesh.lab.dir().join("gate");
+    let stuff = format!("stuff:1,gate:{},shut,hear-end", gate.display());
+    let drain = format!("gate:{},drain-all:1", gate.display());
+    let size = 64 * MIB;
+    let _servers = [
+        listen(&mesh.far, 7001, &["--script", &drain])?,
+        listen(&mesh.far, 7002, &["--script", &stuff])?,
+        listen(&mesh.far, 7003, &["--script", &format!("exchange:{size}:2:1,hear-end")])?,
+    ];
+    let neighbour = || -> Result<Duration> {
+        let began = Instant::now();
+        let script = format!("exchange:{size}:1:2,shut,hear-end");
+        let told = mesh.client(&["connect", &at(mesh.far.ip(), 7003), "--script", &script])?;
+        let whole = format!("poured {size}, drained {size}");
+        ensure!(told[0]["saw"][0] == *whole && told[0]["saw"][2] == "|end", "the neighbour saw {told}");
+        Ok(began.elapsed())
+    };
+    let memory = || -> Result<u64> { mesh.agents.iter().map(|a| a.process().resident_bytes()).sum() };
+    let alone = neighbour()?;
+    let before = memory()?;
+
+    let mut clients = Vec::new();
+    for number in 0..SLOW {
+        for (port, script) in [(7001, &stuff), (7002, &drain)] {
+            let mut client = Command::new(binary("witness")?);
+            client.args(["connect", &at(mesh.far.ip(), port), "--script", script]);
+            clients.push(mesh.client.spawn(client)?);
+        }
+        let all = 2.0 * (number + 1) as f64;
+        let open = |metrics: &Metrics| metrics.sum(ACTIVE, &[("reporter", "destination")]) == all;
+        mesh.agents[1].wait_metrics(SOON, "they are relayed", open)?;
+    }
+    let moved = || -> Result<f64> {
+        let metrics = mesh.agents[0].metrics()?;
+        Ok(metrics.sum("undermesh_tcp_sent_bytes_total", &[])
+            + metrics.sum("undermesh_tcp_received_bytes_total", &[]))
+    };
+    eventually(LIMIT, "the senders stand still", || {
+        let before = moved()?;
+        std::thread::sleep(Duration::from_secs(1));
+        let after = moved()?;
+        ensure!(before == after, "{before} bytes, then {after}");
+        Ok(())
+    })?;
+    // Each agent has a tunnel per worker, of 64 MiB, and what its own senders wait to send.
+    let held = memory()?.saturating_sub(before);
+    ensure!(held < 192 * MIB, "the agents hold {held} bytes for {SLOW} slow readers in each direction");
+    let beside = neighbour()?;
+    // A stall of its own would last until the gate opens; what is allowed for is a busy machine.
+    ensure!(beside < 4 * alone + Duration::from_secs(2), "{alone:?} alone, {beside:?} beside slow readers");
+
+    fs::write(&gate, "")?;
+    for client in &mut clients {
+        client.wait(LIMIT)?;
+        let output = client.output();
+        ensure!(!output.contains("wrong") && !output.contains('E'), "a slow connection saw {output}");
+    }
+    Ok(())
 }
 
 /// As [`names`] writes the client's own name.

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::ztunnel;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use undermesh_tests::lab::{Agent, AgentOptions, Lab, Manifest, Metrics, Pod, PodSpec, Process};
 
 /// Where nginx answers.
@@ -18,12 +18,21 @@ pub const BULK_PORT: u16 = 5201;
 
 const NAMESPACE: &str = "bench";
 
+const OPENED: &str = "undermesh_tcp_connections_opened_total";
+
+const SOON: Duration = Duration::from_secs(20);
+
 /// What lies under the pods.
 pub enum Mesh {
     /// Nothing: the pods as they are.
     None,
-    /// This build's agents.
-    Undermesh(PathBuf),
+    /// Agents of ours.
+    Undermesh {
+        /// The program.
+        agent: PathBuf,
+        /// Whether they have a certificate authority, and so encrypt between nodes.
+        encrypts: bool,
+    },
     /// A ztunnel on each node.
     Ztunnel(PathBuf),
 }
@@ -44,6 +53,7 @@ pub struct Column {
     pub outside: Pod,
     /// Which program makes the loads that no package makes.
     pub probe: PathBuf,
+    encrypts: bool,
     proxies: Vec<Proxy>,
     servers: Vec<Process>,
     // Dropped last: it sweeps what the others live in.
@@ -56,7 +66,8 @@ impl Column {
         let lab = Lab::create(&format!("um-bench-{name}"))?;
         let (node1, node2) = (lab.add_node()?, lab.add_node()?);
         let namespace = Manifest::namespace(NAMESPACE);
-        let enrolled = matches!(mesh, Mesh::Undermesh(_));
+        let enrolled = matches!(mesh, Mesh::Undermesh { .. });
+        let encrypts = matches!(mesh, Mesh::Undermesh { encrypts: true, .. });
         lab.apply(&if enrolled { namespace.label("undermesh.io/mesh", "enabled") } else { namespace })?;
         let client = node1.add_pod(PodSpec::new(NAMESPACE, "client"))?;
         let near = node1.add_pod(PodSpec::new(NAMESPACE, "near"))?;
@@ -66,11 +77,18 @@ impl Column {
         let mut proxies = Vec::new();
         match &mesh {
             Mesh::None => {}
-            Mesh::Undermesh(binary) => {
+            Mesh::Undermesh { agent: binary, encrypts } => {
                 for node in [&node1, &node2] {
-                    let options = AgentOptions { binary: Some(binary.clone()), ..AgentOptions::default() };
-                    let mut agent = node.spawn_agent(options)?;
+                    let binary = Some(binary.clone());
+                    let mut agent = node.spawn_agent(AgentOptions {
+                        binary,
+                        plaintext: !encrypts,
+                        ..AgentOptions::default()
+                    })?;
                     agent.wait_ready(Duration::from_secs(30))?;
+                    if *encrypts {
+                        agent.wait_published(1, SOON)?;
+                    }
                     proxies.push(Proxy::Agent(agent));
                 }
             }
@@ -85,7 +103,23 @@ impl Column {
             servers.extend(startservers(&lab, pod)?);
         }
         let name = name.to_owned();
-        Ok(Self { name, client, near, far, outside, probe, proxies, servers, _lab: lab })
+        Ok(Self { name, client, near, far, outside, probe, encrypts, proxies, servers, _lab: lab })
+    }
+
+    /// Fails where the agents were to encrypt what crosses nodes, and a connection between the nodes went another way.
+    pub fn check_encrypted(&self) -> Result<()> {
+        let agents = self.proxies.iter().filter_map(|proxy| match proxy {
+            Proxy::Agent(agent) if self.encrypts => Some(agent),
+            _ => None,
+        });
+        for agent in agents {
+            let metrics = agent.metrics()?;
+            let opened = |security| metrics.sum(OPENED, &[("security", security)]);
+            let (encrypted, plaintext) = (opened("mutual_tls"), opened("plaintext"));
+            ensure!(plaintext == 0.0, "{plaintext} connections of column {} were plaintext", self.name);
+            ensure!(encrypted > 0.0, "no connection of column {} was encrypted", self.name);
+        }
+        Ok(())
     }
 
     /// CPU seconds that the mesh's own processes have used so far.
@@ -149,6 +183,7 @@ impl Proxy {
     }
 }
 
+/// A certificate authority for the lab; the arguments that have an agent use it.
 fn startservers(lab: &Lab, pod: &Pod) -> Result<[Process; 2]> {
     let dir = lab.dir().join(format!("nginx-{}", pod.name()));
     fs::create_dir_all(&dir)?;

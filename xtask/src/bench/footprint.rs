@@ -50,6 +50,7 @@ pub fn at_rest(column: &mut Column, quick: bool) -> Result<Option<Footprint>> {
     let before = memory(column)?.unwrap_or(idle);
     let held = probe::hold(column, CONNECTIONS)?;
     settle();
+    column.check_encrypted()?;
     let with_connections = memory(column)?.unwrap_or(before);
     drop(held);
     let value = (with_connections - before) / CONNECTIONS as f64 / KIB;

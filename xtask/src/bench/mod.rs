@@ -14,13 +14,13 @@ mod ztunnel;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use undermesh_tests::lab::sweep_on_signals;
 
 use crate::build::Build;
 use crate::{paths, say, setup};
-use case::Case;
+use case::{Case, Span};
 use column::{Column, Mesh};
 use report::Report;
 
@@ -45,9 +45,16 @@ pub struct Bench {
     /// Where the figures go as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// A further column: another mesh under the same pods, as NAME=PATH. Known: ztunnel.
+    /// A further column: another mesh under the same pods, as NAME=PATH. Known: ztunnel, and undermesh for another
+    /// build of the agent. May be given more than once.
     #[arg(long, value_parser = peer)]
-    peer: Option<PathBuf>,
+    peer: Vec<Peer>,
+    /// A further column: the agents without a certificate authority, which encrypt nothing.
+    #[arg(long)]
+    plaintext: bool,
+    /// Measure the loads alone, not what a mesh costs at rest.
+    #[arg(long)]
+    loads_only: bool,
     /// The agent to measure, instead of a release build of this tree.
     #[arg(long, value_name = "PATH")]
     agent: Option<PathBuf>,
@@ -56,11 +63,18 @@ pub struct Bench {
     direct_only: bool,
 }
 
+/// Another mesh to compare with.
+#[derive(Clone)]
+enum Peer {
+    Ztunnel(PathBuf),
+    Undermesh(PathBuf),
+}
+
 impl Bench {
     /// Measures, prints a table, writes JSON.
     pub fn run(&self) -> Result<()> {
         setup::for_bench()?;
-        if self.peer.is_some() {
+        if self.peer.iter().any(|peer| matches!(peer, Peer::Ztunnel(_))) {
             setup::for_ztunnel()?;
         }
         if !self.direct_only && self.agent.is_none() {
@@ -70,10 +84,12 @@ impl Bench {
         sweep_on_signals()?;
         let cases: Vec<Case> = case::all().into_iter().filter(|case| self.is_wanted(case)).collect();
         ensure!(!cases.is_empty(), "no case has `{}` in its name", self.only.as_deref().unwrap_or_default());
-        say::step("what a mesh costs at rest");
         let mut footprints = Vec::new();
-        for column in &mut self.columns(&probe)? {
-            footprints.extend(footprint::at_rest(column, self.quick)?);
+        if !self.loads_only {
+            say::step("what a mesh costs at rest");
+            for column in &mut self.columns(&probe)? {
+                footprints.extend(footprint::at_rest(column, self.quick)?);
+            }
         }
         let mut columns = self.columns(&probe)?;
         let mut report = self.measure(&cases, &mut columns)?;
@@ -93,13 +109,23 @@ impl Bench {
 
     fn columns(&self, probe: &Path) -> Result<Vec<Column>> {
         let mut columns = vec![Column::make("direct", Mesh::None, probe.to_owned())?];
+        let mut add = |name: &str, mesh| -> Result<()> {
+            columns.push(Column::make(name, mesh, probe.to_owned())?);
+            Ok(())
+        };
         if !self.direct_only {
             let agent = self.agent.clone().unwrap_or_else(|| paths::programs(true).join("undermesh"));
             let agent = std::fs::canonicalize(&agent).with_context(|| format!("no {}", agent.display()))?;
-            columns.push(Column::make("mesh", Mesh::Undermesh(agent), probe.to_owned())?);
+            add("mesh", Mesh::Undermesh { agent: agent.clone(), encrypts: true })?;
+            if self.plaintext {
+                add("plaintext", Mesh::Undermesh { agent, encrypts: false })?;
+            }
         }
-        if let Some(ztunnel) = &self.peer {
-            columns.push(Column::make("ztunnel", Mesh::Ztunnel(ztunnel.clone()), probe.to_owned())?);
+        for peer in &self.peer {
+            match peer.clone() {
+                Peer::Ztunnel(binary) => add("ztunnel", Mesh::Ztunnel(binary))?,
+                Peer::Undermesh(agent) => add("other", Mesh::Undermesh { agent, encrypts: true })?,
+            }
         }
         Ok(columns)
     }
@@ -123,6 +149,9 @@ impl Bench {
                     })?;
                     eprintln!("    {:48} {:10} {}", case.name(), column.name, report::brief(&figures));
                     report.add(case, index, figures);
+                    if case.span == Span::AcrossNodes {
+                        column.check_encrypted()?;
+                    }
                 }
             }
         }
@@ -134,8 +163,13 @@ impl Bench {
     }
 }
 
-/// `ztunnel=PATH`, the path as a program that can be run from any folder.
-fn peer(text: &str) -> Result<PathBuf> {
-    let path = text.strip_prefix("ztunnel=").context("the only peer that can be run here is ztunnel=PATH")?;
-    std::fs::canonicalize(path).with_context(|| format!("no {path}"))
+/// `NAME=PATH`, the path as a program that can be run from any folder.
+fn peer(text: &str) -> Result<Peer> {
+    let (name, path) = text.split_once('=').context("a peer is given as NAME=PATH")?;
+    let path = std::fs::canonicalize(path).with_context(|| format!("no {path}"))?;
+    match name {
+        "ztunnel" => Ok(Peer::Ztunnel(path)),
+        "undermesh" => Ok(Peer::Undermesh(path)),
+        _ => bail!("{name} is not known; ztunnel and undermesh are"),
+    }
 }

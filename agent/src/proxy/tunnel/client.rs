@@ -1,7 +1,9 @@
 //! The client's end: a stream to a pod of another node, over a tunnel that stands or a new one.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,7 +11,6 @@ use h2::client::{Connection, SendRequest};
 use h2::{Ping, PingPong};
 use http::header::HeaderValue;
 use http::{Method, Request, StatusCode, Uri, Version};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
@@ -17,9 +18,9 @@ use super::handshake::{self, Failure, Watched};
 use super::health::{Health, Verdict};
 use super::pool::{Claimed, Dial, Established, Key, Pool};
 use super::stream::Ends;
-use super::{
-    CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW, TUNNEL_PORT, Tunnel,
-};
+use super::transport::{Flusher, Transport};
+use super::window::{CONNECTION_WINDOW, STREAM_WINDOW, StreamWindow};
+use super::{HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, TUNNEL_PORT, Tunnel};
 use crate::capture::PodNet;
 use crate::identity::{HandshakeError, HandshakeReason};
 use crate::model::{ObjectRef, Workload};
@@ -110,14 +111,37 @@ fn key(tunnel: &Tunnel, wanted: Wanted<'_>) -> Result<Key, RefuseReason> {
 struct NewConnection {
     requests: SendRequest<Bytes>,
     pings: PingPong,
-    connection: Box<dyn Drive>,
+    connection: Driven,
     failure: Failure,
 }
 
 /// What moves a connection's frames.
-trait Drive: Future<Output = Result<(), h2::Error>> + Send + Unpin {}
+struct Driven {
+    connection: Connection<Watched<Transport>, Bytes>,
+    flusher: Flusher,
+    window: StreamWindow,
+    /// Once it carries streams.
+    health: Option<Arc<Health>>,
+}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Drive for Connection<T, Bytes> {}
+impl Driven {
+    fn new(connection: Connection<Watched<Transport>, Bytes>, flusher: Flusher) -> Self {
+        Self { connection, flusher, window: StreamWindow::new(), health: None }
+    }
+}
+
+impl Future for Driven {
+    type Output = Result<(), h2::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { connection, flusher, window, health } = self.get_mut();
+        let streams = health.as_ref().map_or(0, |health| health.streams());
+        window.adjust(streams, |size| connection.set_initial_window_size(size));
+        let ended = Pin::new(&mut *connection).poll(cx);
+        flusher.poll(cx);
+        ended
+    }
+}
 
 async fn establish(
     proxy: &Proxy,
@@ -139,12 +163,14 @@ async fn establish(
     })?;
     let handshakes = async {
         let (stream, _peer) = tls.connect(tcp).await?;
-        let (stream, failure) = Watched::new(stream);
+        let (socket, tls) = stream.into_inner();
+        let (transport, flusher) = Transport::new(socket, tls);
+        let (transport, failure) = Watched::new(transport);
         let (requests, mut connection) =
-            settings().handshake(stream).await.map_err(|error| failure.of(Some(error)))?;
+            settings().handshake(transport).await.map_err(|error| failure.of(Some(error)))?;
         let no_pings = || HandshakeError::new(HandshakeReason::Internal, "the connection has no pings");
         let pings = connection.ping_pong().ok_or_else(no_pings)?;
-        Ok(NewConnection { requests, pings, connection: Box::new(connection), failure })
+        Ok(NewConnection { requests, pings, connection: Driven::new(connection, flusher), failure })
     };
     let shaken = timeout(HANDSHAKE_TIMEOUT, handshakes).await;
     shaken.unwrap_or_else(|_elapsed| Err(handshake::too_slow())).map_err(|why| {
@@ -186,13 +212,14 @@ async fn run(proxy: &Proxy, tunnel: &Tunnel, pod: &ObjectRef, dial: Dial, new: N
     }
     tunnel.handshakes.succeeded(Reporter::Source);
     let health = Health::of(proxy.telemetry.tunnels().opened(Reporter::Source));
+    connection.health = Some(health.clone());
     let (key, pool) = (dial.key.clone(), dial.pool().clone());
     dial.succeeded(Established::new(requests, health.clone()));
     drive(&pool, &key, &health, pings, connection).await;
     pool.discard(&key, &health);
 }
 
-async fn drive(pool: &Pool, key: &Key, health: &Health, pings: PingPong, mut connection: Box<dyn Drive>) {
+async fn drive(pool: &Pool, key: &Key, health: &Health, pings: PingPong, mut connection: Driven) {
     let keep_alive = async {
         if health.watch(pings, IDLE_LIMIT).await == Verdict::Idle {
             pool.discard(key, health);

@@ -4,6 +4,7 @@
 //! tunnel between the two pods, and a stream that arrives becomes a connection to the application. Nothing is shared
 //! between the worker threads: each has its own tunnels.
 
+mod chunk;
 pub(super) mod client;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -13,6 +14,8 @@ mod pool;
 pub(super) mod server;
 mod strangers;
 pub(super) mod stream;
+mod transport;
+mod window;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,16 +31,10 @@ pub use handshake::Handshakes;
 pub(super) use pool::Pool;
 pub use strangers::{Strangers, UNFINISHED_HANDSHAKES};
 
-/// What one stream may have under way. One slow reader holds up its own stream and no other.
-const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
-
-/// What all streams of a connection may have under way together.
-const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
-
 const MAX_FRAME: u32 = 1024 * 1024;
 
 /// Bytes that a stream may have waiting for the connection to take them.
-const SEND_BUFFER: usize = 512 * 1024;
+const SEND_BUFFER: usize = 256 * 1024;
 
 /// From the first byte to a peer that is known. Slow handshakes would hold descriptors otherwise.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

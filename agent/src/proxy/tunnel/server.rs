@@ -1,5 +1,6 @@
 //! The server's end: a tunnel that another node's agent opens to a pod of this one, and the streams in it.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +19,9 @@ use tracing::{debug, error, info, warn};
 use super::handshake;
 use super::health::{Health, Verdict};
 use super::stream::{self, Ends};
-use super::{
-    CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, STREAM_WINDOW, TUNNEL_PORT, Tunnel, client,
-};
+use super::transport::{Flusher, Transport};
+use super::window::{CONNECTION_WINDOW, STREAM_WINDOW, StreamWindow};
+use super::{HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, TUNNEL_PORT, Tunnel, client};
 use crate::capture::PodNet;
 use crate::identity::{HandshakeError, HandshakeReason, PeerIdentity};
 use crate::proxy::Proxy;
@@ -32,7 +33,7 @@ use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 /// The client closes first, so that no CONNECT meets a tunnel that goes.
 const IDLE_LIMIT: Duration = Duration::from_secs(600);
 
-const MAX_STREAMS: u32 = 200;
+pub(super) const MAX_STREAMS: u32 = 200;
 const MAX_HEADER_LIST: u32 = 64 * 1024;
 
 /// Streams that the peer has reset and we still know: rapid resets beyond these end the connection (CVE-2023-44487).
@@ -95,7 +96,28 @@ pub(in crate::proxy) async fn serve(
     drop(place);
 }
 
-type Connection = h2::server::Connection<tokio_rustls::server::TlsStream<TcpStream>, Bytes>;
+/// A connection, and what writes its frames.
+struct Connection {
+    frames: h2::server::Connection<Transport, Bytes>,
+    flusher: Flusher,
+    window: StreamWindow,
+}
+
+impl Connection {
+    /// The next stream; carries the frames of the others meanwhile.
+    async fn accept(
+        &mut self,
+        health: &Health,
+    ) -> Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>> {
+        poll_fn(|cx| {
+            self.window.adjust(health.streams(), |size| self.frames.set_initial_window_size(size));
+            let accepted = self.frames.poll_accept(cx);
+            self.flusher.poll(cx);
+            accepted
+        })
+        .await
+    }
+}
 
 async fn shake_hands(
     tunnel: &Tunnel,
@@ -106,10 +128,12 @@ async fn shake_hands(
     let local = local.map_err(|error| HandshakeError::new(HandshakeReason::Internal, error))?;
     let tls = handshake::server_end(tunnel, &local).await?;
     let (stream, peer) = tls.accept(socket).await?;
-    let connection = settings().handshake(stream).await.map_err(|error| {
+    let (socket, tls) = stream.into_inner();
+    let (transport, flusher) = Transport::new(socket, tls);
+    let frames = settings().handshake(transport).await.map_err(|error| {
         HandshakeError::new(HandshakeReason::Protocol, format_args!("HTTP/2 with {peer}: {error}"))
     })?;
-    Ok((connection, peer))
+    Ok((Connection { frames, flusher, window: StreamWindow::new() }, peer))
 }
 
 pub(super) fn settings() -> h2::server::Builder {
@@ -131,7 +155,7 @@ impl Server {
     /// Takes streams and carries their frames until the connection is over. Dropped with streams in it, it resets them.
     async fn run(self: Arc<Self>, mut connection: Connection, mut fate: watch::Receiver<Fate>) {
         let mut streams = JoinSet::new();
-        let Some(pings) = connection.ping_pong() else { return };
+        let Some(pings) = connection.frames.ping_pong() else { return };
         let health = self.health.clone();
         let mut watching = std::pin::pin!(async {
             match health.watch(pings, IDLE_LIMIT).await {
@@ -144,10 +168,10 @@ impl Server {
         loop {
             if takes_streams && *fate.borrow_and_update() != Fate::Serve {
                 takes_streams = false;
-                connection.graceful_shutdown();
+                connection.frames.graceful_shutdown();
             }
             tokio::select! {
-                accepted = connection.accept() => match accepted {
+                accepted = connection.accept(&self.health) => match accepted {
                     Some(Ok((request, respond))) => {
                         streams.spawn(self.clone().stream(request, respond));
                     }
@@ -161,7 +185,7 @@ impl Server {
                 Some(ended) = streams.join_next() => report_panic(ended),
                 changed = fate.changed(), if takes_streams => if changed.is_err() {
                     takes_streams = false;
-                    connection.graceful_shutdown();
+                    connection.frames.graceful_shutdown();
                 },
                 is_idle = &mut watching, if is_watched => {
                     is_watched = false;
@@ -170,7 +194,7 @@ impl Server {
                         break;
                     }
                     takes_streams = false;
-                    connection.graceful_shutdown();
+                    connection.frames.graceful_shutdown();
                 }
             }
         }
@@ -201,7 +225,7 @@ impl Server {
         let counted = self.health.enter();
         let target = Target { from: &self.net, to, source: None, on_behalf_of: Some(caller) };
         let gone = async {
-            let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            let _ = poll_fn(|cx| respond.poll_reset(cx)).await;
         };
         let application = match upstream::connect(&self.proxy, &self.here.dialer, gone, target).await {
             Ok(application) => application,

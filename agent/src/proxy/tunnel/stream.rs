@@ -4,34 +4,36 @@
 //! of the tunnel's window: it asks for room only once the socket has something to say, and gives the peer new room only
 //! when the socket has taken what came.
 
-use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::Shutdown;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use socket2::SockRef;
+use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
 
+use super::chunk::{CHUNK, Chunk};
 use super::health::{Health, Place};
 use crate::proxy::relay::{Meter, broken, close_in_order, is_silence};
 use crate::telemetry::CloseReason;
 
-/// Bytes read from the socket at a time, four TLS records' worth.
-const CHUNK: usize = 64 * 1024;
+/// Bytes read from the socket at a time.
+const MOST: usize = CHUNK;
 
 /// Reads shorter than this are copied, so that few bytes never hold a whole chunk.
 const SMALL: usize = 8 * 1024;
 
+/// Frames that are passed on together.
+const PARTS: usize = 8;
+
 /// Bytes that one direction may move before other connections of the thread get their turn.
 const TURN: usize = 1024 * 1024;
-
-thread_local! {
-    static SCRATCH: RefCell<BytesMut> = RefCell::new(BytesMut::new());
-}
 
 /// A stream of a tunnel, connected at both ends.
 #[derive(Debug)]
@@ -59,9 +61,14 @@ enum Broken {
 
 /// Relays between the two until both directions have ended or one of them broke; says why it ended. After an orderly
 /// end both are closed in order, else both are reset.
-pub(in crate::proxy) async fn relay(socket: TcpStream, side: Side, ends: Ends, meter: &Meter) -> CloseReason {
+pub(in crate::proxy) async fn relay(
+    mut socket: TcpStream,
+    side: Side,
+    ends: Ends,
+    meter: &Meter,
+) -> CloseReason {
     let Ends { mut send, mut recv, place } = ends;
-    let ended = both_ways(&socket, side, &mut send, &mut recv, meter).await;
+    let ended = both_ways(&mut socket, side, &mut send, &mut recv, meter).await;
     match ended {
         Ok(()) => {
             close_in_order(&socket);
@@ -80,14 +87,16 @@ pub(in crate::proxy) async fn relay(socket: TcpStream, side: Side, ends: Ends, m
 }
 
 async fn both_ways(
-    socket: &TcpStream,
+    socket: &mut TcpStream,
     side: Side,
     send: &mut SendStream<Bytes>,
     recv: &mut RecvStream,
     meter: &Meter,
 ) -> Result<(), Broken> {
+    let (mut reader, writer) = socket.split();
+    let socket: &TcpStream = writer.as_ref();
     let mut outgoing = Outgoing::Waiting;
-    let mut incoming = Incoming::Waiting;
+    let mut incoming = Incoming::default();
     // A reset shows in no read while the socket is not read from.
     let mut failure = pin!(broken(socket));
     let (said, heard) = match side {
@@ -95,7 +104,7 @@ async fn both_ways(
         Side::Server => (Meter::received as fn(&Meter, usize), Meter::sent as fn(&Meter, usize)),
     };
     poll_fn(|cx| {
-        let out = outgoing.poll(cx, socket, send, |n| said(meter, n))?;
+        let out = outgoing.poll(cx, &mut reader, send, |n| said(meter, n))?;
         let back = incoming.poll(cx, socket, recv, |n| heard(meter, n))?;
         if out.is_ready() && back.is_ready() {
             return Poll::Ready(Ok(()));
@@ -128,7 +137,7 @@ impl Outgoing {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        socket: &TcpStream,
+        socket: &mut ReadHalf<'_>,
         send: &mut SendStream<Bytes>,
         count: impl Fn(usize),
     ) -> Poll<Result<(), Broken>> {
@@ -136,8 +145,8 @@ impl Outgoing {
         while moved < TURN {
             match self {
                 Self::Waiting => {
-                    ready!(socket.poll_read_ready(cx)).map_err(Broken::Socket)?;
-                    send.reserve_capacity(CHUNK);
+                    ready!(socket.as_ref().poll_read_ready(cx)).map_err(Broken::Socket)?;
+                    send.reserve_capacity(MOST);
                     *self = Self::Reserving;
                 }
                 Self::Reserving => {
@@ -149,23 +158,29 @@ impl Outgoing {
                             None => return Poll::Ready(Err(Broken::Tunnel(Reason::CANCEL.into()))),
                         }
                     }
-                    match read(socket, send.capacity()) {
-                        Ok(bytes) if bytes.is_empty() => {
-                            send.send_data(Bytes::new(), true).map_err(Broken::Tunnel)?;
-                            *self = Self::Ended;
-                        }
-                        Ok(bytes) => {
-                            count(bytes.len());
-                            moved += bytes.len();
-                            send.send_data(bytes, false).map_err(Broken::Tunnel)?;
-                            send.reserve_capacity(CHUNK);
-                        }
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                            // Others may need what this stream does not.
-                            send.reserve_capacity(0);
-                            *self = Self::Waiting;
-                        }
-                        Err(error) => return Poll::Ready(Err(Broken::Socket(error))),
+                    let room = send.capacity().min(MOST);
+                    let read = poll_read(cx, socket, room);
+                    if let Poll::Ready(Ok(bytes)) = &read
+                        && bytes.is_empty()
+                    {
+                        send.send_data(Bytes::new(), true).map_err(Broken::Tunnel)?;
+                        *self = Self::Ended;
+                        continue;
+                    }
+                    let mut n = 0;
+                    if let Poll::Ready(bytes) = read {
+                        let bytes = bytes.map_err(Broken::Socket)?;
+                        n = bytes.len();
+                        count(n);
+                        moved += n;
+                        send.send_data(bytes, false).map_err(Broken::Tunnel)?;
+                    }
+                    if n == room {
+                        send.reserve_capacity(MOST);
+                    } else {
+                        // There is no more for now, and others may need what this stream does not.
+                        send.reserve_capacity(0);
+                        *self = Self::Waiting;
                     }
                 }
                 Self::Ended => return Poll::Ready(Ok(())),
@@ -176,29 +191,29 @@ impl Outgoing {
     }
 }
 
-/// One read of what there is room for.
-fn read(socket: &TcpStream, room: usize) -> io::Result<Bytes> {
-    SCRATCH.with_borrow_mut(|scratch| {
-        scratch.clear();
-        scratch.reserve(CHUNK);
-        let mut limited = bytes::BufMut::limit(&mut *scratch, room.min(CHUNK));
-        let n = socket.try_read_buf(&mut limited)?;
-        Ok(if n < SMALL { Bytes::copy_from_slice(scratch) } else { scratch.split().freeze() })
-    })
+/// One read of what there is room for. A short one leaves the socket drained, without asking again.
+fn poll_read(cx: &mut Context<'_>, socket: &mut ReadHalf<'_>, room: usize) -> Poll<io::Result<Bytes>> {
+    let mut chunk = Chunk::take();
+    let mut buffer = ReadBuf::new(&mut chunk[..room]);
+    ready!(Pin::new(socket).poll_read(cx, &mut buffer))?;
+    let n = buffer.filled().len();
+    let bytes = if n < SMALL { Bytes::copy_from_slice(buffer.filled()) } else { chunk.into_bytes(n) };
+    Poll::Ready(Ok(bytes))
 }
 
 /// From the tunnel to the socket.
-#[derive(Debug)]
-enum Incoming {
-    /// For the tunnel to bring something.
-    Waiting,
-    /// What the socket has not taken yet.
-    Holding(Bytes),
-    /// The tunnel's stream has ended, and the socket has been told.
-    Ended,
+#[derive(Debug, Default)]
+struct Incoming {
+    /// What the socket has not taken yet. It counts against the stream's window until it has.
+    held: VecDeque<Bytes>,
+    /// The tunnel's stream has ended.
+    is_over: bool,
+    /// And the socket has been told.
+    is_told: bool,
 }
 
 impl Incoming {
+    /// Moves bytes until one side is not ready, the turn is over or the direction has ended.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -208,36 +223,85 @@ impl Incoming {
     ) -> Poll<Result<(), Broken>> {
         let mut moved = 0;
         while moved < TURN {
-            match self {
-                Self::Waiting => match ready!(recv.poll_data(cx)) {
-                    Some(Ok(bytes)) => {
-                        count(bytes.len());
-                        // Empty frames cost a turn as well.
-                        moved += bytes.len().max(1024);
-                        *self = Self::Holding(bytes);
-                    }
-                    Some(Err(error)) => return Poll::Ready(Err(Broken::Tunnel(error))),
-                    None => {
-                        end(socket).map_err(Broken::Socket)?;
-                        *self = Self::Ended;
-                    }
-                },
-                Self::Holding(bytes) if bytes.is_empty() => *self = Self::Waiting,
-                Self::Holding(bytes) => match socket.try_write(bytes) {
-                    Ok(n) => {
-                        bytes.advance(n);
-                        recv.flow_control().release_capacity(n).map_err(Broken::Tunnel)?;
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        ready!(socket.poll_write_ready(cx)).map_err(Broken::Socket)?;
-                    }
-                    Err(error) => return Poll::Ready(Err(Broken::Socket(error))),
-                },
-                Self::Ended => return Poll::Ready(Ok(())),
+            let gathered = self.gather(cx, recv, &count);
+            if self.held.is_empty() {
+                ready!(gathered).map_err(Broken::Tunnel)?;
+                if !self.is_told {
+                    end(socket).map_err(Broken::Socket)?;
+                    self.is_told = true;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            match self.write(socket) {
+                Ok(n) => {
+                    moved += n;
+                    recv.flow_control().release_capacity(n).map_err(Broken::Tunnel)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    ready!(socket.poll_write_ready(cx)).map_err(Broken::Socket)?;
+                }
+                Err(error) => return Poll::Ready(Err(Broken::Socket(error))),
+            }
+            if let Poll::Ready(Err(error)) = gathered {
+                return Poll::Ready(Err(Broken::Tunnel(error)));
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Takes what the tunnel has brought, so that one call to the kernel passes it on. Ready when no more comes.
+    fn gather(
+        &mut self,
+        cx: &mut Context<'_>,
+        recv: &mut RecvStream,
+        count: impl Fn(usize),
+    ) -> Poll<Result<(), h2::Error>> {
+        // Frames without bytes count as well, or a peer could keep the thread busy with them.
+        for _ in 0..PARTS {
+            if self.is_over {
+                return Poll::Ready(Ok(()));
+            }
+            if self.held.len() == PARTS {
+                return Poll::Pending;
+            }
+            match ready!(recv.poll_data(cx)) {
+                Some(Ok(bytes)) if bytes.is_empty() => {}
+                Some(Ok(bytes)) => {
+                    count(bytes.len());
+                    self.held.push_back(bytes);
+                }
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => self.is_over = true,
+            }
+        }
+        if self.held.is_empty() {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    fn write(&mut self, socket: &TcpStream) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); PARTS];
+        for (slice, bytes) in slices.iter_mut().zip(&self.held) {
+            *slice = IoSlice::new(bytes);
+        }
+        let written = match &slices[..self.held.len()] {
+            // Not the same to the kernel, where it is faster.
+            [only] => socket.try_write(only)?,
+            all => socket.try_write_vectored(all)?,
+        };
+        let mut left = written;
+        while let Some(bytes) = self.held.front_mut() {
+            let n = left.min(bytes.len());
+            bytes.advance(n);
+            left -= n;
+            if !bytes.is_empty() {
+                break;
+            }
+            self.held.pop_front();
+        }
+        Ok(written)
     }
 }
 

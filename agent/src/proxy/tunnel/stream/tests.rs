@@ -7,7 +7,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::super::{STREAM_WINDOW, client, server};
+use super::super::window::STREAM_WINDOW;
+use super::super::{client, server};
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(10);
