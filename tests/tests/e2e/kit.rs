@@ -70,8 +70,8 @@ impl Mesh {
             wait_enrolled(agent, pods.get())?;
         }
         if self.agents.len() > 1 {
-            let agents = self.agents.iter().zip(&self.pods);
-            agents.map(|(agent, pods)| agent.wait_published(pods.get(), SOON)).collect::<Result<()>>()?;
+            let mut agents = self.agents.iter().zip(&self.pods);
+            agents.try_for_each(|(agent, pods)| agent.wait_published(pods.get(), SOON))?;
         }
         Ok(())
     }

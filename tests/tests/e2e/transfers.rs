@@ -59,7 +59,12 @@ fn a_slow_reader_slows_its_sender_and_fills_no_memory() -> Result<()> {
     })?;
     settle(&mesh)?;
     let grown = resident(&mesh)?.saturating_sub(before);
-    ensure!(grown < 24 * MIB, "the agents' memory grew by {grown} bytes for {connections} slow readers");
+    // In the kernel, but for the half that is across nodes: a stream's window is what may be under way in a tunnel.
+    let windows = connections as u64 / 2 * 4 * MIB;
+    ensure!(
+        grown < 24 * MIB + windows,
+        "the agents' memory grew by {grown} bytes for {connections} slow readers"
+    );
 
     std::fs::write(&gate, "")?;
     let mut sent = Vec::new();

@@ -274,6 +274,7 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         undermesh_tunnels_open{reporter="destination"} 0
         undermesh_tunnel_streams_open{reporter="source"} 0
         undermesh_tunnel_streams_open{reporter="destination"} 0
+        undermesh_tunnel_bypasses_total 0
         undermesh_pods_enrolled 1
         undermesh_pods_not_enrolled{reason="attach_failed"} 1
         undermesh_pods_not_enrolled{reason="impossible"} 1
@@ -361,6 +362,7 @@ fn tunnels_are_counted() {
         undermesh_tunnel_streams_open{reporter="destination"} 0
         undermesh_tunnels_closed_total{reporter="destination",reason="idle"} 1
         undermesh_tunnels_closed_total{reporter="destination",reason="cancelled"} 1
+        undermesh_tunnel_bypasses_total 0
     "#]]
     .assert_eq(&counted.flat_map(|line| [line, "\n"]).collect::<String>());
 }
