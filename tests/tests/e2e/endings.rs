@@ -100,13 +100,15 @@ pub const RESETS: [Story; 9] = [
 #[test]
 fn half_closes_are_passed_on() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
-    same_with_and_without("um-e2e-half-close", &HALF_CLOSES, |mesh| mesh.start(&[]))
+    same_with_and_without("um-e2e-half-close", &HALF_CLOSES, |mesh| mesh.start(&[]))?;
+    same_with_and_without("um-e2e-half-plain", &HALF_CLOSES, |mesh| mesh.start_plaintext(&[]))
 }
 
 #[test]
 fn resets_are_passed_on() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
-    same_with_and_without("um-e2e-reset", &RESETS, |mesh| mesh.start(&[]))
+    same_with_and_without("um-e2e-reset", &RESETS, |mesh| mesh.start(&[]))?;
+    same_with_and_without("um-e2e-reset-plain", &RESETS, |mesh| mesh.start_plaintext(&[]))
 }
 
 #[test]
@@ -206,7 +208,7 @@ fn dial_all(mesh: &Mesh, ips: &[IpAddr]) -> Result<Vec<String>> {
 }
 
 /// Follows every story to both servers, first without and then with the agents.
-pub fn same_with_and_without(
+fn same_with_and_without(
     name: &str,
     stories: &[Story],
     start: impl Fn(&mut Mesh) -> Result<()>,

@@ -11,7 +11,6 @@ use undermesh_tests::lab::{Lab, Metrics, Output, Pod, PodSpec, binary, eventuall
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
-use crate::endings::{HALF_CLOSES, RESETS, same_with_and_without};
 use crate::mesh::{
     LIMIT, Mesh, OPENED, PORT, REFUSED, SERVICE_PORT, at, listen, names, service_ips, witness,
 };
@@ -51,12 +50,8 @@ pub fn authority_args(lab: &Lab) -> Vec<String> {
 /// A mesh whose nodes trust each other, once they know of each other's pods.
 pub fn running(name: &str) -> Result<Mesh> {
     let mut mesh = Mesh::create(name)?;
-    start(&mut mesh)?;
+    start_with(&mut mesh, &[])?;
     Ok(mesh)
-}
-
-fn start(mesh: &mut Mesh) -> Result<()> {
-    start_with(mesh, &[])
 }
 
 /// Starts the agents with an authority and these arguments.
@@ -159,7 +154,7 @@ fn a_strict_pod_is_reached_through_the_tunnel_alone() -> Result<()> {
     let strict = mesh.nodes[1].add_pod(strict)?;
     let outsider = mesh.nodes[0].add_pod(PodSpec::new("outside", "outsider"))?;
     let _server = listen(&strict, PORT, &[])?;
-    start(&mut mesh)?;
+    start_with(&mut mesh, &[])?;
     wait_published(&mesh, &strict)?;
     for ip in [strict.ip(), strict.ip6()] {
         let to = at(ip, PORT);
@@ -168,13 +163,6 @@ fn a_strict_pod_is_reached_through_the_tunnel_alone() -> Result<()> {
         ensure!(refused[0]["connect"] == "ECONNREFUSED", "plaintext to a strict pod: {refused}");
     }
     Ok(())
-}
-
-#[test]
-fn half_closes_and_resets_pass_through_the_tunnel() -> Result<()> {
-    require!(Feature::Lab, Feature::Agent);
-    same_with_and_without("um-e2e-tunnel-shut", &HALF_CLOSES, start)?;
-    same_with_and_without("um-e2e-tunnel-reset", &RESETS, start)
 }
 
 #[test]
