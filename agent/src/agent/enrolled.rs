@@ -51,6 +51,8 @@ pub(super) struct Publisher {
     node: Name,
     on_agent_down: OnAgentDown,
     pods: BTreeMap<WorkloadUid, Enrolled>,
+    /// The file does not say what it should: it could not be written.
+    is_stale: bool,
 }
 
 impl Publisher {
@@ -67,8 +69,11 @@ impl Publisher {
                 Vec::new()
             }
         };
-        let pods = before.into_iter().map(|pod| (pod.uid.clone(), pod)).collect();
-        let publisher = Self { path, node: node.clone(), on_agent_down, pods };
+        let is_open = on_agent_down == OnAgentDown::Open;
+        let known =
+            |pod: Enrolled| Enrolled { plaintext_when_down: pod.plaintext_when_down && is_open, ..pod };
+        let pods = before.into_iter().map(|pod| (pod.uid.clone(), known(pod))).collect();
+        let mut publisher = Self { path, node: node.clone(), on_agent_down, pods, is_stale: false };
         publisher.write().with_context(|| format!("writing {}", publisher.path.display()))?;
         Ok(publisher)
     }
@@ -118,18 +123,28 @@ impl Publisher {
         self.withdraw(&gone);
     }
 
-    fn write_or_warn(&self) {
+    /// Writes again what could not be written.
+    pub(super) fn try_again(&mut self) {
+        if self.is_stale && self.write().is_ok() {
+            info!(path = %self.path.display(), "other nodes are told again which pods are enrolled");
+        }
+    }
+
+    fn write_or_warn(&mut self) {
         if let Err(error) = self.write() {
-            warn!(path = %self.path.display(), %error, "other nodes are not told which pods are enrolled");
+            warn!(path = %self.path.display(), %error, "other nodes are not told which pods are enrolled; trying again");
         }
     }
 
     /// Readers see the file before or after, never in between.
-    fn write(&self) -> io::Result<()> {
+    fn write(&mut self) -> io::Result<()> {
+        self.is_stale = true;
         let statement = Statement { node: self.node.clone(), pods: self.pods.values().cloned().collect() };
         let next = self.path.with_extension("new");
         fs::write(&next, serde_json::to_vec(&statement)?)?;
-        fs::rename(&next, &self.path)
+        fs::rename(&next, &self.path)?;
+        self.is_stale = false;
+        Ok(())
     }
 }
 

@@ -206,6 +206,9 @@ impl Mesh {
     }
 
     async fn tidy(&mut self) -> anyhow::Result<()> {
+        if let Some(members) = &mut self.members {
+            members.tidy();
+        }
         for net in self.capture.left(Instant::now()) {
             self.workers.release(&net, Fate::GoOn).await?;
         }

@@ -77,10 +77,9 @@ pub(super) struct Background {
 pub(super) struct Members {
     tunnel: Arc<Tunnel>,
     publisher: Publisher,
-    /// Whose certificate each pod needs.
-    identities: HashMap<WorkloadUid, SpiffeId>,
+    known: HashMap<WorkloadUid, Known>,
     /// Those whose certificate is awaited.
-    awaited: JoinSet<Arc<Workload>>,
+    awaited: JoinSet<WorkloadUid>,
 }
 
 /// Whatever may fail, before the kernel is touched.
@@ -109,7 +108,7 @@ pub(super) fn open(
     });
     let radar = Radar::new(store.clone(), trust);
     let members =
-        Members { tunnel: tunnel.clone(), publisher, identities: HashMap::new(), awaited: JoinSet::new() };
+        Members { tunnel: tunnel.clone(), publisher, known: HashMap::new(), awaited: JoinSet::new() };
     let background = Background { certificates: store, radar: radar.clone(), trust_files, follower };
     Ok(Opened { tunnel, members, radar, background })
 }
@@ -147,6 +146,14 @@ fn with_flag(error: TrustFileError) -> anyhow::Error {
     anyhow::Error::new(error).context(flag)
 }
 
+/// A pod of this node.
+struct Known {
+    /// Whose certificate it needs.
+    id: SpiffeId,
+    /// The pod as it is now.
+    workload: Arc<Workload>,
+}
+
 impl Background {
     /// For ever.
     pub(super) async fn run(self) {
@@ -168,27 +175,31 @@ impl Members {
                 return warn!(pod = %workload.pod, %error, "the pod's service account makes no identity");
             }
         };
-        if self.identities.contains_key(&workload.uid) {
+        // An earlier agent may have published it, as it was then.
+        self.updated(workload);
+        if self.known.contains_key(&workload.uid) {
             return;
         }
         let certificates = self.tunnel.certificates.clone();
         certificates.ensure(&id);
-        self.identities.insert(workload.uid.clone(), id.clone());
-        let workload = workload.clone();
+        self.known.insert(workload.uid.clone(), Known { id: id.clone(), workload: workload.clone() });
+        let uid = workload.uid.clone();
         self.awaited.spawn(async move {
             // It is not held any more: the pod has left, and whoever asks finds that out.
             let _ = certificates.get(&id).await;
-            workload
+            uid
         });
     }
 
     /// Publishes one pod as soon as its certificate is there. Cancelling it loses nothing.
     pub(super) async fn publish_next(&mut self) {
         match self.awaited.join_next().await {
-            Some(Ok(workload)) => {
-                let id = self.identities.get(&workload.uid);
-                if id.is_some_and(|id| self.tunnel.certificates.current(id).is_some()) {
-                    self.publisher.publish(&workload);
+            Some(Ok(uid)) => {
+                let known = self.known.get(&uid);
+                if let Some(Known { id, workload }) = known
+                    && self.tunnel.certificates.current(id).is_some()
+                {
+                    self.publisher.publish(workload);
                 }
             }
             Some(Err(error)) => error!(%error, "waiting for a certificate failed inside the agent"),
@@ -197,7 +208,10 @@ impl Members {
     }
 
     /// What is told of the pod may have changed.
-    pub(super) fn updated(&mut self, workload: &Workload) {
+    pub(super) fn updated(&mut self, workload: &Arc<Workload>) {
+        if let Some(known) = self.known.get_mut(&workload.uid) {
+            known.workload = workload.clone();
+        }
         if self.publisher.has(&workload.uid) {
             self.publisher.publish(workload);
         }
@@ -212,9 +226,14 @@ impl Members {
 
     /// The pod is not enrolled any more.
     pub(super) fn left(&mut self, uid: &WorkloadUid) {
-        if let Some(id) = self.identities.remove(uid) {
-            self.tunnel.certificates.release(&id);
+        if let Some(known) = self.known.remove(uid) {
+            self.tunnel.certificates.release(&known.id);
         }
+    }
+
+    /// Housekeeping.
+    pub(super) fn tidy(&mut self) {
+        self.publisher.try_again();
     }
 
     /// What an earlier agent has told of pods that are not to be enrolled now is taken back.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::net::TcpStream;
+use tracing::warn;
 
 use super::Proxy;
 use super::relay::{Meter, relay};
@@ -204,7 +205,14 @@ async fn dial(
             match connected {
                 // As the destination's agent has told while it ran (`--on-agent-down`).
                 Err(RefuseReason::AgentDown) if tunnel.takes_plaintext_when_down(destination, to.ip()) => {
-                    proxy.telemetry.tunnels().bypassed();
+                    let count = proxy.telemetry.tunnels().bypassed();
+                    // Fewer and fewer lines: an agent that is down for long, or a firewall, makes many of these.
+                    if count.is_power_of_two() {
+                        warn!(
+                            pod = %captured.net.pod, %to, count,
+                            "nothing takes tunnels at the destination; going there in plaintext, as its agent has chosen"
+                        );
+                    }
                     assurance = Assurance::NONE;
                     dial_socket(proxy, here, captured, to, client, None).await
                 }

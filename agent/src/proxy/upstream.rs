@@ -54,6 +54,7 @@ pub(super) fn is_worth_another(reason: RefuseReason) -> bool {
     matches!(
         reason,
         RefuseReason::ConnectRefused
+            | RefuseReason::ConnectReset
             | RefuseReason::ConnectTimeout
             | RefuseReason::ConnectUnreachable
             | RefuseReason::HandshakeFailed
@@ -63,7 +64,8 @@ pub(super) fn is_worth_another(reason: RefuseReason) -> bool {
 
 fn reason(error: &io::Error, target: Target<'_>) -> RefuseReason {
     match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => RefuseReason::ConnectRefused,
+        io::ErrorKind::ConnectionRefused => RefuseReason::ConnectRefused,
+        io::ErrorKind::ConnectionReset => RefuseReason::ConnectReset,
         io::ErrorKind::TimedOut => RefuseReason::ConnectTimeout,
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable | io::ErrorKind::NetworkDown => {
             RefuseReason::ConnectUnreachable

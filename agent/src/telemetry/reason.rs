@@ -48,6 +48,8 @@ pub enum RefuseReason {
     Denied,
     /// The client went away before there was an upstream.
     ClientGone,
+    /// The upstream reset the connection while it was being set up.
+    ConnectReset,
     /// Nothing listens on the tunnel's port of the destination: its agent is down.
     AgentDown,
     /// Plaintext without proof of its origin, for a pod that takes none.
@@ -86,7 +88,7 @@ impl CloseReason {
 
 impl RefuseReason {
     /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NoEndpoints,
         Self::UnknownPort,
         Self::UnknownDestination,
@@ -98,6 +100,7 @@ impl RefuseReason {
         Self::NoCertificate,
         Self::Denied,
         Self::ClientGone,
+        Self::ConnectReset,
         Self::AgentDown,
         Self::PlaintextRefused,
         Self::Limit,
@@ -118,6 +121,7 @@ impl RefuseReason {
             Self::NoCertificate => "no_certificate",
             Self::Denied => "denied",
             Self::ClientGone => "client_gone",
+            Self::ConnectReset => "connect_reset",
             Self::AgentDown => "agent_down",
             Self::PlaintextRefused => "plaintext_refused",
             Self::Limit => "limit",

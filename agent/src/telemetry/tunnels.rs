@@ -81,9 +81,9 @@ impl Tunnels {
         *refused.entry(RefusedRequest { status, reason }).or_default() += 1;
     }
 
-    /// Counts a connection that went in plaintext past the destination's agent, which was down.
-    pub fn bypassed(&self) {
-        self.bypassed.fetch_add(1, Relaxed);
+    /// Counts a connection that went in plaintext past the destination's agent, which was down; how many there are now.
+    pub fn bypassed(&self) -> u64 {
+        self.bypassed.fetch_add(1, Relaxed) + 1
     }
 
     /// Counts a tunnel for as long as it stands.

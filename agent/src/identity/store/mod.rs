@@ -28,6 +28,9 @@ use entry::{Busy, Entry};
 /// Once the authority answers, whoever waits for it is asked for again within this time.
 const HURRY: Duration = Duration::from_secs(1);
 
+/// So long without a certificate means that the authority has been away, or was not needed.
+const SILENCE: Duration = Duration::from_secs(10);
+
 /// How certificates are asked for.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreSettings {
@@ -64,6 +67,7 @@ pub struct CertificateStore {
     writing: Mutex<()>,
     wake: Notify,
     results: [AtomicU64; RenewalResult::ALL.len()],
+    last_answer: Mutex<Option<SystemTime>>,
     /// What kept the authority from telling its roots, so that it is said once.
     roots_failed: Mutex<Option<CaError>>,
 }
@@ -104,6 +108,7 @@ impl CertificateStore {
             writing: Mutex::new(()),
             wake: Notify::new(),
             results: Default::default(),
+            last_answer: Mutex::default(),
             roots_failed: Mutex::default(),
         });
         store.refresh_roots();
@@ -187,9 +192,11 @@ impl CertificateStore {
         match outcome {
             Ok(svid) => {
                 self.install(entry, svid);
-                // Not all at once: other nodes have waited as well.
-                for waiting in self.entries.load().values() {
-                    waiting.hurry(now + HURRY.mul_f64(fastrand::f64()));
+                if self.is_first_answer_after_silence(now) {
+                    // Not all at once: other nodes have waited as well.
+                    for waiting in self.entries.load().values() {
+                        waiting.hurry(now + HURRY.mul_f64(fastrand::f64()));
+                    }
                 }
             }
             Err(error) => {
@@ -204,6 +211,13 @@ impl CertificateStore {
                 }
             }
         }
+    }
+
+    /// An authority that answers some and not others is busy, not back.
+    fn is_first_answer_after_silence(&self, now: SystemTime) -> bool {
+        let mut last = self.last_answer.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = last.replace(now);
+        before.is_none_or(|before| now.duration_since(before).is_ok_and(|silence| silence >= SILENCE))
     }
 
     async fn request(&self, id: &SpiffeId) -> Result<Svid, CaError> {

@@ -219,12 +219,13 @@ async fn run(proxy: &Proxy, tunnel: &Tunnel, pod: &ObjectRef, dial: Dial, new: N
     pool.discard(&key, &health);
 }
 
-async fn drive(pool: &Pool, key: &Key, health: &Health, pings: PingPong, mut connection: Driven) {
+async fn drive(pool: &Pool, key: &Key, health: &Health, mut pings: PingPong, mut connection: Driven) {
     let keep_alive = async {
-        if health.watch(pings, IDLE_LIMIT).await == Verdict::Idle {
+        let mut idle_limit = IDLE_LIMIT;
+        while health.watch(&mut pings, idle_limit).await == Verdict::Idle {
             pool.discard(key, health);
             // What has begun in this very moment is carried to its end.
-            std::future::pending().await
+            idle_limit = Duration::MAX;
         }
     };
     tokio::select! {
@@ -235,8 +236,13 @@ async fn drive(pool: &Pool, key: &Key, health: &Health, pings: PingPong, mut con
                 debug!(to = %key.destination, %error, "a tunnel broke");
             }
         }
-        () = keep_alive => info!(to = %key.destination, "a tunnel fell silent"),
+        () = keep_alive => return info!(to = %key.destination, "a tunnel fell silent"),
     }
+    // Nobody is to wait for that.
+    pool.discard(key, health);
+    let Driven { connection, flusher, .. } = connection;
+    drop(connection);
+    flusher.farewell().await;
 }
 
 /// Asks for the stream, and waits for the application behind it as long as for any other.

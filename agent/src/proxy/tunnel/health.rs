@@ -91,7 +91,7 @@ impl Health {
     }
 
     /// Pings while there are streams, until the peer falls silent or nobody has used the tunnel for so long.
-    pub(super) async fn watch(&self, mut pings: PingPong, idle_limit: Duration) -> Verdict {
+    pub(super) async fn watch(&self, pings: &mut PingPong, idle_limit: Duration) -> Verdict {
         let mut used = Instant::now();
         let mut next = used + PING_EVERY;
         loop {

@@ -11,7 +11,7 @@ use h2::{RecvStream, SendStream};
 use http::header::HeaderMap;
 use http::{Method, Request, Response, StatusCode};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
@@ -71,7 +71,7 @@ pub(in crate::proxy) async fn serve(
         let facts = facts(&proxy, &net, peer_socket, dialled, None);
         proxy.telemetry.connection_refused(facts, reason);
     };
-    let stranger = tunnel.strangers.enter();
+    let stranger = tunnel.strangers.enter(peer_socket.ip());
     let shaken = tokio::select! {
         shaken = timeout(HANDSHAKE_TIMEOUT, shake_hands(&tunnel, &net, socket)) => shaken,
         () = stranger.displaced() => {
@@ -155,16 +155,17 @@ impl Server {
     /// Takes streams and carries their frames until the connection is over. Dropped with streams in it, it resets them.
     async fn run(self: Arc<Self>, mut connection: Connection, mut fate: watch::Receiver<Fate>) {
         let mut streams = JoinSet::new();
-        let Some(pings) = connection.frames.ping_pong() else { return };
+        let Some(mut pings) = connection.frames.ping_pong() else { return };
         let health = self.health.clone();
-        let mut watching = std::pin::pin!(async {
-            match health.watch(pings, IDLE_LIMIT).await {
-                Verdict::Idle => true,
-                Verdict::Silent => false,
+        let (tell_idle, mut idle) = oneshot::channel();
+        let mut silence = std::pin::pin!(async {
+            if health.watch(&mut pings, IDLE_LIMIT).await == Verdict::Idle {
+                let _ = tell_idle.send(());
+                // What has begun in this very moment is carried to its end.
+                while health.watch(&mut pings, Duration::MAX).await == Verdict::Idle {}
             }
         });
         let mut takes_streams = true;
-        let mut is_watched = true;
         loop {
             if takes_streams && *fate.borrow_and_update() != Fate::Serve {
                 takes_streams = false;
@@ -187,12 +188,11 @@ impl Server {
                     takes_streams = false;
                     connection.frames.graceful_shutdown();
                 },
-                is_idle = &mut watching, if is_watched => {
-                    is_watched = false;
-                    if !is_idle {
-                        info!(pod = %self.net.pod, peer = %self.peer, "a tunnel fell silent");
-                        break;
-                    }
+                () = &mut silence => {
+                    info!(pod = %self.net.pod, peer = %self.peer, "a tunnel fell silent");
+                    break;
+                }
+                Ok(()) = &mut idle, if takes_streams => {
                     takes_streams = false;
                     connection.frames.graceful_shutdown();
                 }
@@ -200,7 +200,9 @@ impl Server {
         }
         self.health.ended(None);
         // Its streams find it closed, and break off what they relay.
-        drop(connection);
+        let Connection { frames, flusher, .. } = connection;
+        drop(frames);
+        flusher.farewell().await;
         while let Some(ended) = streams.join_next().await {
             report_panic(ended);
         }

@@ -1,10 +1,11 @@
 //! Callers of the tunnel's port that have not shown yet who they are.
 //!
 //! Whoever reaches the port may open connections and never finish a handshake, so there is room for a number of them
-//! only, beside the connections that count. When it is full, the one that has waited longest makes room: a peer of the
-//! mesh is done within milliseconds, whoever waits is not one.
+//! only, beside the connections that count. When it is full, whoever takes the most places of all addresses gives up the
+//! one that has waited longest: a peer of the mesh is done within milliseconds, and is not who holds the most.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -22,7 +23,14 @@ pub struct Strangers {
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
-    callers: VecDeque<(u64, Arc<Notify>)>,
+    callers: VecDeque<Caller>,
+}
+
+#[derive(Debug)]
+struct Caller {
+    number: u64,
+    address: IpAddr,
+    displaced: Arc<Notify>,
 }
 
 /// A place among them.
@@ -44,22 +52,35 @@ impl Strangers {
         Self { room, waiting: Mutex::default() }
     }
 
-    /// A place for one more. If there is none, the oldest is told to go.
-    pub(super) fn enter(&self) -> Stranger<'_> {
+    /// A place for one more. If there is none, one that has waited long is told to go.
+    pub(super) fn enter(&self, address: IpAddr) -> Stranger<'_> {
         let mut waiting = self.waiting();
         let (number, displaced) = (waiting.next, Arc::new(Notify::new()));
         waiting.next += 1;
-        waiting.callers.push_back((number, displaced.clone()));
+        waiting.callers.push_back(Caller { number, address, displaced: displaced.clone() });
         if waiting.callers.len() > self.room
-            && let Some((_, oldest)) = waiting.callers.pop_front()
+            && let Some(one) = waiting.oldest_of_the_greediest()
         {
-            oldest.notify_one();
+            one.displaced.notify_one();
         }
         Stranger { strangers: self, number, displaced }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// Costs a look at each: it is bounded, and only who is flooded pays it.
+    fn oldest_of_the_greediest(&mut self) -> Option<Caller> {
+        let mut places: HashMap<IpAddr, usize> = HashMap::new();
+        for caller in &self.callers {
+            *places.entry(caller.address).or_default() += 1;
+        }
+        let most = places.values().copied().max()?;
+        let index = self.callers.iter().position(|caller| places[&caller.address] == most)?;
+        self.callers.remove(index)
     }
 }
 
@@ -73,7 +94,7 @@ impl Stranger<'_> {
 impl Drop for Stranger<'_> {
     fn drop(&mut self) {
         let mut waiting = self.strangers.waiting();
-        if let Ok(index) = waiting.callers.binary_search_by_key(&self.number, |(number, _)| *number) {
+        if let Ok(index) = waiting.callers.binary_search_by_key(&self.number, |caller| caller.number) {
             waiting.callers.remove(index);
         }
     }
@@ -89,25 +110,43 @@ mod tests {
         stranger.displaced().now_or_never().is_some()
     }
 
+    fn address(last: u8) -> IpAddr {
+        [10, 77, 1, last].into()
+    }
+
     #[test]
     fn the_one_that_has_waited_longest_makes_room() {
         let strangers = Strangers::new(2);
-        let (first, second) = (strangers.enter(), strangers.enter());
+        let enter = || strangers.enter(address(1));
+        let (first, second) = (enter(), enter());
         assert!(!is_displaced(&first) && !is_displaced(&second));
-        let third = strangers.enter();
+        let third = enter();
         assert!(is_displaced(&first) && !is_displaced(&second) && !is_displaced(&third));
         // Its going makes no further room, and hurts nobody else's place.
         drop(first);
-        let fourth = strangers.enter();
+        let fourth = enter();
         assert!(is_displaced(&second) && !is_displaced(&third) && !is_displaced(&fourth));
+    }
+
+    #[test]
+    fn a_flood_displaces_its_own() {
+        let strangers = Strangers::new(4);
+        let peer = strangers.enter(address(1));
+        let mut flood: Vec<_> = (0..3).map(|_| strangers.enter(address(2))).collect();
+        for _ in 0..100 {
+            flood.push(strangers.enter(address(2)));
+        }
+        let late_peer = strangers.enter(address(3));
+        assert!(!is_displaced(&peer) && !is_displaced(&late_peer));
+        assert_eq!(flood.iter().filter(|stranger| is_displaced(stranger)).count(), 101);
     }
 
     #[test]
     fn whoever_is_done_leaves_its_place() {
         let strangers = Strangers::new(2);
-        let first = strangers.enter();
+        let first = strangers.enter(address(1));
         for _ in 0..10 {
-            drop(strangers.enter());
+            drop(strangers.enter(address(1)));
         }
         assert!(!is_displaced(&first));
         drop(first);

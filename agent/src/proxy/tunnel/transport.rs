@@ -7,21 +7,30 @@
 //!
 //! It knows neither frames nor streams. What it holds is bounded: what a chunk has, and [`BACKLOG`].
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use rustls::Connection;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::chunk::{CHUNK, Chunk};
 
 /// What one TLS record carries at most.
 const RECORD: usize = 16 * 1024;
+
+/// What a record adds: its header, the type of its content, the tag (RFC 8446, section 5.2).
+const RECORD_OVERHEAD: usize = 5 + 1 + 16;
+
+/// How long the peer may take to end its side when ours has ended.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Bytes in records beyond which they are written without waiting for more.
 const ENOUGH: usize = 2 * CHUNK;
@@ -60,6 +69,9 @@ impl Transport {
         let mut tls = tls.into();
         // The bound is the backlog.
         tls.set_buffer_limit(None);
+        // A reset at the end would overtake what the peer has not read yet. A stream that is cut looks cut all the same:
+        // TLS and HTTP/2 say where theirs end. Where it fails the connection is broken, as reading will show.
+        let _ = SockRef::from(&socket).set_linger(None);
         let (ahead, staged) = (Ahead::default(), Staged::default());
         let wire = Wire { socket, tls, ahead, staged, backlog: 0, moved: 0, broken: None };
         let wire = Arc::new(Mutex::new(wire));
@@ -82,6 +94,17 @@ impl Flusher {
             wire.broken.get_or_insert(error);
             cx.waker().wake_by_ref();
         }
+    }
+}
+
+impl Flusher {
+    /// Once the connection is over: waits until the peer has ended its side as well, but not for long. A socket that is
+    /// closed with something unread is reset, and the reset overtakes what the peer has not read yet.
+    pub(super) async fn farewell(self) {
+        let discard =
+            |cx: &mut Context<'_>| self.0.lock().unwrap_or_else(PoisonError::into_inner).poll_discard(cx);
+        // Whatever comes of it, the connection is over.
+        let _ = timeout(FAREWELL, poll_fn(discard)).await;
     }
 }
 
@@ -148,6 +171,7 @@ impl Wire {
     fn poll_records(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.ahead.is_empty() {
             if self.moved >= TURN {
+                self.moved = 0;
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
@@ -202,7 +226,8 @@ impl Wire {
             parts.push(IoSlice::new(&slice[..n]));
             len -= n;
         }
-        self.backlog += io::Write::write_vectored(&mut self.tls.writer(), &parts)?;
+        let plain = io::Write::write_vectored(&mut self.tls.writer(), &parts)?;
+        self.backlog += plain + plain.div_ceil(RECORD) * RECORD_OVERHEAD;
         self.staged.clear();
         Ok(())
     }
@@ -235,6 +260,19 @@ impl Wire {
             // It has closed altogether: nothing is left to tell it.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
             result => Poll::Ready(result),
+        }
+    }
+
+    /// Takes what comes and forgets it, until the peer has ended its side.
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut late = Chunk::take();
+        let mut buffer = ReadBuf::new(&mut late);
+        match ready!(Pin::new(&mut self.socket).poll_read(cx, &mut buffer)) {
+            Ok(()) if !buffer.filled().is_empty() => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
         }
     }
 }
