@@ -5,12 +5,14 @@ mod build;
 mod command;
 mod demo;
 mod fuzz;
+mod interop;
 mod lint;
 mod paths;
 mod say;
 mod setup;
 mod test;
 mod vm;
+mod ztunnel;
 
 use std::process::ExitCode;
 
@@ -41,6 +43,8 @@ enum Task {
     Fuzz(fuzz::Fuzz),
     /// Measure the mesh against the same pods without one.
     Bench(bench::Bench),
+    /// See that another mesh's proxy can be at either end of our tunnel.
+    Interop(interop::Interop),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Task::Demo(demo) => demo.run(),
         Task::Fuzz(fuzz) => fuzz.run(),
         Task::Bench(bench) => bench.run(),
+        Task::Interop(interop) => interop.run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -156,15 +156,20 @@ impl Trust {
         let Some(roots) = believed.bundle.roots(id.trust_domain()) else {
             return Err(PeerRejected::WrongTrustDomain { id });
         };
-        self.note_skew(&id, leaf.not_before, now);
-        roots.verify(chain, role, now, self.algorithms, Some(&believed))?;
+        let root = roots.verify(chain, role, now, self.algorithms, Some(&believed));
+        // What an authority beside our own has signed is not dated back by ours. Of what fails, so that no root is
+        // known, that is supposed.
+        let is_ours = id.is_of(&self.own)
+            && root.as_ref().map_or(true, |root| roots.is_from(RootSource::Authority, *root));
+        self.note_skew(is_ours, leaf.not_before, now);
+        root?;
         Ok(id)
     }
 
     /// A certificate that begins after our now, once the authority's backdating is undone, was made by a clock ahead
     /// of ours.
-    fn note_skew(&self, id: &SpiffeId, not_before: SystemTime, now: SystemTime) {
-        let backdated = match id.is_of(&self.own) {
+    fn note_skew(&self, is_ours: bool, not_before: SystemTime, now: SystemTime) {
+        let backdated = match is_ours {
             true => Duration::from_secs(self.backdates_by.load(Ordering::Relaxed)),
             false => Duration::ZERO,
         };
@@ -219,6 +224,11 @@ impl DomainRoots {
             roots.facts.push(facts);
         }
         Ok(roots)
+    }
+
+    /// Whether the root is known from there, be it from elsewhere too.
+    fn is_from(&self, source: RootSource, root: usize) -> bool {
+        self.by_source[source as usize].contains(&self.certificates[root])
     }
 
     /// Which root the chain leads to.

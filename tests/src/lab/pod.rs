@@ -81,6 +81,7 @@ pub struct Pod {
     host: u8,
     link: String,
     second_network: bool,
+    uid: String,
     name: String,
     namespace: String,
     manifest: Mutex<Manifest>,
@@ -104,7 +105,7 @@ impl Pod {
         let manifest = manifest(&spec, &node, &place, &uid, network::pod_addresses(node.number(), host));
         let (second_network, namespace) = (spec.second_network, spec.namespace);
         let manifest = Mutex::new(manifest);
-        let pod = Self { lab, node, place, host, link, second_network, name, namespace, manifest };
+        let pod = Self { lab, node, place, host, link, second_network, uid, name, namespace, manifest };
         pod.update(|_| {})?;
         Ok(pod)
     }
@@ -112,6 +113,11 @@ impl Pod {
     /// The pod's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Its uid, as its manifest has it.
+    pub fn uid(&self) -> &str {
+        &self.uid
     }
 
     /// Its Kubernetes namespace.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use super::ztunnel;
+use crate::ztunnel;
 use anyhow::{Context, Result, ensure};
 use undermesh_tests::lab::{Agent, AgentOptions, Lab, Manifest, Metrics, Pod, PodSpec, Process};
 
@@ -94,13 +94,15 @@ impl Column {
             }
             Mesh::Ztunnel(binary) => {
                 for node in [&node1, &node2] {
-                    proxies.push(Proxy::Other(ztunnel::start(binary, &lab, node, &[&client, &near, &far])?));
+                    // No line per connection: ours writes none in a benchmark either.
+                    let ztunnel = ztunnel::start(binary, &lab, node, &[&client, &near, &far], "warn")?;
+                    proxies.push(Proxy::Other(ztunnel));
                 }
             }
         }
         let mut servers = Vec::new();
         for pod in [&near, &far, &outside] {
-            servers.extend(startservers(&lab, pod)?);
+            servers.extend(start_servers(&lab, pod)?);
         }
         let name = name.to_owned();
         Ok(Self { name, client, near, far, outside, probe, encrypts, proxies, servers, _lab: lab })
@@ -183,8 +185,8 @@ impl Proxy {
     }
 }
 
-/// A certificate authority for the lab; the arguments that have an agent use it.
-fn startservers(lab: &Lab, pod: &Pod) -> Result<[Process; 2]> {
+/// An nginx and an iperf3 in the pod, once they listen.
+pub fn start_servers(lab: &Lab, pod: &Pod) -> Result<[Process; 2]> {
     let dir = lab.dir().join(format!("nginx-{}", pod.name()));
     fs::create_dir_all(&dir)?;
     fs::write(dir.join("nginx.conf"), nginx_conf())?;

@@ -9,7 +9,6 @@ mod cpu;
 mod footprint;
 mod probe;
 mod report;
-mod ztunnel;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,6 +21,7 @@ use crate::build::Build;
 use crate::{paths, say, setup};
 use case::{Case, Span};
 use column::{Column, Mesh};
+pub use column::{HTTP_PORT, start_servers};
 use report::Report;
 
 /// The arguments of `cargo xtask bench`.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::identity::testkit::*;
+use crate::identity::trust::{Chain, Role};
 
 fn authority() -> Arc<Authority> {
     Authority::new("cluster.local", at(0), 3650 * DAY)
@@ -239,4 +240,20 @@ async fn an_authority_whose_clock_is_ahead_is_reported() {
     let svid = node.store.get(&id("web")).await.unwrap();
     assert_eq!(svid.skew(), Some(Duration::from_secs(600)));
     assert_eq!(node.trust.clock_skew(), Some(Duration::from_secs(600)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_authority_of_our_domain_is_not_thought_to_date_back() {
+    let (ours, theirs) = (authority(), Authority::new("cluster.local", at(0), 3650 * DAY));
+    let node = Node::with(&ours, &Hands::default().clock(), &id("web")).await;
+    node.believe(&theirs);
+    let skew_after = |authority: &Authority| {
+        // These date back by ten minutes; made ten minutes ahead, it begins now.
+        let svid = authority.svid(&id("db"), at(600), at(86_400));
+        let (leaf, intermediates) = svid.chain().split_first().unwrap();
+        node.trust.verify(Chain { leaf, intermediates }, Role::Client, at(0)).unwrap();
+        node.trust.clock_skew()
+    };
+    assert_eq!(skew_after(&theirs), None);
+    assert_eq!(skew_after(&ours), Some(Duration::from_secs(600)));
 }

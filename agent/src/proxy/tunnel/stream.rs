@@ -1,6 +1,6 @@
 //! The relay between a socket and a stream of a tunnel, both ways, until both sides are done.
 //!
-//! It never looks at the bytes. END_STREAM is a half-close, RST_STREAM a reset. An idle stream holds no buffer and none
+//! It never looks at the bytes. END_STREAM is a half-close, RST_STREAM a reset, whatever its reason. An idle stream holds no buffer and none
 //! of the tunnel's window: it asks for room only once the socket has something to say, and gives the peer new room only
 //! when the socket has taken what came.
 
@@ -79,7 +79,8 @@ pub(in crate::proxy) async fn relay(
                 // A reset overtakes what the connection has not sent yet. It runs now, and sends what it can: so would
                 // the kernel.
                 tokio::task::yield_now().await;
-                send.send_reset(Reason::CANCEL);
+                // RFC 9113, section 8.5. Others take CANCEL for an orderly end, and what was cut off for the whole.
+                send.send_reset(Reason::CONNECT_ERROR);
             }
             broken.reason(side, place.health())
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -23,33 +24,50 @@ struct Connection {
     ended: [JoinHandle<CloseReason>; 2],
 }
 
-/// So many connections in one tunnel.
-async fn connections(count: usize) -> Vec<Connection> {
-    let (near, far) = tokio::io::duplex(256 * 1024);
-    let (client, server) =
-        tokio::join!(client::settings().handshake(near), server::settings().handshake::<_, Bytes>(far));
-    let ((requests, driver), mut server) = (client.unwrap(), server.unwrap());
-    tokio::spawn(driver);
-    let (sender, mut accepted) = tokio::sync::mpsc::channel(count);
-    tokio::spawn(async move {
-        while let Some(Ok(stream)) = server.accept().await {
-            sender.send(stream).await.unwrap();
-        }
-    });
-    let mut connections = Vec::new();
-    for _ in 0..count {
+/// A tunnel in memory.
+struct Tunnel {
+    requests: h2::client::SendRequest<Bytes>,
+    accepted: mpsc::Receiver<(http::Request<RecvStream>, h2::server::SendResponse<Bytes>)>,
+}
+
+impl Tunnel {
+    async fn new() -> Self {
+        let (near, far) = tokio::io::duplex(256 * 1024);
+        let (client, server) =
+            tokio::join!(client::settings().handshake(near), server::settings().handshake::<_, Bytes>(far));
+        let ((requests, driver), mut server) = (client.unwrap(), server.unwrap());
+        tokio::spawn(driver);
+        let (sender, accepted) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Some(Ok(stream)) = server.accept().await {
+                // Nobody wants more of them; those that there are need the connection.
+                _ = sender.send(stream).await;
+            }
+        });
+        Self { requests, accepted }
+    }
+
+    /// Both ends of a new stream, the client's first.
+    async fn stream(&mut self) -> [(SendStream<Bytes>, RecvStream); 2] {
         let request = http::Request::connect("10.77.2.2:7000").body(()).unwrap();
-        let mut requests = requests.clone().ready().await.unwrap();
+        let mut requests = self.requests.clone().ready().await.unwrap();
         let (response, send) = requests.send_request(request, false).unwrap();
-        let (request, mut respond) = accepted.recv().await.unwrap();
+        let (request, mut respond) = self.accepted.recv().await.unwrap();
         let send_back = respond.send_response(http::Response::new(()), false).unwrap();
         let recv_back = response.await.unwrap().into_body();
+        [(send, recv_back), (send_back, request.into_body())]
+    }
+}
+
+/// So many connections in one tunnel.
+async fn connections(count: usize) -> Vec<Connection> {
+    let mut tunnel = Tunnel::new().await;
+    let mut connections = Vec::new();
+    for _ in 0..count {
+        let [near, far] = tunnel.stream().await;
         let (client, client_relayed) = sockets().await;
         let (server, server_relayed) = sockets().await;
-        let ended = [
-            spawn(client_relayed, Side::Client, send, recv_back),
-            spawn(server_relayed, Side::Server, send_back, request.into_body()),
-        ];
+        let ended = [spawn(client_relayed, Side::Client, near), spawn(server_relayed, Side::Server, far)];
         connections.push(Connection { client, server, ended });
     }
     connections
@@ -76,8 +94,7 @@ fn reset_on_close(socket: &TcpStream) {
 fn spawn(
     socket: TcpStream,
     side: Side,
-    send: SendStream<Bytes>,
-    recv: RecvStream,
+    (send, recv): (SendStream<Bytes>, RecvStream),
 ) -> JoinHandle<CloseReason> {
     tokio::spawn(async move {
         let ends = Ends { send, recv, place: Health::new().enter() };
@@ -140,6 +157,18 @@ async fn resets_are_passed_on_both_ways() {
             assert_eq!(timeout(PATIENCE, ended).await.expect("it ends").unwrap(), reason);
         }
     }
+}
+
+#[tokio::test]
+async fn a_reset_has_the_reason_that_others_understand() {
+    let [near, (_send, mut recv)] = Tunnel::new().await.stream().await;
+    let (client, relayed) = sockets().await;
+    let ended = spawn(relayed, Side::Client, near);
+    reset_on_close(&client);
+    drop(client);
+    let heard = timeout(PATIENCE, recv.data()).await.expect("the reset comes");
+    assert_eq!(heard.unwrap().unwrap_err().reason(), Some(Reason::CONNECT_ERROR));
+    assert_eq!(ended.await.unwrap(), CloseReason::ClientReset);
 }
 
 #[tokio::test]

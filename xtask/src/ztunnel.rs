@@ -1,4 +1,4 @@
-//! `--peer ztunnel=PATH`: a ztunnel on each node, without a cluster.
+//! A ztunnel on a node of the lab, without a cluster: to be measured, or to be the other end of our tunnel.
 //!
 //! Three things stand in for what it finds in a cluster. A file of workloads takes the place of the control plane,
 //! and its built-in test authority that of the certificate authority. A thread takes the place of the CNI agent:
@@ -24,8 +24,9 @@ use undermesh_tests::lab::{Lab, Node, Pod, Process, eventually};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Starts a ztunnel on the node for these pods of it; `all` are the pods of every node.
-pub fn start(binary: &Path, lab: &Lab, node: &Node, all: &[&Pod]) -> Result<Process> {
+/// Starts a ztunnel on the node for these pods of it; `all` are the pods of every node. With the log level `info` it
+/// writes a line for each connection.
+pub fn start(binary: &Path, lab: &Lab, node: &Node, all: &[&Pod], log_level: &str) -> Result<Process> {
     let own: Vec<&&Pod> = all.iter().filter(|pod| pod.node().name() == node.name()).collect();
     let uds = lab.dir().join(format!("ztunnel-{}.sock", node.name()));
     let workloads = lab.dir().join("ztunnel-workloads.yaml");
@@ -38,8 +39,7 @@ pub fn start(binary: &Path, lab: &Lab, node: &Node, all: &[&Pod]) -> Result<Proc
     let mut ztunnel = Command::new(binary);
     ztunnel.env("PROXY_MODE", "shared").env("NODE_NAME", node.name()).env("INPOD_UDS", &uds);
     ztunnel.env("FAKE_CA", "true").env("XDS_ADDRESS", "").env("LOCAL_XDS_PATH", &workloads);
-    // No line per connection: ours writes none in a benchmark either.
-    ztunnel.env("RUST_LOG", "warn");
+    ztunnel.env("RUST_LOG", log_level);
     let mut process = node.spawn(ztunnel)?;
     let met = introduced
         .recv_timeout(LIMIT)
@@ -58,7 +58,7 @@ pub fn start(binary: &Path, lab: &Lab, node: &Node, all: &[&Pod]) -> Result<Proc
 fn workload(pod: &Pod) -> serde_json::Value {
     json!({
         "uid": uid(pod), "name": pod.name(), "namespace": pod.namespace(), "serviceAccount": "default",
-        "workloadIps": [pod.ip(), pod.ip6()], "protocol": "HBONE", "node": pod.node().name(), "network": "", "services": {},
+        "trustDomain": "cluster.local", "workloadIps": [pod.ip(), pod.ip6()], "protocol": "HBONE", "node": pod.node().name(), "network": "", "services": {},
     })
 }
 
@@ -161,31 +161,41 @@ fn acknowledged(response: &[u8]) -> Result<()> {
 /// Outbound connections to 15001 and inbound ones to 15006, except ztunnel's own, which carry its mark. Answers on
 /// connections that it made in a client's name come back to it by the routing table.
 fn redirect(lab: &Lab, pod: &Pod) -> Result<()> {
-    let rules = "\
+    for (iptables, family, loopback, everything) in
+        [("iptables", "-4", "127.0.0.1/32", "0.0.0.0/0"), ("ip6tables", "-6", "::1/128", "::/0")]
+    {
+        let file = lab.dir().join(format!("ztunnel-{}.{iptables}", pod.name()));
+        fs::write(&file, rules(loopback))?;
+        let mut restore = Command::new(format!("/usr/sbin/{iptables}-restore"));
+        restore.args(["--wait", "10"]).arg(&file);
+        pod.run(restore, LIMIT)?.success()?;
+        for line in [
+            format!("route add local {everything} dev lo table 100"),
+            "rule add fwmark 0x111/0xfff pref 32764 lookup 100".to_owned(),
+        ] {
+            let mut ip = Command::new("ip");
+            ip.arg(family).args(line.split(' '));
+            pod.run(ip, LIMIT)?.success()?;
+        }
+    }
+    Ok(())
+}
+
+fn rules(loopback: &str) -> String {
+    format!(
+        "\
 *mangle
 -A PREROUTING -m mark --mark 0x539/0xfff -j CONNMARK --set-xmark 0x111/0xfff
 -A OUTPUT -m connmark --mark 0x111/0xfff -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff
 COMMIT
 *nat
 -A OUTPUT -p tcp -m mark --mark 0x111/0xfff -j ACCEPT
--A OUTPUT ! -d 127.0.0.1/32 -o lo -j ACCEPT
--A OUTPUT ! -d 127.0.0.1/32 -p tcp -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15001
--A PREROUTING ! -d 127.0.0.1/32 -p tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15006
+-A OUTPUT ! -d {loopback} -o lo -j ACCEPT
+-A OUTPUT ! -d {loopback} -p tcp -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15001
+-A PREROUTING ! -d {loopback} -p tcp ! --dport 15008 -m mark ! --mark 0x539/0xfff -j REDIRECT --to-ports 15006
 COMMIT
-";
-    let file = lab.dir().join(format!("ztunnel-{}.rules", pod.name()));
-    fs::write(&file, rules)?;
-    let mut restore = Command::new("/usr/sbin/iptables-restore");
-    restore.args(["--wait", "10"]).arg(&file);
-    pod.run(restore, LIMIT)?.success()?;
-    for line in
-        ["route add local 0.0.0.0/0 dev lo table 100", "rule add fwmark 0x111/0xfff pref 32764 lookup 100"]
-    {
-        let mut ip = Command::new("ip");
-        ip.args(line.split(' '));
-        pod.run(ip, LIMIT)?.success()?;
-    }
-    Ok(())
+"
+    )
 }
 
 #[cfg(test)]
