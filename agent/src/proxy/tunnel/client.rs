@@ -71,25 +71,22 @@ pub(in crate::proxy) async fn connect(
             }
         }
     };
-    let began = Instant::now();
-    let claimed = here.tunnels.claim(&key, None, make).await?;
-    let (is_reused, health) = (claimed.is_reused, claimed.place.shared());
-    match ask(proxy, claimed, wanted).await {
-        Ok(tunnelled) => return Ok(tunnelled),
-        Err(Failed::Refused(reason)) => return Err(reason),
-        Err(Failed::Broken) => here.tunnels.discard(&key, &health),
-    }
-    if is_reused {
-        debug!(to = %wanted.to, "a tunnel had died; trying a new one");
-        let claimed = here.tunnels.claim(&key, Some(began), make).await?;
-        let health = claimed.place.shared();
+    let mut not_before = None;
+    loop {
+        let began = Instant::now();
+        let claimed = here.tunnels.claim(&key, not_before, make).await?;
+        let (is_reused, health) = (claimed.is_reused, claimed.place.shared());
         match ask(proxy, claimed, wanted).await {
             Ok(tunnelled) => return Ok(tunnelled),
             Err(Failed::Refused(reason)) => return Err(reason),
             Err(Failed::Broken) => here.tunnels.discard(&key, &health),
         }
+        if !is_reused || not_before.is_some() {
+            return Err(RefuseReason::ConnectFailed);
+        }
+        debug!(to = %wanted.to, "a tunnel had died; trying a new one");
+        not_before = Some(began);
     }
-    Err(RefuseReason::ConnectFailed)
 }
 
 fn key(tunnel: &Tunnel, wanted: Wanted<'_>) -> Result<Key, RefuseReason> {
@@ -216,7 +213,6 @@ async fn run(proxy: &Proxy, tunnel: &Tunnel, pod: &ObjectRef, dial: Dial, new: N
     let (key, pool) = (dial.key.clone(), dial.pool().clone());
     dial.succeeded(Established::new(requests, health.clone()));
     drive(&pool, &key, &health, pings, connection).await;
-    pool.discard(&key, &health);
 }
 
 async fn drive(pool: &Pool, key: &Key, health: &Health, mut pings: PingPong, mut connection: Driven) {
@@ -228,21 +224,27 @@ async fn drive(pool: &Pool, key: &Key, health: &Health, mut pings: PingPong, mut
             idle_limit = Duration::MAX;
         }
     };
-    tokio::select! {
+    let is_silent = tokio::select! {
         biased;
         ended = &mut connection => {
             health.ended(ended.as_ref().err());
             if let Err(error) = ended {
                 debug!(to = %key.destination, %error, "a tunnel broke");
             }
+            false
         }
-        () = keep_alive => return info!(to = %key.destination, "a tunnel fell silent"),
-    }
-    // Nobody is to wait for that.
+        () = keep_alive => {
+            info!(to = %key.destination, "a tunnel fell silent");
+            true
+        }
+    };
+    // New streams do not wait for the end of this one.
     pool.discard(key, health);
     let Driven { connection, flusher, .. } = connection;
     drop(connection);
-    flusher.farewell().await;
+    if !is_silent {
+        flusher.farewell().await;
+    }
 }
 
 /// Asks for the stream, and waits for the application behind it as long as for any other.
