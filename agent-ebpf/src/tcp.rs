@@ -9,16 +9,18 @@ use aya_ebpf::bindings::{
     BPF_SOCK_OPS_RTO_CB_FLAG, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
     BPF_TCP_CLOSE,
 };
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_getsockopt, bpf_setsockopt};
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use undermesh_common::maps::Voucher;
-use undermesh_common::{Address, Endpoint, Tuple};
+use undermesh_common::{Address, Endpoint, Tuple, code};
 
 use crate::context::address;
 use crate::maps::{DIALS, PODS, VOUCHED, count};
 
 const DONE: u32 = 1;
+const IPPROTO_TCP: i32 = 6;
+const TCP_CONGESTION: i32 = 13;
 const WATCHED: i32 = (BPF_SOCK_OPS_STATE_CB_FLAG | BPF_SOCK_OPS_RTO_CB_FLAG) as i32;
 
 /// Vouches for the agent's dials: at the last moment before the SYN, when the kernel has chosen the source port.
@@ -69,6 +71,9 @@ pub fn watch_tcp(ctx: SockOpsContext) -> u32 {
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => {
             count(netns(&ctx), |c| c.tcp_active_opens += 1);
             add_cb_flags(&ctx, WATCHED);
+            if code::of(&remote(&ctx).address).is_some() {
+                do_not_pace(&ctx);
+            }
         }
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => {
             count(netns(&ctx), |c| c.tcp_passive_opens += 1);
@@ -79,6 +84,7 @@ pub fn watch_tcp(ctx: SockOpsContext) -> u32 {
             {
                 // SAFETY: one aligned word of an entry that lives at least as long as this program runs.
                 unsafe { (*voucher).accepted = 1 };
+                do_not_pace(&ctx);
             }
         }
         BPF_SOCK_OPS_RTO_CB => count(netns(&ctx), |c| c.tcp_timeouts += 1),
@@ -97,6 +103,22 @@ pub fn watch_tcp(ctx: SockOpsContext) -> u32 {
         _ => {}
     }
     DONE
+}
+
+/// For the application's end of a connection to the agent, between which nothing can be congested. BBR, the default of
+/// many nodes, would set a timer of high resolution for every few segments, which costs more than their transport. What
+/// does not pace is left as it is.
+#[inline(always)]
+fn do_not_pace(ctx: &SockOpsContext) {
+    let mut name = [0u8; 16];
+    let (ops, at, len) = (ctx.ops.cast(), name.as_mut_ptr().cast(), name.len() as i32);
+    // SAFETY: the helper takes any sock_ops context, and writes no more than it is given.
+    if unsafe { bpf_getsockopt(ops, IPPROTO_TCP, TCP_CONGESTION, at, len) } != 0 || !name.starts_with(b"bbr") {
+        return;
+    }
+    let mut reno = *b"reno\0";
+    // SAFETY: as above, and it only reads. Every kernel has this one.
+    unsafe { bpf_setsockopt(ops, IPPROTO_TCP, TCP_CONGESTION, reno.as_mut_ptr().cast(), reno.len() as i32) };
 }
 
 /// Whether the address is the own one of the pod whose namespace the socket is in.

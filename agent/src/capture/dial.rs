@@ -68,7 +68,7 @@ impl Dialer {
             socket.set_tcp_keepalive(keepalive)?;
         }
         if dial.on_behalf_of.is_some() {
-            sockopt::set_local_window(&socket)?;
+            sockopt::set_local(&socket)?;
         }
         if let Some(source) = dial.source {
             sockopt::set_bind_address_no_port(&socket)?;

@@ -33,7 +33,7 @@ pub fn open(netns: &Netns, workers: usize) -> io::Result<Vec<PodListeners>> {
         for _ in 0..workers {
             let outbound = listen(family.bind_address(code::OUTBOUND_LISTENER, port))?;
             // What the pod dials comes from the pod; what dials the pod may come from far away.
-            sockopt::set_local_window(&outbound)?;
+            sockopt::set_local(&outbound)?;
             port = local_port(&outbound)?;
             let inbound = listen(family.bind_address(code::INBOUND_LISTENER, port))?;
             sets.push(PodListeners { outbound: outbound.into(), inbound: inbound.into() });
