@@ -36,7 +36,8 @@ pub(super) async fn serve(
     let Some(place) = proxy.enter() else { return refuse(facts, RefuseReason::Limit) };
 
     let target = Target { from: &net, to: dialled, source: None, on_behalf_of: Some(caller) };
-    match upstream::connect(&proxy, &here.dialer, upstream::gone(&client), target).await {
+    // On the heap, so that a connection that stands does not carry the room for it.
+    match Box::pin(upstream::connect(&proxy, &here.dialer, upstream::gone(&client), target)).await {
         Ok(application) => {
             facts.upstream = Some(dialled);
             let meter = Meter::new(vec![proxy.telemetry.connection_opened(facts)]);

@@ -34,7 +34,8 @@ pub(super) async fn serve(
         return refuse_unknown(&proxy, &net, &client, client_socket);
     };
     let snapshot = proxy.snapshot.load_full();
-    match reach(&proxy, &here, &snapshot, &captured, &client).await {
+    // On the heap, so that a connection that stands does not carry the room for finding its way.
+    match Box::pin(reach(&proxy, &here, &snapshot, &captured, &client)).await {
         Ok(reached) => {
             let meter = record(&proxy, &snapshot, &captured, &reached);
             let reason = match reached.stream {
@@ -195,11 +196,9 @@ async fn dial(
     let connected = match way {
         Way::Tunnel(tunnel, destination) => {
             let wanted = Wanted { from: &captured.net, client: captured.client, to, destination };
-            // On the heap, so that connections without a tunnel do not carry the room for one.
-            let connect = Box::pin(tunnel::client::connect(proxy, tunnel, here, wanted));
             let connected = tokio::select! {
                 biased;
-                connected = connect => connected.map(Upstream::Tunnel),
+                connected = tunnel::client::connect(proxy, tunnel, here, wanted) => connected.map(Upstream::Tunnel),
                 () = upstream::gone(client) => Err(RefuseReason::ClientGone),
             };
             match connected {

@@ -229,7 +229,9 @@ impl Server {
         let gone = async {
             let _ = poll_fn(|cx| respond.poll_reset(cx)).await;
         };
-        let application = match upstream::connect(&self.proxy, &self.here.dialer, gone, target).await {
+        // On the heap, so that a stream that stands does not carry the room for it.
+        let connect = Box::pin(upstream::connect(&self.proxy, &self.here.dialer, gone, target));
+        let application = match connect.await {
             Ok(application) => application,
             Err(reason) => {
                 self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, reason.as_str());
