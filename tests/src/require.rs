@@ -21,6 +21,8 @@ pub enum Feature {
     Library(&'static str),
     /// MPTCP sockets.
     Mptcp,
+    /// An algorithm of TCP's congestion control.
+    Congestion(&'static str),
     /// io_uring, which some machines switch off.
     IoUring,
     /// So many open files of one process. Not every machine lets root raise that limit, so this one is made sure of
@@ -84,6 +86,13 @@ impl Feature {
                 let (domain, protocol) = (socket2::Domain::IPV4, socket2::Protocol::MPTCP);
                 let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(protocol));
                 socket.err().map(|error| format!("needs MPTCP (CONFIG_MPTCP, net.mptcp.enabled=1): {error}"))
+            }
+            Self::Congestion(name) => {
+                let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+                let set = socket.and_then(|socket| socket.set_tcp_congestion(name.as_bytes()));
+                set.err().map(|error| {
+                    format!("needs the congestion control `{name}` (CONFIG_TCP_CONG_*): {error}")
+                })
             }
             Self::IoUring => {
                 let ring = io_uring::IoUring::new(1);

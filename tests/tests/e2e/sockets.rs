@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use undermesh_tests::lab::{Pod, in_netns};
+use undermesh_tests::lab::{Pod, PodSpec, in_netns};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
@@ -110,6 +110,41 @@ fn mptcp_sockets_fall_back_to_tcp_and_keep_their_names() -> Result<()> {
         Ok(seen)
     };
     same_with_and_without(&mut mesh, run)
+}
+
+#[test]
+fn what_stays_on_the_node_is_not_paced() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent, Feature::Congestion("bbr"), Feature::Congestion("cubic"));
+    let mut mesh = Mesh::create("um-e2e-pacing")?;
+    let script = ["--script", "tell-congestion,hear-line"];
+    let _servers: Vec<_> =
+        mesh.servers().into_iter().map(|pod| listen(pod, 7001, &script)).collect::<Result<_>>()?;
+    let seen = |mesh: &Mesh, default: &str| -> Result<Vec<String>> {
+        for pod in [&mesh.client, &mesh.near, &mesh.far] {
+            sysctl(pod, "net/ipv4/tcp_congestion_control", default)?;
+        }
+        let ips = mesh.servers().into_iter().flat_map(|pod| [pod.ip(), pod.ip6()]);
+        let ask = |ip| -> Result<String> {
+            let one = mesh.client(&[&["connect", &at(ip, 7001)], script.as_slice()].concat())?;
+            Ok(format!("client {}, server {}", one[0]["saw"][0], one[0]["saw"][1]))
+        };
+        ips.map(ask).collect()
+    };
+    let all = |name: &str| vec![format!("client \"{name}\", server \"{name}\""); 4];
+    let without = seen(&mesh, "bbr")?;
+    ensure!(without == all("bbr"), "without the mesh: {without:#?}");
+    mesh.start(&[])?;
+    for (default, expected) in [("bbr", "reno"), ("cubic", "cubic")] {
+        let with = seen(&mesh, default)?;
+        ensure!(with == all(expected), "where {default} is the default: {with:#?}");
+    }
+    // A destination that is not of the mesh.
+    let outside = mesh.nodes[1].add_pod(PodSpec::new("wild", "outside"))?;
+    let _outside = listen(&outside, 7001, &script)?;
+    sysctl(&mesh.client, "net/ipv4/tcp_congestion_control", "bbr")?;
+    let past = mesh.client(&[&["connect", &at(outside.ip(), 7001)], script.as_slice()].concat())?;
+    ensure!(past[0]["saw"][0] == "bbr", "on the way past the mesh: {past}");
+    Ok(())
 }
 
 /// Runs the same without and with the agents; what is seen must not differ, but for the client's port across nodes.

@@ -32,6 +32,8 @@ enum Step {
     Say(String),
     /// `greet`: sends the server's view of the connection as a line.
     Greet,
+    /// `tell-congestion`: sends the name of the own congestion control as a line.
+    TellCongestion,
     /// `urgent:TEXT`: sends it out of band (MSG_OOB).
     Urgent(String),
     /// `hear:N`: waits for so many bytes.
@@ -82,6 +84,7 @@ impl FromStr for Step {
         Ok(match name {
             "say" => Self::Say(word()?.to_owned()),
             "greet" => Self::Greet,
+            "tell-congestion" => Self::TellCongestion,
             "urgent" => Self::Urgent(word()?.to_owned()),
             "hear" => Self::Hear(word()?.parse()?),
             "hear-line" => Self::HearLine,
@@ -119,6 +122,7 @@ impl Step {
         match self {
             Self::Say(text) => stream.write_all(text.as_bytes()).map(|()| "said".to_owned()),
             Self::Greet => stream.write_all(format!("{greeting}\n").as_bytes()).map(|()| "said".to_owned()),
+            Self::TellCongestion => tell_congestion(stream),
             Self::Urgent(text) => {
                 SockRef::from(&*stream).send_out_of_band(text.as_bytes()).map(|_| "said".to_owned())
             }
@@ -141,6 +145,13 @@ impl Step {
             Self::DrainAll(seed) => drain_all(stream, *seed),
         }
     }
+}
+
+fn tell_congestion(stream: &mut TcpStream) -> io::Result<String> {
+    let name = SockRef::from(&*stream).tcp_congestion()?;
+    let name = String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned();
+    stream.write_all(format!("{name}\n").as_bytes())?;
+    Ok(name)
 }
 
 fn hear(stream: &mut TcpStream, count: usize) -> io::Result<String> {
