@@ -129,6 +129,11 @@ impl Column {
         self.proxies.iter().map(|proxy| proxy.process().cpu_seconds()).sum()
     }
 
+    /// CPU seconds of the mesh's process on the client's node; none without a mesh.
+    pub fn near_proxy_cpu(&self) -> Result<f64> {
+        self.proxies.first().map_or(Ok(0.0), |proxy| proxy.process().cpu_seconds())
+    }
+
     /// Resident memory of the mesh's processes, in bytes, node1's first; empty without a mesh.
     pub fn proxy_memory(&self) -> Result<Vec<u64>> {
         self.proxies.iter().map(|proxy| proxy.process().resident_bytes()).collect()

@@ -41,10 +41,10 @@ pub fn at_rest(column: &mut Column, quick: bool) -> Result<Option<Footprint>> {
         settle();
         let with_pods = memory(column)?.unwrap_or(idle);
         figures.push(Figure { name: "per idle pod, KiB", value: (with_pods - idle) / PODS as f64 / KIB });
-        let (watched, cpu) = (Duration::from_secs(if quick { 3 } else { 20 }), column.proxy_cpu()?);
+        let (watched, cpu) = (Duration::from_secs(if quick { 3 } else { 20 }), column.near_proxy_cpu()?);
         std::thread::sleep(watched);
-        let used = (column.proxy_cpu()? - cpu) / watched.as_secs_f64();
-        figures.push(Figure { name: "both proxies with 100 idle pods, % of a core", value: used * 100.0 });
+        let used = (column.near_proxy_cpu()? - cpu) / watched.as_secs_f64();
+        figures.push(Figure { name: "its CPU with 100 idle pods, % of a core", value: used * 100.0 });
     }
 
     let before = memory(column)?.unwrap_or(idle);
