@@ -55,22 +55,51 @@ pub struct AgentArgs {
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:15020", env = "UNDERMESH_ADMIN_ADDRESS")]
     admin_address: SocketAddr,
     /// Threads that relay; one per CPU, at most 8, unless given.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), env = "UNDERMESH_WORKERS")]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=256),
+        env = "UNDERMESH_WORKERS",
+    )]
     workers: Option<u16>,
     /// Connections relayed at one time; as many as the limit of open files allows, unless given.
     #[arg(long, value_name = "N", env = "UNDERMESH_MAX_CONNECTIONS")]
     max_connections: Option<usize>,
     /// Seconds that one attempt to connect to an endpoint may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u64).range(1..=600),
+        env = "UNDERMESH_CONNECT_TIMEOUT",
+    )]
     connect_timeout: u64,
     /// Idle seconds after which a relayed connection's peer is probed, for peers that vanish.
-    #[arg(long, value_name = "SECONDS", default_value_t = 180, value_parser = clap::value_parser!(u64).range(1..=32767))]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 180,
+        value_parser = clap::value_parser!(u64).range(1..=32767),
+        env = "UNDERMESH_KEEPALIVE_TIME",
+    )]
     keepalive_time: u64,
     /// Seconds between probes.
-    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=32767))]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 20,
+        value_parser = clap::value_parser!(u64).range(1..=32767),
+        env = "UNDERMESH_KEEPALIVE_INTERVAL",
+    )]
     keepalive_interval: u64,
     /// Unanswered probes after which the peer counts as gone.
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=127))]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 9,
+        value_parser = clap::value_parser!(u32).range(1..=127),
+        env = "UNDERMESH_KEEPALIVE_PROBES",
+    )]
     keepalive_probes: u32,
     #[command(flatten)]
     identity: IdentityArgs,

@@ -6,7 +6,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
@@ -49,44 +48,6 @@ pub enum AccessLogFormat {
     Json,
     /// `field=value` pairs, quoted where needed (logfmt); fields without a value are left out.
     Text,
-}
-
-/// A word that names no access-log setting.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{word:?} is no access-log {what}: expected {expected}")]
-pub struct AccessLogWordError {
-    word: String,
-    what: &'static str,
-    expected: &'static str,
-}
-
-impl FromStr for AccessLogOutput {
-    type Err = AccessLogWordError;
-
-    fn from_str(word: &str) -> Result<Self, Self::Err> {
-        match word {
-            "off" => Ok(Self::Off),
-            "stdout" => Ok(Self::Stdout),
-            path if path.starts_with('/') => Ok(Self::File(path.into())),
-            _ => Err(AccessLogWordError {
-                word: word.into(),
-                what: "output",
-                expected: "off, stdout or a file's absolute path",
-            }),
-        }
-    }
-}
-
-impl FromStr for AccessLogFormat {
-    type Err = AccessLogWordError;
-
-    fn from_str(word: &str) -> Result<Self, Self::Err> {
-        match word {
-            "json" => Ok(Self::Json),
-            "text" => Ok(Self::Text),
-            _ => Err(AccessLogWordError { word: word.into(), what: "format", expected: "json or text" }),
-        }
-    }
 }
 
 /// The way into the log. Dropping the last one lets the writer finish what is queued.

@@ -17,7 +17,7 @@ mod status;
 mod table;
 mod tunnels;
 
-pub use access_log::{AccessLog, AccessLogFormat, AccessLogOutput, AccessLogSettings, AccessLogWordError};
+pub use access_log::{AccessLog, AccessLogFormat, AccessLogOutput, AccessLogSettings};
 pub use certificates::{CertificateFigures, CertificateLifetime};
 pub use connection::{Connection, ConnectionFacts, OpenConnection, Peer, Reporter, Security};
 pub use kernel::{KernelCounters, PodTcp};

@@ -8,12 +8,14 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use serde_json::Value;
 use undermesh_tests::lab::{Node, Pod, PodSpec, binary};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
 use crate::mesh::{
-    BYPASSED, LIMIT, Mesh, OPENED, PORT, SERVICE_PORT, at, counted, listen, names, service_ips, witness,
+    BYPASSED, KERNEL_REFUSED, LIMIT, Mesh, OPENED, PORT, SERVICE_PORT, at, counted, listen, names,
+    service_ips, witness,
 };
 
 /// How the client makes its socket: a name, whether it is for IPv4 alone, and the arguments. `OWN` stands for the
@@ -91,18 +93,32 @@ fn a_socket_bound_to_another_network_goes_its_own_way() -> Result<()> {
 #[test]
 fn an_unprivileged_task_bound_to_an_interface_is_counted() -> Result<()> {
     require!(Feature::Lab, Feature::Agent, Feature::Program("setpriv"));
-    let mut mesh = Mesh::create("um-e2e-names-unprivileged")?;
-    mesh.start(&[])?;
-    // The kernel lets no task without CAP_NET_RAW take a binding back, not even a kernel program on its behalf.
-    let mut dial = Command::new("setpriv");
-    dial.args(["--bounding-set=-net_raw", "--inh-caps=-net_raw"]).arg(binary("witness")?);
-    dial.args(["connect", &at(mesh.near.ip(), PORT), "--device", "eth0"]);
-    let told = mesh.client.run(dial, LIMIT)?.success()?;
-    let told: serde_json::Value = serde_json::from_str(&told)?;
-    ensure!(told[0]["connect"] == "ok" && told[0]["device"] == "eth0", "it saw {told}");
+    let mesh = Mesh::running("um-e2e-names-unprivileged", &[])?;
+    let told = dial_bound_without_privilege(&mesh)?;
+    ensure!(told["connect"] == "ok" && told["device"] == "eth0", "it saw {told}");
     let bypassed = counted(&mesh.agent().metrics()?, BYPASSED, "other_interface");
     ensure!(bypassed == 1.0, "{bypassed} connections counted as bypassed by their interface");
     Ok(())
+}
+
+#[test]
+fn an_unprivileged_task_bound_to_an_interface_is_refused_in_closed_mode() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent, Feature::Program("setpriv"));
+    let mesh = Mesh::running("um-e2e-names-closed", &["--on-agent-down", "closed"])?;
+    let told = dial_bound_without_privilege(&mesh)?;
+    ensure!(told["connect"] == "EPERM", "it saw {told}");
+    let refused = counted(&mesh.agent().metrics()?, KERNEL_REFUSED, "interface");
+    ensure!(refused == 1.0, "{refused} connections counted as refused for their interface");
+    Ok(())
+}
+
+/// The kernel lets no task without CAP_NET_RAW take a binding back, not even a kernel program on its behalf.
+fn dial_bound_without_privilege(mesh: &Mesh) -> Result<Value> {
+    let mut dial = Command::new("setpriv");
+    dial.args(["--bounding-set=-net_raw", "--inh-caps=-net_raw"]).arg(binary("witness")?);
+    dial.args(["connect", &at(mesh.near.ip(), PORT), "--device", "eth0"]);
+    let told: Value = serde_json::from_str(&mesh.client.run(dial, LIMIT)?.success()?)?;
+    Ok(told[0].clone())
 }
 
 #[test]

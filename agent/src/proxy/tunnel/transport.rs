@@ -95,9 +95,7 @@ impl Flusher {
             cx.waker().wake_by_ref();
         }
     }
-}
 
-impl Flusher {
     /// Once the connection is over: waits until the peer has ended its side as well, but not for long. A socket that is
     /// closed with something unread is reset, and the reset overtakes what the peer has not read yet.
     pub(super) async fn farewell(self) {

@@ -123,14 +123,3 @@ fn a_file_that_cannot_be_opened_is_named() {
     let error = AccessLog::start(&AccessLogSettings { output, ..Default::default() }).unwrap_err();
     assert!(error.to_string().starts_with("access log /nonexistent/access.log: "), "{error}");
 }
-
-#[test]
-fn settings_are_read_from_words() {
-    assert_eq!("off".parse(), Ok(AccessLogOutput::Off));
-    assert_eq!("stdout".parse(), Ok(AccessLogOutput::Stdout));
-    assert_eq!("/var/log/a".parse(), Ok(AccessLogOutput::File("/var/log/a".into())));
-    assert_eq!("text".parse(), Ok(AccessLogFormat::Text));
-    let error = "xml".parse::<AccessLogFormat>().unwrap_err();
-    assert_eq!(error.to_string(), "\"xml\" is no access-log format: expected json or text");
-    assert!("out".parse::<AccessLogOutput>().is_err(), "a relative path is more likely a slip");
-}
