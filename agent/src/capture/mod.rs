@@ -226,7 +226,9 @@ impl Capture {
     pub fn has_moved(&self, workload: &Workload) -> bool {
         self.pods.get(&workload.uid).is_some_and(|enrolled| {
             let then = &enrolled.net.workload;
-            then.addresses != workload.addresses || then.paths != workload.paths
+            then.addresses != workload.addresses
+                || then.paths != workload.paths
+                || then.identity != workload.identity
         })
     }
 
