@@ -175,6 +175,7 @@ impl Compiler {
             self.namespaces.get(&id.namespace).map_or(Marks::default(), |namespace| namespace.marks);
         marks.mtls.get_or_insert(self.defaults.mtls);
         let surroundings = Surroundings {
+            node: &self.node,
             marks,
             trust_domain: self.defaults.trust_domain.as_ref(),
             taken: &self.snapshot.workloads,

@@ -7,7 +7,7 @@ use imbl::OrdMap;
 
 use super::claims::Rank;
 use crate::config::document::{self, Marks, MeshLabel};
-use crate::model::{Enrolment, Name, ObjectRef, SpiffeId, TrustDomain, Workload, WorkloadUid};
+use crate::model::{Enrolment, Name, NodeInfo, ObjectRef, SpiffeId, TrustDomain, Workload, WorkloadUid};
 
 /// All pods, by namespace and name. A pod that is gone stays until its workload has been taken away too.
 #[derive(Debug, Default)]
@@ -21,6 +21,8 @@ struct Entry {
 
 /// What a pod's workload is made from beside its own document.
 pub(super) struct Surroundings<'a> {
+    /// The node of this agent.
+    pub(super) node: &'a NodeInfo,
     /// What holds where the pod says nothing.
     pub(super) marks: Marks,
     /// The trust domain of the mesh, where it has an authority.
@@ -93,11 +95,12 @@ impl Pods {
 }
 
 fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
-    let Surroundings { marks: defaults, trust_domain, taken } = surroundings;
+    let Surroundings { marks: defaults, taken, .. } = surroundings;
     let wish = pod.marks.mesh.or(defaults.mesh);
-    let enrolment = match (wish, pod.obstacle) {
+    let obstacle = pod.obstacle.map(str::to_owned).or_else(|| surroundings.obstacle(pod));
+    let enrolment = match (wish, obstacle) {
         (Some(MeshLabel::Enabled), None) => Enrolment::Wanted,
-        (Some(MeshLabel::Enabled), Some(obstacle)) => Enrolment::Impossible(obstacle.to_owned()),
+        (Some(MeshLabel::Enabled), Some(obstacle)) => Enrolment::Impossible(obstacle),
         _ => Enrolment::NotWanted,
     };
     // A manifest that was copied with its uid is a pod of its own all the same.
@@ -107,7 +110,7 @@ fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
         pod: pod.id.clone(),
         workload: pod.workload.clone(),
         service_account: pod.service_account.clone(),
-        identity: trust_domain.and_then(|domain| identity(pod, domain)),
+        identity: surroundings.identity(pod),
         addresses: if pod.host_network { Vec::new() } else { pod.addresses.clone() },
         node: pod.node.clone(),
         enrolment,
@@ -116,6 +119,22 @@ fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
     }
 }
 
-fn identity(pod: &document::Pod, domain: &TrustDomain) -> Option<SpiffeId> {
-    SpiffeId::new(domain, &pod.id.namespace, &pod.service_account).ok()
+impl Surroundings<'_> {
+    fn identity(&self, pod: &document::Pod) -> Option<SpiffeId> {
+        // Without an authority nobody proves anything, whatever a manifest says.
+        let own = self.trust_domain?;
+        let domain = pod.trust_domain.as_ref().unwrap_or(own);
+        SpiffeId::new(domain, &pod.id.namespace, &pod.service_account).ok()
+    }
+
+    /// A pod of this node would have to show a certificate that our authority cannot give.
+    fn obstacle(&self, pod: &document::Pod) -> Option<String> {
+        let (own, asked) = self.trust_domain.zip(pod.trust_domain.as_ref())?;
+        (asked != own && pod.node.as_ref() == Some(&self.node.name)).then(|| {
+            format!(
+                "the pod is of the trust domain {asked} (undermesh.io/trust-domain), and the authority of its node's \
+                 agent speaks for {own} alone"
+            )
+        })
+    }
 }

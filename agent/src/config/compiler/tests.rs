@@ -492,3 +492,36 @@ fn a_workload_is_its_service_account() {
         shop/c of c: not wanted
     "#]]);
 }
+
+#[test]
+fn a_pod_of_another_trust_domain_is_reached_and_never_enrolled_here() {
+    let pods = "
+{kind: Namespace, metadata: {name: shop, labels: {undermesh.io/mesh: enabled}}}
+---
+{kind: Pod, metadata: {name: far, namespace: shop, annotations: {undermesh.io/trust-domain: b.test}}, spec: {nodeName: node-2}}
+---
+{kind: Pod, metadata: {name: near, namespace: shop, annotations: {undermesh.io/trust-domain: b.test}}, spec: {nodeName: node-1}}
+---
+{kind: Pod, metadata: {name: own, namespace: shop, annotations: {undermesh.io/trust-domain: a.test}}, spec: {nodeName: node-1}}
+---
+{kind: Pod, metadata: {name: typo, namespace: shop, annotations: {undermesh.io/trust-domain: B.test}}, spec: {nodeName: node-2}}
+";
+    let mut world = World::of_domain("a.test");
+    world.put(pods);
+    world.check(expect![[r#"
+        shop/far of far: wanted, spiffe://b.test/ns/shop/sa/default
+        shop/near of near: the pod is of the trust domain b.test (undermesh.io/trust-domain), and the authority of its node's agent speaks for a.test alone, spiffe://b.test/ns/shop/sa/default
+        shop/own of own: wanted, spiffe://a.test/ns/shop/sa/default
+        shop/typo of typo: wanted, spiffe://a.test/ns/shop/sa/default
+        ! metadata.annotations[undermesh.io/trust-domain]: expected a trust domain (the mesh's own is in force until then), found "B.test": the trust domain has a character other than a-z, 0-9, '.', '-' and '_'
+    "#]]);
+    // Without an authority nobody is anybody.
+    let mut world = World::of(pods);
+    world.check(expect![[r#"
+        shop/far of far: wanted
+        shop/near of near: wanted
+        shop/own of own: wanted
+        shop/typo of typo: wanted
+        ! metadata.annotations[undermesh.io/trust-domain]: expected a trust domain (the mesh's own is in force until then), found "B.test": the trust domain has a character other than a-z, 0-9, '.', '-' and '_'
+    "#]]);
+}
