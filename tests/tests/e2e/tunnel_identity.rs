@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use undermesh_tests::lab::{Agent, AgentOptions, Lab, PodSpec, binary, eventually, run_here};
+use undermesh_tests::pki::{Authority, Leaf};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
 use crate::kit::undermesh;
 use crate::mesh::{KERNEL_REFUSED, LIMIT, Mesh, OPENED, PORT, REFUSED, at, names, witness};
-use crate::pki::{Authority, Leaf};
 use crate::tunnel::{HANDSHAKES, SOON, ask, authority, authority_args, start_with, wait_published};
 
 const TUNNELS: &str = "undermesh_tunnels_open";
@@ -199,7 +199,8 @@ fn certificates_that_run_out_are_told_of_and_refused() -> Result<()> {
     Ok(())
 }
 
-fn not_ready(agent: &Agent, because: &str) -> Result<()> {
+/// Waits until the agent says that it is not ready, and why.
+pub fn not_ready(agent: &Agent, because: &str) -> Result<()> {
     eventually(Duration::from_secs(45), because, || {
         let page = agent.get("/readyz")?;
         ensure!(page.status == 503 && page.body.contains(because), "{} {}", page.status, page.body);
