@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use undermesh_tests::lab::{Pod, PodSpec, Process, eventually};
-use undermesh_tests::pki::{Authority, Leaf, SHOP_ID};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
 use crate::mesh::{LIMIT, Mesh, PORT, REFUSED, at, listen, names, witness};
+use crate::pki::{Authority, Leaf, SHOP_ID};
 use crate::tunnel::{HANDSHAKES, SOON, running, wait_published};
 
 /// A mesh with a tunnel, and a pod outside of it that calls the tunnel's port.

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use undermesh_tests::lab::{Agent, AgentOptions, Lab, PodSpec, binary, eventually, run_here};
-use undermesh_tests::pki::{Authority, Leaf};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
 use crate::kit::undermesh;
 use crate::mesh::{KERNEL_REFUSED, LIMIT, Mesh, OPENED, PORT, REFUSED, at, names, witness};
+use crate::pki::{Authority, Leaf};
 use crate::tunnel::{HANDSHAKES, SOON, ask, authority, authority_args, start_with, wait_published};
 
 const TUNNELS: &str = "undermesh_tunnels_open";

@@ -5,11 +5,11 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use undermesh_tests::lab::{AgentOptions, Pod, PodSpec, binary, run_here};
-use undermesh_tests::pki::{Authority, Leaf};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
 use crate::mesh::{LIMIT, Mesh, OPENED, PORT, REFUSED, at, names, witness};
+use crate::pki::{Authority, Leaf};
 use crate::tunnel::{HANDSHAKES, SOON, ask, wait_published};
 
 const TRUST_DOMAIN: &str = "undermesh.io/trust-domain";
