@@ -54,6 +54,7 @@ fn workload() -> Arc<Workload> {
         pod: ObjectRef::new("shop", "db-0"),
         workload: "db".into(),
         service_account: "default".into(),
+        identity: None,
         addresses: vec!["10.0.0.2".parse().unwrap()],
         node: Some("node-1".into()),
         enrolment: Enrolment::Wanted,

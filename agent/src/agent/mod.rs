@@ -22,6 +22,7 @@ use tracing::{error, info};
 use crate::admin::Admin;
 use crate::balance::AffinityTable;
 use crate::capture::{Capture, CaptureSettings};
+use crate::config::Defaults;
 use crate::discovery::directory::{Directory, Publication};
 use crate::model::{MtlsMode, NodeInfo, Snapshot};
 use crate::proxy::{Proxy, ProxySettings, Workers};
@@ -66,8 +67,10 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let telemetry = Telemetry::new(TelemetrySettings::default(), status.clone(), access_log);
 
     // Whatever may fail comes before the kernel is touched, where an agent that runs already may be at work.
-    let directory = Directory::open(&settings.config_dir, settings.node.clone(), settings.mtls)?;
     let tunnel = settings.tunnel.as_ref();
+    let trust_domain = tunnel.map(|tunnel| tunnel.trust_domain.clone());
+    let defaults = Defaults { mtls: settings.mtls, trust_domain };
+    let directory = Directory::open(&settings.config_dir, settings.node.clone(), defaults)?;
     let tunnel = tunnel
         .map(|it| tunnel::open(it, &settings.node.name, settings.capture.on_agent_down, &telemetry))
         .transpose()?;

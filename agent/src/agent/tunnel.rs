@@ -90,9 +90,8 @@ pub(super) fn open(
     telemetry: &Arc<Telemetry>,
 ) -> anyhow::Result<Opened> {
     let clock = Clock::system();
-    let trust_domain = settings.trust_domain.clone();
     let ca = authority(settings, &clock)?;
-    let trust = Trust::new(trust_domain.clone(), settings.crl_mode);
+    let trust = Trust::new(settings.trust_domain.clone(), settings.crl_mode);
     let trust_files = TrustFiles::open(settings.trust_files.clone(), trust.clone()).map_err(with_flag)?;
     let store_settings = StoreSettings { leaf_life: settings.certificate_lifetime, ..Default::default() };
     let store = CertificateStore::new(ca, trust.clone(), clock.clone(), store_settings);
@@ -101,7 +100,6 @@ pub(super) fn open(
     let tunnel = Arc::new(Tunnel {
         tls: MeshTls::new(store.clone(), trust.clone(), clock),
         certificates: store.clone(),
-        trust_domain,
         published: follower.published(),
         strangers: Strangers::default(),
         handshakes: Handshakes::new(telemetry.clone()),
@@ -169,11 +167,8 @@ impl Background {
 impl Members {
     /// The pod is enrolled: it gets a certificate, and others learn of it when that is there.
     pub(super) fn enrolled(&mut self, workload: &Arc<Workload>) {
-        let id = match self.tunnel.identity(workload) {
-            Ok(id) => id,
-            Err(error) => {
-                return warn!(pod = %workload.pod, %error, "the pod's service account makes no identity");
-            }
+        let Some(id) = workload.identity.clone() else {
+            return warn!(pod = %workload.pod, account = %workload.service_account, "the pod's service account makes no identity");
         };
         // An earlier agent may have published it, as it was then.
         self.updated(workload);

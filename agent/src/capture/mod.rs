@@ -222,11 +222,13 @@ impl Capture {
         self.pods.contains_key(uid)
     }
 
-    /// Whether the pod is enrolled with other addresses, or at another place, than it has now.
+    /// Whether the pod is enrolled with other addresses, at another place or as somebody else than it is now.
     pub fn has_moved(&self, workload: &Workload) -> bool {
         self.pods.get(&workload.uid).is_some_and(|enrolled| {
             let then = &enrolled.net.workload;
-            then.addresses != workload.addresses || then.paths != workload.paths
+            then.addresses != workload.addresses
+                || then.paths != workload.paths
+                || then.identity != workload.identity
         })
     }
 

@@ -7,6 +7,6 @@ mod compiler;
 pub mod document;
 mod rejection;
 
-pub use compiler::{Change, Compiler};
+pub use compiler::{Change, Compiler, Defaults};
 pub use document::{Document, Key, Kind};
 pub use rejection::{FieldPath, Position, Problem, Rejection, Segment};

@@ -1,4 +1,4 @@
-//! Who the pods are, and how they prove it: SPIFFE ids, certificates and their renewal, whom to believe.
+//! How pods prove who they are: certificates and their renewal, whom to believe.
 //!
 //! Identity knows the model only. It opens no port and carries no byte of an application: the proxy brings streams and
 //! gets peers that are proven. Time is what a [`Clock`] says.
@@ -12,7 +12,6 @@ mod key;
 mod radar;
 mod reason;
 mod schedule;
-mod spiffe;
 mod store;
 mod svid;
 #[cfg(test)]
@@ -23,12 +22,12 @@ mod trust_files;
 mod view;
 mod x509;
 
+pub use crate::model::{SpiffeError, SpiffeId, TrustDomain};
 pub use clock::Clock;
 pub use crl::CrlMode;
 pub use key::KeyError;
 pub use radar::{Kind, Lifetime, Radar, Reading, RenewalLag, Warning};
 pub use reason::{HandshakeError, HandshakeReason};
-pub use spiffe::{SpiffeError, SpiffeId, TrustDomain};
 pub use store::{CertificateStore, NotHeld, RenewalResult, StoreSettings};
 pub use svid::{Signatory, Svid};
 pub use tls::{ClientTls, Expected, MeshTls, NoCertificateYet, PeerIdentity, ServerTls};

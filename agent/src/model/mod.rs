@@ -6,6 +6,7 @@
 mod node;
 mod service;
 mod snapshot;
+mod spiffe;
 mod workload;
 
 pub use node::NodeInfo;
@@ -14,6 +15,7 @@ pub use service::{
     TrafficDistribution, TrafficScope,
 };
 pub use snapshot::{Destination, Snapshot};
+pub use spiffe::{SpiffeError, SpiffeId, TrustDomain};
 pub use workload::{Enrolment, MtlsMode, PodPaths, Workload, WorkloadUid};
 
 use std::fmt;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use super::{Name, ObjectRef};
+use super::{Name, ObjectRef, SpiffeId};
 
 /// `metadata.uid`, or `namespace/name` where a manifest carries none. Two pods of one name, one after the other,
 /// differ in it.
@@ -18,8 +18,11 @@ pub struct Workload {
     pub pod: ObjectRef,
     /// What the pod is a replica of, for telemetry: the Deployment, StatefulSet, Job..., or the pod's own name.
     pub workload: Name,
-    /// The pod's service account (`default` where none is named): its identity.
+    /// The pod's service account (`default` where none is named).
     pub service_account: Name,
+    /// Who the pod is: its service account, in its trust domain. Made once, for every connection asks for it. None where
+    /// the mesh has no authority, or where the names do not fit into an id; those of Kubernetes objects do.
+    pub identity: Option<SpiffeId>,
     /// `status.podIPs`: the only addresses that the mesh steers. Empty while the pod has none, and for pods on the
     /// host's network, whose address is the node's.
     pub addresses: Vec<IpAddr>,

@@ -23,7 +23,7 @@ use socket2::TcpKeepalive;
 
 use crate::balance::AffinityTable;
 use crate::capture::{CodeTable, EnrolledPods, PodNet};
-use crate::model::{Name, Snapshot, Workload};
+use crate::model::{Name, Snapshot, SpiffeId, Workload};
 use crate::telemetry::{Peer, Telemetry};
 
 use tunnel::Tunnel;
@@ -80,18 +80,17 @@ impl Proxy {
 
     /// A pod of this node, whose identity the agent knows for itself.
     fn own_peer(&self, net: &PodNet, address: SocketAddr) -> Peer {
-        let identity = self.identity(&net.workload);
-        Peer { workload: Some(net.workload.clone()), identity, address }
-    }
-
-    /// Who the workload is. Without an authority there are no identities.
-    fn identity(&self, workload: &Workload) -> Option<Name> {
-        self.tunnel.as_ref()?.identity(workload).ok().map(|id| id.to_name())
+        Peer { workload: Some(net.workload.clone()), identity: identity(&net.workload), address }
     }
 
     fn workload(&self, snapshot: &Snapshot, address: IpAddr) -> Option<Arc<Workload>> {
         snapshot.workload(address).cloned()
     }
+}
+
+/// Who the workload is, as telemetry writes it.
+fn identity(workload: &Workload) -> Option<Name> {
+    workload.identity.as_ref().map(SpiffeId::to_name)
 }
 
 impl Drop for Place<'_> {

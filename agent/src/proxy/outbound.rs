@@ -7,13 +7,13 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 use tracing::warn;
 
-use super::Proxy;
 use super::relay::{Meter, relay};
 use super::tunnel::client::Wanted;
 use super::tunnel::stream::{self, Ends};
 use super::tunnel::{self, Tunnel};
 use super::upstream::{self, Target};
 use super::worker::Here;
+use super::{Proxy, identity};
 use crate::balance::{self, NoEndpointReason, Request};
 use crate::capture::{Code, PodNet, bound_source};
 use crate::model::{Destination, LoadGuard, Name, ObjectRef, Snapshot, Workload};
@@ -261,12 +261,12 @@ fn way<'a>(
         return (Way::Plaintext, Assurance::NONE);
     }
     if let Some(near) = proxy.enrolled.load().get(&to.ip()) {
-        let identity = proxy.identity(&near.workload);
+        let identity = identity(&near.workload);
         return (Way::SameNode, Assurance { security: Security::SameNode, identity });
     }
     match tunnel_to(proxy, snapshot, to) {
         Some((tunnel, destination)) => {
-            let identity = proxy.identity(destination);
+            let identity = identity(destination);
             (Way::Tunnel(tunnel, destination), Assurance { security: Security::MutualTls, identity })
         }
         None => (Way::Plaintext, Assurance::NONE),

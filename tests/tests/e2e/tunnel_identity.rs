@@ -95,6 +95,28 @@ fn the_agents_tell_who_talks_to_whom() -> Result<()> {
     certificates_are_shown(&mesh, &[&[&client, &near], &[&far]])
 }
 
+#[test]
+fn a_pod_that_changes_its_account_is_somebody_else_from_then_on() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = of_accounts("um-e2e-tunnel-account")?;
+    start_with(&mut mesh, &[])?;
+    for (account, pod) in [("buyer", &mesh.client), ("seller", &mesh.far)] {
+        names(&mesh.client(&["connect", &at(mesh.far.ip(), PORT)])?)?;
+        pod.update(|manifest| manifest.set("spec.serviceAccountName", json!(account)))?;
+        let side = if account == "buyer" { "source_identity" } else { "destination_identity" };
+        let id = id(account);
+        for (agent, reporter) in mesh.agents.iter().zip(["source", "destination"]) {
+            let labels = [("security", "mutual_tls"), ("reporter", reporter), (side, id.as_str())];
+            eventually(SOON, &format!("the {reporter} knows {id}"), || {
+                names(&mesh.client(&["connect", &at(mesh.far.ip(), PORT)])?)?;
+                ensure!(agent.metrics()?.sum(OPENED, &labels) > 0.0, "not yet");
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// On `/debug/certs`, by `undermesh certs` and in the metrics.
 fn certificates_are_shown(mesh: &Mesh, held: &[&[&String]]) -> Result<()> {
     for (agent, held) in mesh.agents.iter().zip(held) {
@@ -177,7 +199,8 @@ fn certificates_that_run_out_are_told_of_and_refused() -> Result<()> {
     Ok(())
 }
 
-fn not_ready(agent: &Agent, because: &str) -> Result<()> {
+/// Waits until the agent says that it is not ready, and why.
+pub fn not_ready(agent: &Agent, because: &str) -> Result<()> {
     eventually(Duration::from_secs(45), because, || {
         let page = agent.get("/readyz")?;
         ensure!(page.status == 503 && page.body.contains(because), "{} {}", page.status, page.body);

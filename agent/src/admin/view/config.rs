@@ -10,7 +10,7 @@ use super::status::RejectionView;
 use super::to_json;
 use crate::model::{
     Destination, Endpoint, Enrolment, MtlsMode, Name, ObjectRef, Service, ServicePort, SessionAffinity,
-    Snapshot, TrafficDistribution, TrafficScope, Workload,
+    Snapshot, SpiffeId, TrafficDistribution, TrafficScope, Workload,
 };
 use crate::telemetry::Telemetry;
 
@@ -69,6 +69,7 @@ struct WorkloadView<'a> {
     pod: &'a str,
     workload: &'a str,
     service_account: &'a str,
+    identity: Option<&'a str>,
     addresses: &'a [IpAddr],
     node: Option<&'a Name>,
     enrolment: &'static str,
@@ -91,6 +92,7 @@ impl<'a> WorkloadView<'a> {
             pod: &workload.pod.name,
             workload: &workload.workload,
             service_account: &workload.service_account,
+            identity: workload.identity.as_ref().map(SpiffeId::as_str),
             addresses: &workload.addresses,
             node: workload.node.as_ref(),
             enrolment,

@@ -24,6 +24,7 @@ fn one_change_in_a_large_cluster_is_cheap() {
             obstacle: None,
             workload: "pod".into(),
             service_account: "default".into(),
+            trust_domain: None,
             node: Some("node-1".into()),
             zone: None,
             addresses: vec![IpAddr::from([10, 1, (number >> 8) as u8, number as u8])],

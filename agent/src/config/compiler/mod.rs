@@ -17,23 +17,31 @@ use std::sync::Arc;
 
 use self::claims::{Claimant, Claims};
 use self::loads::Loads;
-use self::pods::Pods;
+use self::pods::{Pods, Surroundings};
 use self::services::{Reference, Services};
 use super::document::{self, Document, Key, Kind, Marks};
-use crate::model::{self, Destination, MtlsMode, Name, NodeInfo, ObjectRef, Snapshot};
+use crate::model::{self, Destination, MtlsMode, Name, NodeInfo, ObjectRef, Snapshot, TrustDomain};
 
 /// Holds the documents in force and the snapshot made from them.
 #[derive(Debug)]
 pub struct Compiler {
     node: NodeInfo,
-    /// The mTLS mode of pods that neither they nor their namespaces choose.
-    mtls: MtlsMode,
+    defaults: Defaults,
     namespaces: HashMap<Name, Arc<document::Namespace>>,
     pods: Pods,
     services: Services,
     claims: Claims,
     loads: Loads,
     snapshot: Snapshot,
+}
+
+/// What holds where the documents do not say.
+#[derive(Clone, Debug, Default)]
+pub struct Defaults {
+    /// The mTLS mode of pods.
+    pub mtls: MtlsMode,
+    /// The trust domain of this mesh; none where no authority vouches for anybody.
+    pub trust_domain: Option<TrustDomain>,
 }
 
 /// One document that has come, changed or gone.
@@ -59,7 +67,7 @@ impl Compiler {
     pub fn new(node: NodeInfo) -> Self {
         Self {
             node,
-            mtls: MtlsMode::default(),
+            defaults: Defaults::default(),
             namespaces: HashMap::new(),
             pods: Pods::default(),
             services: Services::default(),
@@ -69,10 +77,10 @@ impl Compiler {
         }
     }
 
-    /// Has pods in this mTLS mode unless they or their namespaces say otherwise.
+    /// Has these hold where the documents do not say.
     #[must_use]
-    pub fn with_default_mtls(mut self, mtls: MtlsMode) -> Self {
-        self.mtls = mtls;
+    pub fn with_defaults(mut self, defaults: Defaults) -> Self {
+        self.defaults = defaults;
         self
     }
 
@@ -165,8 +173,14 @@ impl Compiler {
     fn compile_pod(&mut self, id: &ObjectRef, affected: &mut Affected) -> bool {
         let mut marks =
             self.namespaces.get(&id.namespace).map_or(Marks::default(), |namespace| namespace.marks);
-        marks.mtls.get_or_insert(self.mtls);
-        let (old, new) = self.pods.compile(id, marks, &self.snapshot.workloads);
+        marks.mtls.get_or_insert(self.defaults.mtls);
+        let surroundings = Surroundings {
+            node: &self.node,
+            marks,
+            trust_domain: self.defaults.trust_domain.as_ref(),
+            taken: &self.snapshot.workloads,
+        };
+        let (old, new) = self.pods.compile(id, &surroundings);
         let of = |workload: &Option<Arc<model::Workload>>| {
             workload.as_ref().map(|it| it.addresses.clone()).unwrap_or_default()
         };

@@ -7,7 +7,7 @@ use imbl::OrdMap;
 
 use super::claims::Rank;
 use crate::config::document::{self, Marks, MeshLabel};
-use crate::model::{Enrolment, Name, ObjectRef, Workload, WorkloadUid};
+use crate::model::{Enrolment, Name, NodeInfo, ObjectRef, SpiffeId, TrustDomain, Workload, WorkloadUid};
 
 /// All pods, by namespace and name. A pod that is gone stays until its workload has been taken away too.
 #[derive(Debug, Default)]
@@ -17,6 +17,18 @@ pub(super) struct Pods(HashMap<Name, BTreeMap<Name, Entry>>);
 struct Entry {
     document: Option<Arc<document::Pod>>,
     workload: Option<Arc<Workload>>,
+}
+
+/// What a pod's workload is made from beside its own document.
+pub(super) struct Surroundings<'a> {
+    /// The node of this agent.
+    pub(super) node: &'a NodeInfo,
+    /// What holds where the pod says nothing.
+    pub(super) marks: Marks,
+    /// The trust domain of the mesh, where it has an authority.
+    pub(super) trust_domain: Option<&'a TrustDomain>,
+    /// The uids that pods have already.
+    pub(super) taken: &'a OrdMap<WorkloadUid, Arc<Workload>>,
 }
 
 impl Pods {
@@ -54,18 +66,17 @@ impl Pods {
         self.get(id).map(|pod| Rank { created: pod.created, stays: !pod.terminating }).unwrap_or_default()
     }
 
-    /// Works the pod's workload out again, with what holds where the pod says nothing: what it was, and what it is. Both are the same `Arc` if nothing changed.
+    /// Works the pod's workload out again: what it was, and what it is. Both are the same `Arc` if nothing changed.
     pub(super) fn compile(
         &mut self,
         id: &ObjectRef,
-        defaults: Marks,
-        taken: &OrdMap<WorkloadUid, Arc<Workload>>,
+        surroundings: &Surroundings<'_>,
     ) -> (Option<Arc<Workload>>, Option<Arc<Workload>>) {
         let Some(pods) = self.0.get_mut(&id.namespace) else { return (None, None) };
         let Some(entry) = pods.get_mut(&id.name) else { return (None, None) };
         let old = entry.workload.take();
         let new = entry.document.as_ref().filter(|pod| !pod.finished).map(|pod| {
-            let new = workload(pod, defaults, taken);
+            let new = workload(pod, surroundings);
             old.as_ref().filter(|old| ***old == new).cloned().unwrap_or_else(|| Arc::new(new))
         });
         entry.workload = new.clone();
@@ -83,11 +94,13 @@ impl Pods {
     }
 }
 
-fn workload(pod: &document::Pod, defaults: Marks, taken: &OrdMap<WorkloadUid, Arc<Workload>>) -> Workload {
+fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
+    let Surroundings { marks: defaults, taken, .. } = surroundings;
     let wish = pod.marks.mesh.or(defaults.mesh);
-    let enrolment = match (wish, pod.obstacle) {
+    let obstacle = pod.obstacle.map(str::to_owned).or_else(|| surroundings.obstacle(pod));
+    let enrolment = match (wish, obstacle) {
         (Some(MeshLabel::Enabled), None) => Enrolment::Wanted,
-        (Some(MeshLabel::Enabled), Some(obstacle)) => Enrolment::Impossible(obstacle.to_owned()),
+        (Some(MeshLabel::Enabled), Some(obstacle)) => Enrolment::Impossible(obstacle),
         _ => Enrolment::NotWanted,
     };
     // A manifest that was copied with its uid is a pod of its own all the same.
@@ -97,10 +110,31 @@ fn workload(pod: &document::Pod, defaults: Marks, taken: &OrdMap<WorkloadUid, Ar
         pod: pod.id.clone(),
         workload: pod.workload.clone(),
         service_account: pod.service_account.clone(),
+        identity: surroundings.identity(pod),
         addresses: if pod.host_network { Vec::new() } else { pod.addresses.clone() },
         node: pod.node.clone(),
         enrolment,
         mtls: pod.marks.mtls.or(defaults.mtls).unwrap_or_default(),
         paths: pod.paths.clone(),
+    }
+}
+
+impl Surroundings<'_> {
+    fn identity(&self, pod: &document::Pod) -> Option<SpiffeId> {
+        // Without an authority nobody proves anything, whatever a manifest says.
+        let own = self.trust_domain?;
+        let domain = pod.trust_domain.as_ref().unwrap_or(own);
+        SpiffeId::new(domain, &pod.id.namespace, &pod.service_account).ok()
+    }
+
+    /// A pod of this node would have to show a certificate that our authority cannot give.
+    fn obstacle(&self, pod: &document::Pod) -> Option<String> {
+        let (own, asked) = self.trust_domain.zip(pod.trust_domain.as_ref())?;
+        (asked != own && pod.node.as_ref() == Some(&self.node.name)).then(|| {
+            format!(
+                "the pod is of the trust domain {asked} (undermesh.io/trust-domain), and the authority of its node's \
+                 agent speaks for {own} alone"
+            )
+        })
     }
 }

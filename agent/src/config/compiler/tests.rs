@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::fmt::Write;
 
 use super::*;
-use crate::model::{Enrolment, MtlsMode};
+use crate::model::{Enrolment, MtlsMode, Workload};
 
 /// A compiler that is fed with YAML and shows its snapshot as a table.
 struct World {
@@ -17,7 +17,17 @@ struct World {
 impl World {
     fn new() -> Self {
         let node = NodeInfo { name: "node-1".into(), zone: Some("a".into()) };
-        Self { compiler: Compiler::new(node), problems: Vec::new() }
+        Self::with(node, Defaults::default())
+    }
+
+    fn with(node: NodeInfo, defaults: Defaults) -> Self {
+        Self { compiler: Compiler::new(node).with_defaults(defaults), problems: Vec::new() }
+    }
+
+    /// With an authority of this trust domain.
+    fn of_domain(domain: &str) -> Self {
+        let node = NodeInfo { name: "node-1".into(), zone: None };
+        Self::with(node, Defaults { trust_domain: Some(domain.parse().unwrap()), ..Defaults::default() })
     }
 
     fn of(yaml: &str) -> Self {
@@ -61,10 +71,12 @@ impl World {
                 Enrolment::NotWanted => "not wanted",
                 Enrolment::Impossible(why) => why,
             };
+            let identity = workload.identity.as_ref().map(|id| format!(", {id}")).unwrap_or_default();
             let strict = if workload.mtls == MtlsMode::Strict { ", strict" } else { "" };
             let paths =
                 workload.paths.as_ref().map(|it| format!(", {}", it.netns.display())).unwrap_or_default();
-            writeln!(table, "{} of {}: {enrolment}{strict}{paths}", workload.pod, workload.workload).unwrap();
+            let Workload { pod, workload, .. } = &**workload;
+            writeln!(table, "{pod} of {workload}: {enrolment}{identity}{strict}{paths}").unwrap();
         }
         for (address, destination) in &snapshot.destinations {
             let captured = if snapshot.captured.contains(address) { ", captured" } else { "" };
@@ -434,8 +446,8 @@ fn what_did_not_change_is_shared_and_counters_stay() {
 #[test]
 fn pods_that_do_not_choose_have_the_default_mode() {
     let node = NodeInfo { name: "node-1".into(), zone: None };
-    let compiler = Compiler::new(node).with_default_mtls(MtlsMode::Strict);
-    let mut world = World { compiler, problems: Vec::new() };
+    let defaults = Defaults { mtls: MtlsMode::Strict, ..Defaults::default() };
+    let mut world = World::with(node, defaults);
     world.put(
         "
 {kind: Namespace, metadata: {name: open, annotations: {undermesh.io/mtls: permissive}}}
@@ -454,5 +466,62 @@ fn pods_that_do_not_choose_have_the_default_mode() {
         open/b of b: not wanted, strict
         silent/c of c: not wanted, strict
         silent/d of d: not wanted
+    "#]]);
+}
+
+#[test]
+fn a_workload_is_its_service_account() {
+    let mut world = World::of_domain("cluster.local");
+    let pods = "
+{kind: Pod, metadata: {name: a, namespace: shop}, spec: {serviceAccountName: web}}
+---
+{kind: Pod, metadata: {name: b, namespace: shop}}
+---
+{kind: Pod, metadata: {name: c, namespace: shop}, spec: {serviceAccountName: web/../admin}}
+";
+    world.put(pods);
+    world.check(expect![[r#"
+        shop/a of a: not wanted, spiffe://cluster.local/ns/shop/sa/web
+        shop/b of b: not wanted, spiffe://cluster.local/ns/shop/sa/default
+        shop/c of c: not wanted
+    "#]]);
+    assert!(world.put("{kind: Pod, metadata: {name: a, namespace: shop}, spec: {serviceAccountName: pay}}"));
+    world.check(expect![[r#"
+        shop/a of a: not wanted, spiffe://cluster.local/ns/shop/sa/pay
+        shop/b of b: not wanted, spiffe://cluster.local/ns/shop/sa/default
+        shop/c of c: not wanted
+    "#]]);
+}
+
+#[test]
+fn a_pod_of_another_trust_domain_is_reached_and_never_enrolled_here() {
+    let pods = "
+{kind: Namespace, metadata: {name: shop, labels: {undermesh.io/mesh: enabled}}}
+---
+{kind: Pod, metadata: {name: far, namespace: shop, annotations: {undermesh.io/trust-domain: b.test}}, spec: {nodeName: node-2}}
+---
+{kind: Pod, metadata: {name: near, namespace: shop, annotations: {undermesh.io/trust-domain: b.test}}, spec: {nodeName: node-1}}
+---
+{kind: Pod, metadata: {name: own, namespace: shop, annotations: {undermesh.io/trust-domain: a.test}}, spec: {nodeName: node-1}}
+---
+{kind: Pod, metadata: {name: typo, namespace: shop, annotations: {undermesh.io/trust-domain: B.test}}, spec: {nodeName: node-2}}
+";
+    let mut world = World::of_domain("a.test");
+    world.put(pods);
+    world.check(expect![[r#"
+        shop/far of far: wanted, spiffe://b.test/ns/shop/sa/default
+        shop/near of near: the pod is of the trust domain b.test (undermesh.io/trust-domain), and the authority of its node's agent speaks for a.test alone, spiffe://b.test/ns/shop/sa/default
+        shop/own of own: wanted, spiffe://a.test/ns/shop/sa/default
+        shop/typo of typo: wanted, spiffe://a.test/ns/shop/sa/default
+        ! metadata.annotations[undermesh.io/trust-domain]: expected a trust domain (the mesh's own is in force until then), found "B.test": the trust domain has a character other than a-z, 0-9, '.', '-' and '_'
+    "#]]);
+    // Without an authority nobody is anybody.
+    let mut world = World::of(pods);
+    world.check(expect![[r#"
+        shop/far of far: wanted
+        shop/near of near: wanted
+        shop/own of own: wanted
+        shop/typo of typo: wanted
+        ! metadata.annotations[undermesh.io/trust-domain]: expected a trust domain (the mesh's own is in force until then), found "B.test": the trust domain has a character other than a-z, 0-9, '.', '-' and '_'
     "#]]);
 }

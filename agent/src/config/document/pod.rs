@@ -10,10 +10,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::super::{FieldPath, Problem};
 use super::{Marks, is_tcp, non_empty, object_id, read_address, read_port};
-use crate::model::{Name, ObjectRef, PodPaths};
+use crate::model::{Name, ObjectRef, PodPaths, TrustDomain};
 
 const NETNS: &str = "undermesh.io/netns";
 const CGROUP: &str = "undermesh.io/cgroup";
+const TRUST_DOMAIN: &str = "undermesh.io/trust-domain";
 /// Set by the kubelet on the API server's image of a static pod.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -38,6 +39,8 @@ pub struct Pod {
     pub workload: Name,
     /// `spec.serviceAccountName`, or `default`.
     pub service_account: Name,
+    /// Annotation `undermesh.io/trust-domain`: where another authority than the mesh's own vouches for the pod.
+    pub trust_domain: Option<TrustDomain>,
     /// `spec.nodeName`.
     pub node: Option<Name>,
     /// Label `topology.kubernetes.io/zone`, which Kubernetes copies from the node.
@@ -84,6 +87,7 @@ impl Pod {
             service_account: spec
                 .and_then(|spec| non_empty(&spec.service_account_name))
                 .unwrap_or_else(|| "default".into()),
+            trust_domain: trust_domain(meta, problems),
             node: spec.and_then(|spec| non_empty(&spec.node_name)),
             zone: meta.labels.as_ref().and_then(|labels| labels.get(ZONE)).map(|zone| zone.as_str().into()),
             addresses: status.map(|status| addresses(status, problems)).unwrap_or_default(),
@@ -210,6 +214,18 @@ fn is_ready(status: Option<&core::PodStatus>, phase: Option<&str>) -> bool {
         }
         _ => phase.is_none_or(|phase| phase == "Running"),
     }
+}
+
+/// A value that is none is left out: nobody of another trust domain is taken for the pod then, so that fails closed.
+fn trust_domain(meta: &ObjectMeta, problems: &mut Vec<Problem>) -> Option<TrustDomain> {
+    let text = meta.annotations.as_ref()?.get(TRUST_DOMAIN)?;
+    text.parse()
+        .inspect_err(|error| {
+            let field = FieldPath::new(["metadata", "annotations", TRUST_DOMAIN]);
+            let expected = "expected a trust domain (the mesh's own is in force until then)";
+            problems.push(Problem::new(field, format!("{expected}, found {text:?}: {error}")));
+        })
+        .ok()
 }
 
 fn paths(meta: &ObjectMeta, problems: &mut Vec<Problem>) -> Option<PodPaths> {

@@ -233,6 +233,25 @@ metadata: {name: fine}
     }
 
     #[test]
+    fn a_bad_annotation_is_found_where_it_is() {
+        check(
+            "pod.yaml",
+            "\
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web
+  annotations:
+    undermesh.io/trust-domain: spiffe://b.test
+",
+            expect![[r#"
+                1: Pod default/web
+                  pod.yaml:6:32: Pod default/web: metadata.annotations[undermesh.io/trust-domain]: expected a trust domain (the mesh's own is in force until then), found "spiffe://b.test": the trust domain has a character other than a-z, 0-9, '.', '-' and '_'
+            "#]],
+        );
+    }
+
+    #[test]
     fn lists_and_typed_lists() {
         check(
             "list.yaml",

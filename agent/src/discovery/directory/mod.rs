@@ -27,8 +27,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use self::store::Store;
 use self::tree::{Stamp, Tree};
 use self::watches::{Dirty, Watches};
-use crate::config::{Compiler, Rejection};
-use crate::model::{MtlsMode, NodeInfo, Snapshot};
+use crate::config::{Compiler, Defaults, Rejection};
+use crate::model::{NodeInfo, Snapshot};
 
 /// A change is taken in once nothing more has happened for this long: programs write files in several steps.
 const SETTLE: Duration = Duration::from_millis(30);
@@ -92,11 +92,11 @@ pub fn check(root: &Path, node: NodeInfo) -> Result<Checked, OpenError> {
 }
 
 impl Directory {
-    /// Reads the directory, blocking, and begins to watch it. Pods that do not choose are in the mTLS mode given.
-    pub fn open(root: &Path, node: NodeInfo, mtls: MtlsMode) -> Result<Self, OpenError> {
+    /// Reads the directory, blocking, and begins to watch it.
+    pub fn open(root: &Path, node: NodeInfo, defaults: Defaults) -> Result<Self, OpenError> {
         let inotify = Inotify::init().map_err(OpenError::Watch)?;
         let watches = Watches::new(inotify.watches(), root.to_owned());
-        let compiler = Compiler::new(node).with_default_mtls(mtls);
+        let compiler = Compiler::new(node).with_defaults(defaults);
         let mut state = State::new(root, compiler, Some(watches));
         state.refresh_first()?;
         Ok(Self { inotify, state })

@@ -30,7 +30,7 @@ impl Live {
         for (name, text) in files {
             fs::write(root.join(name), text).unwrap();
         }
-        let directory = Directory::open(&root, node(), MtlsMode::default()).unwrap();
+        let directory = Directory::open(&root, node(), Defaults::default()).unwrap();
         let now = directory.publication();
         let (sender, publications) = mpsc::unbounded_channel();
         let follower = tokio::spawn(async move {
@@ -309,7 +309,7 @@ async fn unreadable_files_keep_what_they_said() {
 #[test]
 fn a_directory_that_is_not_there() {
     let error =
-        Directory::open(Path::new("/nonexistent/x"), node(), MtlsMode::default()).unwrap_err().to_string();
+        Directory::open(Path::new("/nonexistent/x"), node(), Defaults::default()).unwrap_err().to_string();
     expect!["cannot read the directory of manifests /nonexistent/x: No such file or directory (os error 2)"]
         .assert_eq(&error);
 }

@@ -257,3 +257,39 @@ async fn another_authority_of_our_domain_is_not_thought_to_date_back() {
     assert_eq!(skew_after(&theirs), None);
     assert_eq!(skew_after(&ours), Some(Duration::from_secs(600)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn only_our_own_authorities_are_believed_about_the_time() {
+    let ours = authority();
+    let node = Node::with(&ours, &Hands::default().clock(), &id("web")).await;
+    let strangers = Authority::new("cluster.local", at(0), 3650 * DAY);
+    let abroad = Authority::new("elsewhere.test", at(0), 3650 * DAY);
+    node.believe(&abroad);
+    let far = id("spiffe://elsewhere.test/ns/shop/sa/db");
+    let day = 86_400;
+    // Made a day ahead, and dated back by ten minutes.
+    let mut lines = String::new();
+    for (name, authority, id) in [
+        ("a stranger", &strangers, &id("db")),
+        ("a stranger of another domain", &strangers, &far),
+        ("a federated authority", &abroad, &far),
+        ("a federated authority, for one of us", &abroad, &id("db")),
+        ("ours, for another domain", &ours, &far),
+        ("ours", &ours, &id("db")),
+    ] {
+        let svid = authority.svid(id, at(day), at(2 * day));
+        let (leaf, intermediates) = svid.chain().split_first().unwrap();
+        let refused = node.trust.verify(Chain { leaf, intermediates }, Role::Client, at(0)).unwrap_err();
+        let skew = node.trust.clock_skew().map_or(0, |skew| skew.as_secs());
+        lines += &format!("{name}: {}, {skew} s\n", refused.reason().as_str());
+    }
+    expect_test::expect![[r#"
+        a stranger: not_yet_valid, 0 s
+        a stranger of another domain: not_yet_valid, 0 s
+        a federated authority: not_yet_valid, 0 s
+        a federated authority, for one of us: not_yet_valid, 0 s
+        ours, for another domain: not_yet_valid, 0 s
+        ours: not_yet_valid, 86400 s
+    "#]]
+    .assert_eq(&lines);
+}

@@ -391,3 +391,48 @@ async fn a_federated_domain_is_let_in_while_it_is_believed() {
         client: bad_certificate (says the peer); server: wrong_trust_domain"#]],
     );
 }
+
+/// Each side believes both domains and shows one after the other: its own certificate, one of its own id that the other
+/// domain's authority has signed, and one of the other domain's id that its own authority has signed.
+#[tokio::test]
+async fn no_domain_vouches_for_an_id_of_another() {
+    let mesh = Mesh::new().await;
+    let theirs = Authority::new("elsewhere.test", at(0), 3650 * DAY);
+    let (web, db) = (id("web"), id("spiffe://elsewhere.test/ns/shop/sa/db"));
+    let far = Node::with(&theirs, &mesh.hands.clock(), &db).await;
+    far.believe(&mesh.authority);
+    mesh.web.believe(&theirs);
+    let forged = |authority: &Authority, id: &SpiffeId| {
+        Arc::new(Present(authority.svid(id, at(0), at(86_400)).key.clone()))
+    };
+    let client = |expected: &SpiffeId| mesh.web.tls.client(&web, &expected.clone().into()).unwrap();
+    let server = far.tls.server(&db).unwrap();
+    let mut lines = format!("federated: {}\n", shake(&client(&db), &server).await);
+    for (name, authority, shown) in
+        [("ours signs for theirs", &mesh.authority, &db), ("theirs signs for ours", &theirs, &web)]
+    {
+        let mut config = ServerConfig::clone(server.config());
+        config.cert_resolver = forged(authority, shown);
+        let impostor = ServerTls(Arc::new(config));
+        lines += &format!("{name}, as server: {}\n", shake(&client(shown), &impostor).await);
+
+        let mut config = ClientConfig::clone(client(&db).config());
+        config.client_auth_cert_resolver = forged(authority, shown);
+        let impostor = ClientTls(Arc::new(config));
+        lines += &format!("{name}, as client: {}\n", shake(&impostor, &server).await);
+    }
+    // The same account, but of the domain that was not meant.
+    let ours = client(&id("db"));
+    lines += &format!("another domain's namesake: {}\n", shake(&ours, &server).await);
+    check(
+        &lines,
+        expect![[r#"
+            federated: client: spiffe://elsewhere.test/ns/shop/sa/db; server: spiffe://cluster.local/ns/shop/sa/web
+            ours signs for theirs, as server: client: unknown_issuer; server: unknown_issuer (says the peer)
+            ours signs for theirs, as client: client: unknown_issuer (says the peer); server: unknown_issuer
+            theirs signs for ours, as server: client: unknown_issuer; server: unknown_issuer (says the peer)
+            theirs signs for ours, as client: client: unknown_issuer (says the peer); server: unknown_issuer
+            another domain's namesake: client: wrong_identity; server: bad_certificate (says the peer)
+        "#]],
+    );
+}

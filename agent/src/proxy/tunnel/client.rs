@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use h2::{Ping, PingPong};
-use http::header::HeaderValue;
+use http::header::{FORWARDED, HeaderName, HeaderValue};
 use http::{Method, Request, StatusCode, Uri, Version};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
@@ -23,7 +23,7 @@ use super::window::{CONNECTION_WINDOW, STREAM_WINDOW, StreamWindow};
 use super::{HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, TUNNEL_PORT, Tunnel};
 use crate::capture::PodNet;
 use crate::identity::{HandshakeError, HandshakeReason};
-use crate::model::{ObjectRef, Workload};
+use crate::model::Workload;
 use crate::proxy::Proxy;
 use crate::proxy::upstream::{self, Target};
 use crate::proxy::worker::Here;
@@ -33,6 +33,10 @@ use crate::telemetry::{RefuseReason, Reporter};
 const IDLE_LIMIT: Duration = Duration::from_secs(300);
 
 const MAX_HEADER_LIST: u32 = 16 * 1024;
+
+// Made once: as texts they would be checked and copied for each request.
+pub(super) static BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// What is wanted: a connection from a pod of this node to a pod of another.
 #[derive(Clone, Copy, Debug)]
@@ -61,12 +65,12 @@ pub(in crate::proxy) async fn connect(
     here: &Arc<Here>,
     wanted: Wanted<'_>,
 ) -> Result<Ends, RefuseReason> {
-    let key = key(tunnel, wanted)?;
+    let key = key(wanted)?;
     let make = |dial: Dial| {
         let (proxy, tunnel, here, net) = (proxy.clone(), tunnel.clone(), here.clone(), wanted.from.clone());
         async move {
             match establish(&proxy, &tunnel, &here, &net, &dial.key).await {
-                Ok(connection) => run(&proxy, &tunnel, &net.pod, dial, connection).await,
+                Ok(connection) => run(&proxy, &tunnel, &net, dial, connection).await,
                 Err(reason) => dial.failed(reason),
             }
         }
@@ -89,10 +93,10 @@ pub(in crate::proxy) async fn connect(
     }
 }
 
-fn key(tunnel: &Tunnel, wanted: Wanted<'_>) -> Result<Key, RefuseReason> {
+fn key(wanted: Wanted<'_>) -> Result<Key, RefuseReason> {
     let identity = |workload: &Workload| {
-        tunnel.identity(workload).map_err(|error| {
-            warn!(pod = %workload.pod, %error, "the pod's service account makes no identity");
+        workload.identity.clone().ok_or_else(|| {
+            warn!(pod = %workload.pod, "the pod's service account makes no identity");
             RefuseReason::Internal
         })
     };
@@ -190,7 +194,7 @@ pub(super) fn settings() -> h2::client::Builder {
 
 /// Carries the tunnel's frames until it is over. Without tunnels in the pool that lead to it, the connection ends
 /// itself after its last stream.
-async fn run(proxy: &Proxy, tunnel: &Tunnel, pod: &ObjectRef, dial: Dial, new: NewConnection) {
+async fn run(proxy: &Proxy, tunnel: &Tunnel, net: &PodNet, dial: Dial, new: NewConnection) {
     let NewConnection { requests, mut pings, mut connection, failure } = new;
     // The other side tells that it refuses our certificate only now; nobody should have to find that out by losing a
     // stream.
@@ -204,14 +208,14 @@ async fn run(proxy: &Proxy, tunnel: &Tunnel, pod: &ObjectRef, dial: Dial, new: N
         },
     };
     if let Err(why) = answered {
-        tunnel.handshakes.failed(Reporter::Source, pod, dial.key.destination, &why);
+        tunnel.handshakes.failed(Reporter::Source, &net.pod, dial.key.destination, &why);
         return dial.failed(RefuseReason::HandshakeFailed);
     }
     tunnel.handshakes.succeeded(Reporter::Source);
     let health = Health::of(proxy.telemetry.tunnels().opened(Reporter::Source));
     connection.health = Some(health.clone());
     let (key, pool) = (dial.key.clone(), dial.pool().clone());
-    dial.succeeded(Established::new(requests, health.clone()));
+    dial.succeeded(Established::new(requests, health.clone(), baggage(&net.workload)));
     drive(&pool, &key, &health, pings, connection).await;
 }
 
@@ -249,8 +253,8 @@ async fn drive(pool: &Pool, key: &Key, health: &Health, mut pings: PingPong, mut
 
 /// Asks for the stream, and waits for the application behind it as long as for any other.
 async fn ask(proxy: &Proxy, claimed: Claimed, wanted: Wanted<'_>) -> Result<Ends, Failed> {
-    let Claimed { requests, place, is_reused } = claimed;
-    let request = request(wanted).ok_or(Failed::Refused(RefuseReason::Internal))?;
+    let Claimed { requests, place, baggage, is_reused } = claimed;
+    let request = request(wanted, baggage).ok_or(Failed::Refused(RefuseReason::Internal))?;
     let answer = async {
         let mut requests = requests.ready().await.map_err(broken)?;
         let (response, send) = requests.send_request(request, false).map_err(broken)?;
@@ -279,16 +283,16 @@ fn broken(error: h2::Error) -> Failed {
     Failed::Broken
 }
 
-fn request(wanted: Wanted<'_>) -> Option<Request<()>> {
+fn request(wanted: Wanted<'_>, baggage: Option<HeaderValue>) -> Option<Request<()>> {
     let uri = Uri::builder().authority(wanted.to.to_string()).build().ok()?;
     let mut request = Request::builder()
         .method(Method::CONNECT)
         .version(Version::HTTP_2)
         .uri(uri)
-        .header("forwarded", format!("for=\"{}\"", wanted.client))
-        .header("traceparent", traceparent());
-    if let Some(baggage) = baggage(&wanted.from.workload) {
-        request = request.header("baggage", baggage);
+        .header(FORWARDED, format!("for=\"{}\"", wanted.client))
+        .header(&TRACEPARENT, traceparent());
+    if let Some(baggage) = baggage {
+        request = request.header(&BAGGAGE, baggage);
     }
     request.body(()).ok()
 }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 pub use undermesh_common::lookup::TUNNEL_PORT;
 
-use crate::identity::{CertificateStore, MeshTls, SpiffeError, SpiffeId, TrustDomain};
+use crate::identity::{CertificateStore, MeshTls};
 use crate::model::{Name, Workload, WorkloadUid};
 
 pub use handshake::Handshakes;
@@ -61,8 +61,6 @@ pub struct Tunnel {
     pub tls: Arc<MeshTls>,
     /// The certificates of this node's pods.
     pub certificates: Arc<CertificateStore>,
-    /// The mesh's trust domain.
-    pub trust_domain: TrustDomain,
     /// Who takes tunnels.
     pub published: PublishedPods,
     /// Room for those who have not shown yet who they are.
@@ -92,13 +90,5 @@ impl Tunnel {
             let is_it = published.uid == workload.uid && workload.node.as_ref() == Some(&published.node);
             is_it && question(published)
         })
-    }
-
-    /// Who the workload is.
-    ///
-    /// # Errors
-    /// When its names do not fit into an identity; names of Kubernetes objects do.
-    pub fn identity(&self, workload: &Workload) -> Result<SpiffeId, SpiffeError> {
-        SpiffeId::of_workload(&self.trust_domain, workload)
     }
 }

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
+use http::header::HeaderValue;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::error;
@@ -36,6 +37,8 @@ pub(super) struct Key {
 pub(super) struct Established {
     pub(super) requests: SendRequest<Bytes>,
     pub(super) health: Arc<Health>,
+    /// What every request says of the source pod.
+    baggage: Option<HeaderValue>,
     since: Instant,
 }
 
@@ -44,6 +47,7 @@ pub(super) struct Established {
 pub(super) struct Claimed {
     pub(super) requests: SendRequest<Bytes>,
     pub(super) place: Place,
+    pub(super) baggage: Option<HeaderValue>,
     /// It stood before it was asked for, so it may have died unnoticed.
     pub(super) is_reused: bool,
 }
@@ -74,8 +78,12 @@ pub(super) struct Dial {
 }
 
 impl Established {
-    pub(super) fn new(requests: SendRequest<Bytes>, health: Arc<Health>) -> Self {
-        Self { requests, health, since: Instant::now() }
+    pub(super) fn new(
+        requests: SendRequest<Bytes>,
+        health: Arc<Health>,
+        baggage: Option<HeaderValue>,
+    ) -> Self {
+        Self { requests, health, baggage, since: Instant::now() }
     }
 }
 
@@ -134,7 +142,8 @@ impl Pool {
         let is_new_enough = |tunnel: &&Established| not_before.is_none_or(|least| tunnel.since >= least);
         let mut usable = slots.get(key)?.tunnels.iter().filter(is_new_enough);
         let tunnel = usable.find(|tunnel| tunnel.health.streams() < MAX_STREAMS)?;
-        Some(Claimed { requests: tunnel.requests.clone(), place: tunnel.health.enter(), is_reused: true })
+        let (requests, baggage) = (tunnel.requests.clone(), tunnel.baggage.clone());
+        Some(Claimed { requests, place: tunnel.health.enter(), baggage, is_reused: true })
     }
 
     fn dialing<F: Future<Output = ()> + Send + 'static>(

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
-use http::header::HeaderMap;
+use http::header::{FORWARDED, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
@@ -45,13 +45,14 @@ const MAX_OWN_RESETS: usize = 100;
 /// A tunnel to one pod, whose peer is proven.
 struct Server {
     proxy: Arc<Proxy>,
-    tunnel: Arc<Tunnel>,
     here: Arc<Here>,
     net: Arc<PodNet>,
     peer: PeerIdentity,
     /// The other end of the TCP connection.
     peer_socket: SocketAddr,
     health: Arc<Health>,
+    /// What every answer says of the pod.
+    baggage: Option<HeaderValue>,
 }
 
 /// Serves one connection to the pod's tunnel port for as long as it lives. A pod that leaves the mesh takes no new
@@ -90,8 +91,9 @@ pub(in crate::proxy) async fn serve(
     tunnel.handshakes.succeeded(Reporter::Destination);
     let Some(place) = proxy.enter() else { return refuse(RefuseReason::Limit) };
     let health = Health::of(proxy.telemetry.tunnels().opened(Reporter::Destination));
+    let baggage = client::baggage(&net.workload);
     let server =
-        Arc::new(Server { proxy: proxy.clone(), tunnel, here, net: net.clone(), peer, peer_socket, health });
+        Arc::new(Server { proxy: proxy.clone(), here, net: net.clone(), peer, peer_socket, health, baggage });
     server.run(connection, fate).await;
     drop(place);
 }
@@ -124,9 +126,10 @@ async fn shake_hands(
     net: &PodNet,
     socket: TcpStream,
 ) -> Result<(Connection, PeerIdentity), HandshakeError> {
-    let local = tunnel.identity(&net.workload);
-    let local = local.map_err(|error| HandshakeError::new(HandshakeReason::Internal, error))?;
-    let tls = handshake::server_end(tunnel, &local).await?;
+    let nobody =
+        || HandshakeError::new(HandshakeReason::Internal, "the pod's service account makes no identity");
+    let local = net.workload.identity.as_ref().ok_or_else(nobody)?;
+    let tls = handshake::server_end(tunnel, local).await?;
     let (stream, peer) = tls.accept(socket).await?;
     let (socket, tls) = stream.into_inner();
     let (transport, flusher) = Transport::new(socket, tls);
@@ -218,7 +221,7 @@ impl Server {
             }
         };
         let caller = caller.filter(|caller| caller.is_ipv4() == to.is_ipv4()).unwrap_or(self.peer_socket);
-        let mut facts = facts(&self.proxy, &self.net, caller, to, Some((&self.tunnel, &self.peer)));
+        let mut facts = facts(&self.proxy, &self.net, caller, to, Some(&self.peer));
         let refused = |facts, reason| self.proxy.telemetry.connection_refused(facts, reason);
         let Some(place) = self.proxy.enter() else {
             self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, RefuseReason::Limit.as_str());
@@ -238,7 +241,7 @@ impl Server {
                 return refused(facts, reason);
             }
         };
-        let Some(send) = accept(&mut respond, &self.net) else {
+        let Some(send) = accept(&mut respond, self.baggage.clone()) else {
             return refused(facts, RefuseReason::ClientGone);
         };
         facts.upstream = Some(to);
@@ -277,7 +280,7 @@ impl Server {
 
     /// The client as the peer tells it. It is proven to be of the mesh, so it may.
     fn caller(&self, headers: &HeaderMap) -> Option<SocketAddr> {
-        let forwarded = headers.get("forwarded")?.to_str().ok();
+        let forwarded = headers.get(FORWARDED)?.to_str().ok();
         let caller = forwarded.and_then(forwarded_for);
         if caller.is_none() {
             debug!(pod = %self.net.pod, peer = %self.peer, ?forwarded, "the client's address cannot be read");
@@ -295,10 +298,10 @@ pub(super) fn forwarded_for(header: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
 
-fn accept(respond: &mut SendResponse<Bytes>, net: &PodNet) -> Option<SendStream<Bytes>> {
+fn accept(respond: &mut SendResponse<Bytes>, baggage: Option<HeaderValue>) -> Option<SendStream<Bytes>> {
     let mut response = Response::new(());
-    if let Some(baggage) = client::baggage(&net.workload) {
-        response.headers_mut().insert("baggage", baggage);
+    if let Some(baggage) = baggage {
+        response.headers_mut().insert(&client::BAGGAGE, baggage);
     }
     respond.send_response(response, false).ok()
 }
@@ -309,13 +312,12 @@ fn facts(
     net: &PodNet,
     caller: SocketAddr,
     dialled: SocketAddr,
-    proven: Option<(&Tunnel, &PeerIdentity)>,
+    proven: Option<&PeerIdentity>,
 ) -> ConnectionFacts {
     let mut source = proxy.peer(&proxy.snapshot.load(), caller);
-    if let Some((tunnel, peer)) = proven {
+    if let Some(peer) = proven {
         source.identity = Some(peer.to_name());
-        source.workload =
-            source.workload.filter(|workload| tunnel.identity(workload).is_ok_and(|id| id == *peer.id()));
+        source.workload = source.workload.filter(|workload| workload.identity.as_ref() == Some(peer.id()));
     }
     ConnectionFacts {
         reporter: Reporter::Destination,

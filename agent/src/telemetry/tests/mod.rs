@@ -21,6 +21,7 @@ fn workload(namespace: &str, name: &str) -> Arc<Workload> {
         pod: ObjectRef::new(namespace, format!("{name}-0")),
         workload: name.into(),
         service_account: "default".into(),
+        identity: None,
         addresses: vec!["10.0.0.1".parse().unwrap()],
         node: Some("node-1".into()),
         enrolment: Enrolment::Wanted,

@@ -1,16 +1,9 @@
 //! Against a server of ours that speaks Istio's protocol, over TLS on a loopback port.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use prost_types::value::Kind;
-use tonic::Response;
-use tonic::codegen::{Body, BoxFuture, Service, http as grpc_http};
-use tonic::server::{Grpc as ServerGrpc, NamedService, UnaryService};
-use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Identity, Server, ServerTlsConfig};
+use undermesh_tests::istiod::{self, Answer, Asked};
 use x509_parser::prelude::{FromDer as _, X509CertificationRequest, parse_x509_pem};
 
 use super::*;
@@ -27,74 +20,35 @@ enum Mode {
     Hang,
 }
 
-/// What it was asked, as a line.
-type Asked = Arc<Mutex<Vec<String>>>;
-
 #[derive(Clone)]
 struct FakeIstiod {
     authority: Arc<Authority>,
     mode: Arc<Mutex<Mode>>,
-    asked: Asked,
+    /// What it was asked, as lines.
+    asked: Arc<Mutex<Vec<String>>>,
 }
 
-impl NamedService for FakeIstiod {
-    const NAME: &'static str = "istio.v1.auth.IstioCertificateService";
-}
-
-impl UnaryService<IstioCertificateRequest> for FakeIstiod {
-    type Response = IstioCertificateResponse;
-    type Future = BoxFuture<Response<IstioCertificateResponse>, Status>;
-
-    fn call(&mut self, request: Request<IstioCertificateRequest>) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            let header = |name: &str| {
-                request.metadata().get(name).and_then(|value| value.to_str().ok()).unwrap_or("-").to_owned()
-            };
-            let told = format!("{} {}", header("authorization"), header("clusterid"));
-            let message = request.into_inner();
-            let fields = message.metadata.unwrap().fields;
-            let Some(Kind::StringValue(wanted)) = &fields["ImpersonatedIdentity"].kind else { panic!() };
-            this.asked.lock().unwrap().push(format!("{told} {wanted} {} s", message.validity_duration));
-            let (_, pem) = parse_x509_pem(message.csr.as_bytes()).unwrap();
-            let (_, csr) = X509CertificationRequest::from_der(&pem.contents).unwrap();
-            let key = csr.certification_request_info.subject_pki.raw;
-            let now = at(0);
-            let until = now + Duration::from_secs(message.validity_duration as u64);
-            let leaf = || to_pem(&this.authority.issue(&wanted.parse().unwrap(), key, now, until).chain[0]);
-            let mode = this.mode.lock().unwrap().clone();
-            let cert_chain = match mode {
-                Mode::Sign => vec![leaf(), this.authority.pem.clone()],
-                Mode::SignWith(rest) => [vec![leaf()], rest].concat(),
-                Mode::Fail(code) => return Err(Status::new(code, "as told")),
-                Mode::Answer(chain) => chain,
-                Mode::Hang => std::future::pending().await,
-            };
-            Ok(Response::new(IstioCertificateResponse { cert_chain }))
-        })
-    }
-}
-
-impl<B> Service<grpc_http::Request<B>> for FakeIstiod
-where
-    B: Body + Send + 'static,
-    B::Error: Into<tonic::codegen::StdError> + Send,
-{
-    type Response = grpc_http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Infallible>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+impl FakeIstiod {
+    async fn answer(self, asked: Asked) -> Answer {
+        let Asked { authorization, cluster, identity, validity_seconds, .. } = &asked;
+        let told = format!("{authorization} {cluster} {identity} {validity_seconds} s");
+        self.asked.lock().unwrap().push(told);
+        let mode = self.mode.lock().unwrap().clone();
+        match mode {
+            Mode::Sign => Ok(vec![self.leaf(&asked), self.authority.pem.clone()]),
+            Mode::SignWith(rest) => Ok([vec![self.leaf(&asked)], rest].concat()),
+            Mode::Fail(code) => Err(Status::new(code, "as told")),
+            Mode::Answer(chain) => Ok(chain),
+            Mode::Hang => std::future::pending().await,
+        }
     }
 
-    fn call(&mut self, request: grpc_http::Request<B>) -> Self::Future {
-        assert_eq!(request.uri().path(), CREATE_CERTIFICATE);
-        let this = self.clone();
-        Box::pin(async move {
-            let codec = ProstCodec::<IstioCertificateResponse, IstioCertificateRequest>::default();
-            Ok(ServerGrpc::new(codec).unary(this, request).await)
-        })
+    fn leaf(&self, asked: &Asked) -> String {
+        let (_, pem) = parse_x509_pem(asked.csr.as_bytes()).unwrap();
+        let (_, csr) = X509CertificationRequest::from_der(&pem.contents).unwrap();
+        let key = csr.certification_request_info.subject_pki.raw;
+        let until = at(asked.validity_seconds.unsigned_abs());
+        to_pem(&self.authority.issue(&asked.identity.parse().unwrap(), key, at(0), until).chain[0])
     }
 }
 
@@ -112,17 +66,12 @@ impl Fixture {
         let key = rcgen::KeyPair::generate().unwrap();
         let own =
             rcgen::CertificateParams::new(["istiod.test".to_owned()]).unwrap().self_signed(&key).unwrap();
-        let server =
-            FakeIstiod { authority, mode: Arc::new(Mutex::new(Mode::Sign)), asked: Asked::default() };
+        let server = FakeIstiod { authority, mode: Arc::new(Mutex::new(Mode::Sign)), asked: Arc::default() };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let tls = ServerTlsConfig::new().identity(Identity::from_pem(own.pem(), key.serialize_pem()));
-        let serving = Server::builder()
-            .tls_config(tls)
-            .unwrap()
-            .add_service(server.clone())
-            .serve_with_incoming(TcpIncoming::from(listener));
-        tokio::spawn(serving);
+        let answers = server.clone();
+        let answer = move |asked| answers.clone().answer(asked);
+        tokio::spawn(istiod::serve(listener, (own.pem(), key.serialize_pem()), answer));
         std::fs::write(folder.path().join("root.pem"), own.pem()).unwrap();
         std::fs::write(folder.path().join("token"), "first\n").unwrap();
         let ca = GrpcCa::new(settings(&folder, address)).unwrap();

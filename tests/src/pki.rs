@@ -1,15 +1,15 @@
 //! Certificates that tests make by themselves: right ones, of the lab's own authority, and wrong ones of every kind.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::lab::Lab;
 use anyhow::Result;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use undermesh_tests::lab::Lab;
 
 /// Who every pod of the namespace `shop` is.
 pub const SHOP_ID: &str = "spiffe://cluster.local/ns/shop/sa/default";
@@ -25,6 +25,7 @@ pub struct Authority {
 /// What a certificate is to say.
 #[derive(Clone, Copy)]
 pub struct Leaf<'a> {
+    /// The URI that it is for.
     pub id: &'a str,
     /// Hours from now.
     pub valid: (i64, i64),
@@ -43,7 +44,12 @@ impl Authority {
 
     /// Another one in a folder of the lab, made by `undermesh ca init`.
     pub fn of_folder(lab: &Lab, folder: &str) -> Result<Self> {
-        let read = |name: &str| fs::read_to_string(lab.dir().join(folder).join(name));
+        Self::read(&lab.dir().join(folder))
+    }
+
+    /// One whose folder `undermesh ca init` has made.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let read = |name: &str| fs::read_to_string(folder.join(name));
         let root = read("root-1.pem")?;
         let key = KeyPair::from_pem(&read("root-1.key.pem")?)?;
         Ok(Self { issuer: Issuer::from_ca_cert_pem(&root, key)?, root })
@@ -64,14 +70,7 @@ impl Authority {
 
     /// A certificate with its chain and its key, in one file of this name.
     pub fn sign(&self, lab: &Lab, name: &str, leaf: Leaf<'_>) -> Result<PathBuf> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![SanType::URI(leaf.id.try_into()?)];
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.use_authority_key_identifier_extension = true;
+        let mut params = workload(leaf.id)?;
         params.not_before = hours_from_now(leaf.valid.0).into();
         params.not_after = hours_from_now(leaf.valid.1).into();
         let key = KeyPair::generate()?;
@@ -80,6 +79,35 @@ impl Authority {
         fs::write(&file, certificate + &self.root + &key.serialize_pem())?;
         Ok(file)
     }
+
+    /// A certificate for the key of a request (PKCS #10 in PEM), valid from a minute ago, and the root.
+    pub fn sign_request(&self, csr: &str, id: &str, life: Duration) -> Result<Vec<String>> {
+        let mut request = CertificateSigningRequestParams::from_pem(csr)?;
+        request.params = workload(id)?;
+        request.params.not_before = (SystemTime::now() - Duration::from_secs(60)).into();
+        request.params.not_after = (SystemTime::now() + life).into();
+        Ok(vec![request.signed_by(&self.issuer)?.pem(), self.root.clone()])
+    }
+
+    /// A certificate for a server of this name or address, and its key, in PEM.
+    pub fn server(&self, name: &str) -> Result<(String, String)> {
+        let key = KeyPair::generate()?;
+        let certificate = CertificateParams::new([name.to_owned()])?.signed_by(&key, &self.issuer)?;
+        Ok((certificate.pem(), key.serialize_pem()))
+    }
+}
+
+/// What every certificate of a workload has.
+fn workload(id: &str) -> Result<CertificateParams> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(id.try_into()?)];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
 }
 
 fn hours_from_now(hours: i64) -> SystemTime {

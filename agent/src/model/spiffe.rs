@@ -8,7 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::model::{Name, Workload};
+use super::Name;
 
 const SCHEME: &str = "spiffe://";
 /// SPIFFE-ID, section 2.3.
@@ -69,14 +69,6 @@ impl SpiffeId {
             check_segment(segment)?;
         }
         format!("{SCHEME}{domain}/ns/{namespace}/sa/{service_account}").parse()
-    }
-
-    /// The identity that a workload has in a trust domain.
-    ///
-    /// # Errors
-    /// See [`SpiffeId::new`].
-    pub fn of_workload(domain: &TrustDomain, workload: &Workload) -> Result<Self, SpiffeError> {
-        Self::new(domain, &workload.pod.namespace, &workload.service_account)
     }
 
     /// The whole id.
