@@ -228,17 +228,18 @@ impl Follower {
         }
     }
 
+    /// Of an address that several say to be a pod's of theirs it is the latest's: the others' agents are down and have
+    /// not noticed that it has gone.
     fn pods(&self) -> imbl::HashMap<IpAddr, PublishedPod> {
+        let with_node = |told: &Statement| {
+            told.pods.iter().map(|pod| (pod.clone(), told.node.clone())).collect::<Vec<_>>()
+        };
+        let mut enrolled: Vec<_> = self.statements.values().flat_map(with_node).collect();
+        enrolled.sort_by_key(|(pod, _)| pod.since);
         let mut pods = imbl::HashMap::new();
-        for Statement { node, pods: enrolled } in self.statements.values() {
-            for pod in enrolled {
-                let published = PublishedPod {
-                    uid: pod.uid.clone(),
-                    node: node.clone(),
-                    plaintext_when_down: pod.plaintext_when_down,
-                };
-                pods.extend(pod.addresses.iter().map(|address| (address.to_canonical(), published.clone())));
-            }
+        for (Enrolled { uid, addresses, plaintext_when_down, .. }, node) in enrolled {
+            let published = PublishedPod { uid, node, plaintext_when_down };
+            pods.extend(addresses.iter().map(|address| (address.to_canonical(), published.clone())));
         }
         pods
     }

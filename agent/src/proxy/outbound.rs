@@ -16,7 +16,7 @@ use super::worker::Here;
 use super::{Proxy, identity};
 use crate::balance::{self, NoEndpointReason, Request};
 use crate::capture::{Code, PodNet, bound_source};
-use crate::model::{Destination, LoadGuard, Name, ObjectRef, Snapshot, Workload};
+use crate::model::{Destination, LoadGuard, Name, ObjectRef, Snapshot, Workload, WorkloadUid};
 use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
 
 /// Endpoints tried for one connection.
@@ -260,7 +260,9 @@ fn way<'a>(
     if captured.bound.is_some_and(|source| !captured.net.addresses.contains(&source)) {
         return (Way::Plaintext, Assurance::NONE);
     }
-    if let Some(near) = proxy.enrolled.load().get(&to.ip()) {
+    // Who had the address before may still be enrolled for a moment.
+    let is_owner = |uid: &WorkloadUid| snapshot.workload(to.ip()).is_none_or(|owner| owner.uid == *uid);
+    if let Some(near) = proxy.enrolled.load().get(&to.ip()).filter(|near| is_owner(&near.workload.uid)) {
         let identity = identity(&near.workload);
         return (Way::SameNode, Assurance { security: Security::SameNode, identity });
     }

@@ -6,13 +6,13 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::splice::{Pipe, Spliced};
 use crate::telemetry::{CloseReason, OpenConnection};
@@ -58,8 +58,8 @@ impl Meter {
 
 /// Relays between the two until both directions have ended or one of them broke; says why it ended. Both sockets are
 /// closed: in order after an orderly end, else by a reset, as all of the agent's are unless told otherwise.
-pub(super) async fn relay(mut client: TcpStream, mut upstream: TcpStream, meter: &Meter) -> CloseReason {
-    match both_ways(&mut client, &mut upstream, meter).await {
+pub(super) async fn relay(client: TcpStream, upstream: TcpStream, meter: &Meter) -> CloseReason {
+    match both_ways(&client, &upstream, meter).await {
         Ok(()) => {
             close_in_order(&client);
             close_in_order(&upstream);
@@ -99,47 +99,16 @@ pub(super) fn is_silence(error: &io::Error) -> bool {
     )
 }
 
-async fn both_ways(client: &mut TcpStream, upstream: &mut TcpStream, meter: &Meter) -> Result<(), Broken> {
-    let (mut client_read, mut client_write) = client.split();
-    let (mut upstream_read, mut upstream_write) = upstream.split();
-    let mut up = Direction::new();
-    let mut down = Direction::new();
-    let mut poll_up = |cx: &mut Context<'_>| {
-        up.poll(cx, &mut client_read, &mut upstream_write, |n| meter.sent(n))
-            .map_err(|broken| broken.of(Side::Client, Side::Upstream))
-    };
-    let mut poll_down = |cx: &mut Context<'_>| {
-        down.poll(cx, &mut upstream_read, &mut client_write, |n| meter.received(n))
-            .map_err(|broken| broken.of(Side::Upstream, Side::Client))
-    };
-    let (up_ended, down_ended) = poll_fn(|cx| {
-        let up = poll_up(cx)?;
-        let down = poll_down(cx)?;
-        let ended = up.is_ready() || down.is_ready();
-        if ended { Poll::Ready(Ok((up.is_ready(), down.is_ready()))) } else { Poll::Pending }
+async fn both_ways(client: &TcpStream, upstream: &TcpStream, meter: &Meter) -> Result<(), Broken> {
+    let mut up = Direction::new(client, upstream);
+    let mut down = Direction::new(upstream, client);
+    poll_fn(|cx| {
+        let up = up.poll(cx, |n| meter.sent(n)).map_err(|broken| broken.of(Side::Client, Side::Upstream))?;
+        let down =
+            down.poll(cx, |n| meter.received(n)).map_err(|broken| broken.of(Side::Upstream, Side::Client))?;
+        if up == Progress::Ended && down == Progress::Ended { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
-    .await?;
-    // Half closed: the side that has ended its stream may still break, which shows in no read.
-    if !down_ended {
-        until_broken(poll_down, client_read.as_ref(), Side::Client).await
-    } else if !up_ended {
-        until_broken(poll_up, upstream_read.as_ref(), Side::Upstream).await
-    } else {
-        Ok(())
-    }
-}
-
-/// Drives the direction that is left, unless the other one's sender breaks.
-async fn until_broken(
-    rest: impl FnMut(&mut Context<'_>) -> Poll<Result<(), Broken>>,
-    ended: &TcpStream,
-    side: Side,
-) -> Result<(), Broken> {
-    tokio::select! {
-        biased;
-        result = poll_fn(rest) => result,
-        error = broken(ended) => Err(Broken { side, error }),
-    }
+    .await
 }
 
 /// Returns when the socket is broken; says how.
@@ -153,9 +122,22 @@ pub(super) async fn broken(socket: &TcpStream) -> io::Error {
 }
 
 /// One direction of a relay.
-struct Direction {
+struct Direction<'a> {
+    from: &'a TcpStream,
+    to: &'a TcpStream,
     state: State,
     full_reads: u32,
+    /// That the sender breaks shows in no read while it is not read from. On the heap: an idle connection needs none.
+    failure: Option<Pin<Box<dyn Future<Output = io::Error> + Send + 'a>>>,
+}
+
+/// How far a direction is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Progress {
+    /// It waits for one of the two.
+    Waiting,
+    /// The sender's stream has ended, and the receiver knows.
+    Ended,
 }
 
 enum State {
@@ -186,17 +168,28 @@ impl DirectionBroken {
     }
 }
 
-impl Direction {
-    fn new() -> Self {
-        Self { state: State::Reading, full_reads: 0 }
+impl<'a> Direction<'a> {
+    fn new(from: &'a TcpStream, to: &'a TcpStream) -> Self {
+        Self { from, to, state: State::Reading, full_reads: 0, failure: None }
     }
 
     /// Moves bytes until one side is not ready, the turn is over or the direction has ended.
-    fn poll(
+    fn poll(&mut self, cx: &mut Context<'_>, count: impl Fn(usize)) -> Result<Progress, DirectionBroken> {
+        let moved = self.poll_move(cx, count)?;
+        if matches!(self.state, State::Reading) {
+            self.failure = None;
+        } else {
+            let failure = self.failure.get_or_insert_with(|| Box::pin(broken(self.from)));
+            if let Poll::Ready(error) = failure.as_mut().poll(cx) {
+                return Err(DirectionBroken::Sender(error));
+            }
+        }
+        Ok(if moved.is_ready() { Progress::Ended } else { Progress::Waiting })
+    }
+
+    fn poll_move(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut ReadHalf<'_>,
-        to: &mut WriteHalf<'_>,
         count: impl Fn(usize),
     ) -> Poll<Result<(), DirectionBroken>> {
         let mut moved = 0;
@@ -209,18 +202,16 @@ impl Direction {
                         self.state = State::Splicing(pipe);
                         continue;
                     }
-                    moved += ready!(self.copy(cx, from, to, &count))?;
+                    moved += ready!(self.copy(cx, &count))?;
                 }
                 State::Holding { bytes, written } => {
                     let rest = &bytes[*written..];
-                    let n =
-                        ready!(Pin::new(&mut *to).poll_write(cx, rest)).map_err(DirectionBroken::Receiver)?;
-                    *written += n;
+                    *written += ready!(poll_send(cx, self.to, rest)).map_err(DirectionBroken::Receiver)?;
                     if *written == bytes.len() {
                         self.state = State::Reading;
                     }
                 }
-                State::Splicing(pipe) => match ready!(pipe.poll_move(cx, from.as_ref(), to.as_ref()))? {
+                State::Splicing(pipe) => match ready!(pipe.poll_move(cx, self.from, self.to))? {
                     Spliced::Moved(n) => {
                         count(n);
                         moved += n;
@@ -232,11 +223,7 @@ impl Direction {
                     }
                 },
                 State::Ending => {
-                    match ready!(Pin::new(&mut *to).poll_shutdown(cx)) {
-                        // The receiver has closed altogether: nothing is left to tell it.
-                        Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
-                        result => result.map_err(DirectionBroken::Receiver)?,
-                    }
+                    end(self.to).map_err(DirectionBroken::Receiver)?;
                     self.state = State::Ended;
                 }
                 State::Ended => return Poll::Ready(Ok(())),
@@ -247,35 +234,64 @@ impl Direction {
     }
 
     /// One read and as much writing as the receiver takes; the rest is held.
-    fn copy(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut ReadHalf<'_>,
-        to: &mut WriteHalf<'_>,
-        count: &impl Fn(usize),
-    ) -> Poll<Result<usize, DirectionBroken>> {
+    fn copy(&mut self, cx: &mut Context<'_>, count: &impl Fn(usize)) -> Poll<Result<usize, DirectionBroken>> {
         SCRATCH.with_borrow_mut(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(DirectionBroken::Sender)?;
-            let bytes = buffer.filled();
-            if bytes.is_empty() {
+            let n = ready!(poll_receive(cx, self.from, scratch)).map_err(DirectionBroken::Sender)?;
+            if n == 0 {
                 self.state = State::Ending;
                 return Poll::Ready(Ok(0));
             }
-            self.full_reads = if bytes.len() == CHUNK { self.full_reads + 1 } else { 0 };
-            count(bytes.len());
-            let mut written = 0;
-            while written < bytes.len() {
-                match Pin::new(&mut *to).poll_write(cx, &bytes[written..]) {
-                    Poll::Ready(n) => written += n.map_err(DirectionBroken::Receiver)?,
+            self.full_reads = if n == CHUNK { self.full_reads + 1 } else { 0 };
+            count(n);
+            let mut rest = &scratch[..n];
+            while !rest.is_empty() {
+                match poll_send(cx, self.to, rest) {
+                    Poll::Ready(written) => rest = &rest[written.map_err(DirectionBroken::Receiver)?..],
                     Poll::Pending => {
-                        self.state = State::Holding { bytes: bytes[written..].to_vec(), written: 0 };
+                        self.state = State::Holding { bytes: rest.to_vec(), written: 0 };
                         break;
                     }
                 }
             }
-            Poll::Ready(Ok(bytes.len()))
+            Poll::Ready(Ok(n))
         })
+    }
+}
+
+/// One read; 0 at the end of the stream.
+fn poll_receive(cx: &mut Context<'_>, from: &TcpStream, into: &mut [u8]) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(from.poll_read_ready(cx))?;
+        let mut read = 0;
+        let received = from.try_io(Interest::READABLE, || {
+            read = io::Read::read(&mut &*SockRef::from(from), into)?;
+            // A short read is the end of what is there: asking again would only tell so.
+            if read == 0 || read == into.len() { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        });
+        match received {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
+            Err(_) if read == 0 => {}
+            _ => return Poll::Ready(Ok(read)),
+        }
+    }
+}
+
+fn poll_send(cx: &mut Context<'_>, to: &TcpStream, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(to.poll_write_ready(cx))?;
+        match to.try_write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            written => return Poll::Ready(written),
+        }
+    }
+}
+
+/// Tells the socket that no more comes.
+pub(super) fn end(socket: &TcpStream) -> io::Result<()> {
+    match SockRef::from(socket).shutdown(Shutdown::Write) {
+        // It has closed altogether: nothing is left to tell it.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        result => result,
     }
 }
 

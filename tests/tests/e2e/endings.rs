@@ -57,7 +57,7 @@ pub const HALF_CLOSES: [Story; 7] = [
     },
 ];
 
-pub const RESETS: [Story; 9] = [
+pub const RESETS: [Story; 11] = [
     Story {
         name: "the client closes with unread bytes",
         client: "say:ping,hear:2",
@@ -95,6 +95,8 @@ pub const RESETS: [Story; 9] = [
         client: "hear-end,say:ping,reset",
         server: "shut,hear:4,hear:1",
     },
+    Story { name: "the client resets and the server has not read", client: "fill:1,reset", server: "broken" },
+    Story { name: "the server resets and the client has not read", client: "broken", server: "fill:1,reset" },
 ];
 
 #[test]

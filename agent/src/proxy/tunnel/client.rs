@@ -86,7 +86,7 @@ pub(in crate::proxy) async fn connect(
             Err(Failed::Broken) => here.tunnels.discard(&key, &health),
         }
         if !is_reused || not_before.is_some() {
-            return Err(RefuseReason::ConnectFailed);
+            return Err(RefuseReason::ConnectReset);
         }
         debug!(to = %wanted.to, "a tunnel had died; trying a new one");
         not_before = Some(began);

@@ -1,7 +1,7 @@
 //! The server's end: a tunnel that another node's agent opens to a pod of this one, and the streams in it.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use super::window::{CONNECTION_WINDOW, STREAM_WINDOW, StreamWindow};
 use super::{HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, TUNNEL_PORT, Tunnel, client};
 use crate::capture::PodNet;
 use crate::identity::{HandshakeError, HandshakeReason, PeerIdentity};
+use crate::model::Workload;
 use crate::proxy::Proxy;
 use crate::proxy::relay::Meter;
 use crate::proxy::upstream::{self, Target};
@@ -220,7 +221,9 @@ impl Server {
                 return self.answer(&mut respond, StatusCode::BAD_REQUEST, "bad_request");
             }
         };
-        let caller = caller.filter(|caller| caller.is_ipv4() == to.is_ipv4()).unwrap_or(self.peer_socket);
+        let is_credible =
+            |caller: &SocketAddr| caller.is_ipv4() == to.is_ipv4() && self.speaks_for(caller.ip());
+        let caller = caller.filter(is_credible).unwrap_or(self.peer_socket);
         let mut facts = facts(&self.proxy, &self.net, caller, to, Some(&self.peer));
         let refused = |facts, reason| self.proxy.telemetry.connection_refused(facts, reason);
         let Some(place) = self.proxy.enter() else {
@@ -278,7 +281,15 @@ impl Server {
         }
     }
 
-    /// The client as the peer tells it. It is proven to be of the mesh, so it may.
+    /// Whether the peer may speak in the name of this address: its own, or that of a pod whose identity it has. Whoever is
+    /// let in could else be anybody to the application, the pod's own loopback included.
+    fn speaks_for(&self, address: IpAddr) -> bool {
+        let is_peers = |workload: &Workload| workload.identity.as_ref() == Some(self.peer.id());
+        address == self.peer_socket.ip()
+            || self.proxy.snapshot.load().workload(address).is_some_and(|workload| is_peers(workload))
+    }
+
+    /// The client as the peer tells it.
     fn caller(&self, headers: &HeaderMap) -> Option<SocketAddr> {
         let forwarded = headers.get(FORWARDED)?.to_str().ok();
         let caller = forwarded.and_then(forwarded_for);

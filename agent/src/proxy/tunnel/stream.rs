@@ -7,7 +7,6 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::net::Shutdown;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
@@ -20,14 +19,14 @@ use tokio::net::tcp::ReadHalf;
 
 use super::chunk::{CHUNK, Chunk};
 use super::health::{Health, Place};
-use crate::proxy::relay::{Meter, broken, close_in_order, is_silence};
+use crate::proxy::relay::{Meter, broken, close_in_order, end, is_silence};
 use crate::telemetry::CloseReason;
 
 /// Bytes read from the socket at a time.
 const MOST: usize = CHUNK;
 
-/// Reads shorter than this are copied, so that few bytes never hold a whole chunk.
-const SMALL: usize = 8 * 1024;
+/// Reads shorter than this are copied: while they wait for the tunnel they count by their bytes, but hold a whole chunk.
+const SMALL: usize = CHUNK / 4;
 
 /// Frames that are passed on together.
 const PARTS: usize = 8;
@@ -149,6 +148,11 @@ impl Outgoing {
                     ready!(socket.as_ref().poll_read_ready(cx)).map_err(Broken::Socket)?;
                     send.reserve_capacity(MOST);
                     *self = Self::Reserving;
+                    // The end of the stream needs no room, and must not wait for others to make some.
+                    if send.capacity() == 0 && is_over(socket.as_ref()) {
+                        send.send_data(Bytes::new(), true).map_err(Broken::Tunnel)?;
+                        *self = Self::Ended;
+                    }
                 }
                 Self::Reserving => {
                     if send.capacity() == 0 {
@@ -190,6 +194,12 @@ impl Outgoing {
         cx.waker().wake_by_ref();
         Poll::Pending
     }
+}
+
+/// Whether the socket has ended its stream, and all of it has been read.
+fn is_over(socket: &TcpStream) -> bool {
+    let mut byte = [std::mem::MaybeUninit::uninit()];
+    matches!(SockRef::from(socket).peek(&mut byte), Ok(0))
 }
 
 /// One read of what there is room for. A short one leaves the socket drained, without asking again.
@@ -303,15 +313,6 @@ impl Incoming {
             self.held.pop_front();
         }
         Ok(written)
-    }
-}
-
-/// Tells the socket that no more comes.
-fn end(socket: &TcpStream) -> io::Result<()> {
-    match SockRef::from(socket).shutdown(Shutdown::Write) {
-        // It has closed altogether: nothing is left to tell it.
-        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-        result => result,
     }
 }
 

@@ -62,6 +62,8 @@ enum Step {
     Exchange(u64, u64, u64),
     /// `stuff:SEED`: sends the pattern until the socket is full.
     Stuff(u64),
+    /// `fill:SEED`: the same, and does not tell how much it took.
+    Fill(u64),
     /// `drain-all:SEED`: receives and verifies the pattern until the stream ends.
     DrainAll(u64),
 }
@@ -99,6 +101,7 @@ impl FromStr for Step {
             "drain" => Self::Drain(word()?.parse()?, word()?.parse()?),
             "exchange" => Self::Exchange(word()?.parse()?, word()?.parse()?, word()?.parse()?),
             "stuff" => Self::Stuff(word()?.parse()?),
+            "fill" => Self::Fill(word()?.parse()?),
             "drain-all" => Self::DrainAll(word()?.parse()?),
             _ => bail!("`{text}` is no step"),
         })
@@ -142,6 +145,7 @@ impl Step {
             Self::Drain(count, seed) => drain(stream, *count, *seed),
             Self::Exchange(count, own, theirs) => exchange(stream, *count, *own, *theirs),
             Self::Stuff(seed) => stuff(stream, *seed),
+            Self::Fill(seed) => stuff(stream, *seed).map(|_| "filled".to_owned()),
             Self::DrainAll(seed) => drain_all(stream, *seed),
         }
     }
