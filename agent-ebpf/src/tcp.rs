@@ -113,7 +113,8 @@ fn do_not_pace(ctx: &SockOpsContext) {
     let mut name = [0u8; 16];
     let (ops, at, len) = (ctx.ops.cast(), name.as_mut_ptr().cast(), name.len() as i32);
     // SAFETY: the helper takes any sock_ops context, and writes no more than it is given.
-    if unsafe { bpf_getsockopt(ops, IPPROTO_TCP, TCP_CONGESTION, at, len) } != 0 || !name.starts_with(b"bbr") {
+    if unsafe { bpf_getsockopt(ops, IPPROTO_TCP, TCP_CONGESTION, at, len) } != 0 || !name.starts_with(b"bbr")
+    {
         return;
     }
     let mut reno = *b"reno\0";
