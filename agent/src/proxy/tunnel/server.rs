@@ -202,7 +202,12 @@ impl Server {
         // Its streams find it closed, and break off what they relay.
         let Connection { frames, flusher, .. } = connection;
         drop(frames);
-        flusher.farewell().await;
+        // Nobody is there to take leave of.
+        if self.health.is_silent() {
+            drop(flusher);
+        } else {
+            flusher.farewell().await;
+        }
         while let Some(ended) = streams.join_next().await {
             report_panic(ended);
         }
