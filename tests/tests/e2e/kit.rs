@@ -211,6 +211,8 @@ pub struct Ran {
     pub failed_in_all: u64,
     /// The first ones.
     pub failed: Vec<Failure>,
+    /// How long one takes, from its connect to its end in order.
+    pub median_ns: u64,
 }
 
 #[derive(Debug, Deserialize)]

@@ -16,7 +16,7 @@ use crate::mesh::{
 };
 
 /// The port of the tunnel.
-const TUNNEL: u16 = 15008;
+pub const TUNNEL: u16 = 15008;
 
 /// Handshakes by side, result and reason.
 pub const HANDSHAKES: &str = "undermesh_tls_handshakes_total";
