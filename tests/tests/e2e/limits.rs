@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use undermesh_tests::lab::{Agent, eventually};
 use undermesh_tests::require;
-use undermesh_tests::require::Feature;
+use undermesh_tests::require::{Feature, MOST_OPEN_FILES};
 
 use crate::kernel::map_entries;
 use crate::kit::{Hold, Mesh, PORT, SOON, Talk, dial, dial_at_once, serve};
@@ -68,21 +68,18 @@ fn as_many_idle_connections_through_tunnels_as_the_limit_of_open_files_allows() 
 
 #[test]
 fn twenty_thousand_connections_at_one_time() -> Result<()> {
-    require!(Feature::Lab, Feature::Agent, Feature::OpenFiles(FILES));
+    require!(Feature::Lab, Feature::Agent, Feature::OpenFiles(MOST_OPEN_FILES));
     hold_at_one_time("um-e2e-goal", Way::Node, |_| GOAL)
 }
 
 #[test]
 fn twenty_thousand_connections_through_tunnels() -> Result<()> {
-    require!(Feature::Lab, Feature::Agent, Feature::OpenFiles(FILES));
+    require!(Feature::Lab, Feature::Agent, Feature::OpenFiles(MOST_OPEN_FILES));
     hold_at_one_time("um-e2e-goal-tunnels", Way::Tunnels, |_| GOAL)
 }
 
-/// How many connections one node is to carry.
+/// How many connections one node is to carry. An agent reckons with two files for each, and with some for tunnels.
 const GOAL: usize = 20_000;
-
-/// The limit of open files with which an agent carries them: it reckons with two for each, and with tunnels.
-const FILES: u64 = 2 * GOAL as u64 + 2000;
 
 /// One pod has 28,000 ephemeral ports, and its client as many files as the agent.
 const CLIENTS: usize = 2;
