@@ -49,7 +49,7 @@ impl Test {
 fn in_vm() -> Result<()> {
     let Some(lack) = Feature::OpenFiles(MOST_OPEN_FILES).lack() else { return Ok(()) };
     if let Some(no_vm) = vm::lack() {
-        say::step(&format!("what {lack} is not tested: {no_vm}"));
+        say::step(&format!("not tested: what {lack}; and there is no VM: {no_vm}"));
         return Ok(());
     }
     Vm::with_tests("twenty_thousand").run()
