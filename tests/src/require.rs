@@ -30,6 +30,9 @@ pub enum Feature {
     OpenFiles(u64),
 }
 
+/// The open files of the test that needs most of them.
+pub const MOST_OPEN_FILES: u64 = 42_000;
+
 impl Feature {
     /// Where the lack of it is a failure: `CI`, or `UNDERMESH_VM` for what a CI machine may be without.
     fn must_be_there(self) -> bool {
@@ -67,7 +70,7 @@ pub fn is_missing(features: &[Feature]) -> bool {
 
 impl Feature {
     /// Why the machine does not have it; none if it has.
-    fn lack(self) -> Option<String> {
+    pub fn lack(self) -> Option<String> {
         match self {
             Self::Lab => lack_of_lab(),
             Self::Agent => lab::binary("undermesh").err().map(|error| error.to_string()),

@@ -88,7 +88,7 @@ impl Pair {
         let tcpdump = capture(&nodes[0], &packets)?;
 
         let root = share_root(&lab, &args.peer_ca)?;
-        let agent = start_agent(&nodes[0], &root)?;
+        let agent = start_agent(&ours, &root)?;
         let ztunnel = ztunnel::start(&args.peer, &lab, &nodes[1], &[&ours, &theirs], &args.peer_log)?;
         publish(&lab, &agent, &theirs)?;
 
@@ -135,7 +135,7 @@ impl Pair {
         });
         say::step("after a restart of our agent");
         self.agent.terminate(SOON)?;
-        self.agent = start_agent(self.ours.node(), &self.root)?;
+        self.agent = start_agent(&self.ours, &self.root)?;
         for (way, from, to, ..) in ways {
             tell(way, http(from, to.ip()));
         }
@@ -203,13 +203,13 @@ subjectKeyIdentifier = hash
     Ok(copy)
 }
 
-/// Starts our agent, which believes ztunnel's root beside its own authority.
-fn start_agent(node: &Node, root: &Path) -> Result<Agent> {
+/// Starts the agent of our pod, which believes ztunnel's root beside its own authority.
+fn start_agent(pod: &Pod, root: &Path) -> Result<Agent> {
     let bundle = format!("cluster.local={}", root.display());
     let args = vec!["--trust-bundle".into(), bundle];
-    let mut agent = node.spawn_agent(AgentOptions { args, ..AgentOptions::default() })?;
+    let mut agent = pod.node().spawn_agent(AgentOptions { args, ..AgentOptions::default() })?;
     agent.wait_ready(SOON)?;
-    agent.wait_published(1, SOON)?;
+    agent.wait_published(&[pod.ip()], SOON)?;
     Ok(agent)
 }
 

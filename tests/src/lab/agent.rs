@@ -1,6 +1,7 @@
 //! The agent of one node, driven as a user would: by its command line, its signals and its admin endpoint.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -70,15 +71,17 @@ impl Agent {
         }
     }
 
-    /// Waits until the agent has told the lab's others that so many of its pods, or more, take tunnels, and they had time to
-    /// read it.
-    pub fn wait_published(&self, count: usize, limit: Duration) -> Result<()> {
+    /// Waits until the agent has told the lab's others that its pods of these addresses take tunnels, and they had time
+    /// to read it.
+    pub fn wait_published(&self, pods: &[IpAddr], limit: Duration) -> Result<()> {
         let file = self.state_dir.join(format!("enrolled-{}.json", self.node.name()));
-        eventually(limit, &format!("{count} pods of {} are published", self.node.name()), || {
+        eventually(limit, &format!("{pods:?} of {} are published", self.node.name()), || {
             let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
             let statement: Value = serde_json::from_str(&text)?;
-            let pods = statement["pods"].as_array().map_or(0, Vec::len);
-            ensure!(pods >= count, "{text}");
+            let published = statement["pods"].as_array().into_iter().flatten();
+            let told: Vec<_> = published.filter_map(|pod| pod["addresses"].as_array()).flatten().collect();
+            let is_told = |pod: &IpAddr| told.iter().any(|told| **told == pod.to_string());
+            ensure!(pods.iter().all(is_told), "{text}");
             Ok(())
         })?;
         // The others are told at once; they may need a moment to read.

@@ -13,7 +13,7 @@ use undermesh_tests::require::Feature;
 
 use crate::mesh::{LIMIT, Mesh, PORT, REFUSED, at, listen, names, witness};
 use crate::pki::{Authority, Leaf, SHOP_ID};
-use crate::tunnel::{HANDSHAKES, SOON, running, wait_published};
+use crate::tunnel::{HANDSHAKES, SOON, running};
 
 /// A mesh with a tunnel, and a pod outside of it that calls the tunnel's port.
 struct Intrusion {
@@ -158,7 +158,7 @@ fn a_tunnel_leads_to_its_own_pod_alone() -> Result<()> {
     let intrusion = Intrusion::begin("um-e2e-intruders-other")?;
     let other = intrusion.mesh.nodes[1].add_pod(PodSpec::new("shop", "other"))?;
     let _server = listen(&other, PORT, &[])?;
-    wait_published(&intrusion.mesh, &other)?;
+    intrusion.mesh.agents[1].wait_published(&[other.ip()], SOON)?;
     let certificate = intrusion.good_certificate()?;
     let (far, far6) = (intrusion.far(), intrusion.mesh.far.ip6());
     for (method, authority, expected) in [

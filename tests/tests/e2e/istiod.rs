@@ -11,7 +11,7 @@ use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
 use crate::mesh::{Mesh, OPENED, PORT, at, names, witness};
-use crate::tunnel::{HANDSHAKES, SOON, authority, wait_published};
+use crate::tunnel::{HANDSHAKES, SOON, authority};
 use crate::tunnel_identity::not_ready;
 
 const RENEWALS: &str = "undermesh_certificate_renewals_total";
@@ -132,7 +132,7 @@ fn a_wrong_token_is_refused_and_told_of() -> Result<()> {
     for agent in &mut mesh.agents {
         agent.wait_ready(2 * LIFE)?;
     }
-    wait_published(&mesh, &mesh.far)?;
+    mesh.agents[1].wait_published(&[mesh.far.ip()], SOON)?;
     dial(&mesh.client, &mesh.far)?;
     let through = [("reporter", "destination"), ("security", "mutual_tls")];
     mesh.agents[1].wait_metrics(SOON, "by a tunnel", |m| m.sum(OPENED, &through) == 1.0)?;

@@ -1,6 +1,6 @@
 //! What the tests of this crate share: meshes that are ready, and the `traffic` program's roles as types.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -25,8 +25,8 @@ pub const SHOP: &str = "shop";
 pub struct Mesh {
     pub agents: Vec<Agent>,
     pub nodes: Vec<Node>,
-    /// Pods of each node that are to be enrolled.
-    pods: Vec<Cell<usize>>,
+    /// The pods of each node that are to be enrolled, by their addresses.
+    pods: Vec<RefCell<Vec<IpAddr>>>,
     // Last: everything else has ended when it is swept.
     pub lab: Lab,
 }
@@ -37,7 +37,7 @@ impl Mesh {
         let lab = Lab::create(name)?;
         lab.apply(&namespace(true))?;
         let nodes = (0..nodes).map(|_| lab.add_node()).collect::<Result<Vec<_>>>()?;
-        let pods = nodes.iter().map(|_| Cell::new(0)).collect();
+        let pods = nodes.iter().map(|_| RefCell::default()).collect();
         let mut mesh = Self { agents: Vec::new(), nodes, pods, lab };
         for index in 0..mesh.nodes.len() {
             let agent = mesh.nodes[index].spawn_agent(options(agent_args))?;
@@ -54,8 +54,9 @@ impl Mesh {
 
     /// Adds a pod that is to be enrolled.
     pub fn add(&self, node: usize, spec: PodSpec) -> Result<Pod> {
-        self.pods[node].set(self.pods[node].get() + 1);
-        self.nodes[node].add_pod(spec)
+        let pod = self.nodes[node].add_pod(spec)?;
+        self.pods[node].borrow_mut().push(pod.ip());
+        Ok(pod)
     }
 
     /// Adds a pod that stays out of the mesh.
@@ -67,11 +68,11 @@ impl Mesh {
     pub fn ready(&mut self) -> Result<()> {
         for (agent, pods) in self.agents.iter_mut().zip(&self.pods) {
             agent.wait_ready(SOON)?;
-            wait_enrolled(agent, pods.get())?;
+            wait_enrolled(agent, pods.borrow().len())?;
         }
         if self.agents.len() > 1 {
             let mut agents = self.agents.iter().zip(&self.pods);
-            agents.try_for_each(|(agent, pods)| agent.wait_published(pods.get(), SOON))?;
+            agents.try_for_each(|(agent, pods)| agent.wait_published(&pods.borrow(), SOON))?;
         }
         Ok(())
     }
@@ -210,6 +211,8 @@ pub struct Ran {
     pub failed_in_all: u64,
     /// The first ones.
     pub failed: Vec<Failure>,
+    /// How long one takes, from its connect to its end in order.
+    pub median_ns: u64,
 }
 
 #[derive(Debug, Deserialize)]

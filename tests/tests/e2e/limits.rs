@@ -1,12 +1,13 @@
 //! Many connections at one time: a thousand at once, as many as the limit of open files allows, and more than that.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use undermesh_tests::lab::eventually;
+use undermesh_tests::lab::{Agent, eventually};
 use undermesh_tests::require;
-use undermesh_tests::require::Feature;
+use undermesh_tests::require::{Feature, MOST_OPEN_FILES};
 
 use crate::kernel::map_entries;
 use crate::kit::{Hold, Mesh, PORT, SOON, Talk, dial, dial_at_once, serve};
@@ -15,6 +16,7 @@ const OPENED: &str = "undermesh_tcp_connections_opened_total";
 const CLOSED: &str = "undermesh_tcp_connections_closed_total";
 const REFUSED: &str = "undermesh_tcp_connections_refused_total";
 const ACTIVE: &str = "undermesh_tcp_connections_active";
+const TUNNELS: &str = "undermesh_tunnels_open";
 
 #[test]
 fn a_thousand_connections_open_and_close_at_once() -> Result<()> {
@@ -54,48 +56,158 @@ fn a_thousand_connections_open_and_close_at_once() -> Result<()> {
 #[test]
 fn as_many_idle_connections_as_the_limit_of_open_files_allows() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
-    hold_at_one_time("um-e2e-many", |possible| possible.min(GOAL / 2))
+    hold_at_one_time("um-e2e-many", Way::Node, |possible| possible.min(GOAL / 2))
+}
+
+#[test]
+fn as_many_idle_connections_through_tunnels_as_the_limit_of_open_files_allows() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    // A tunnel takes a place, too.
+    hold_at_one_time("um-e2e-many-tunnels", Way::Tunnels, |possible| (possible - possible / 40).min(GOAL / 2))
 }
 
 #[test]
 fn twenty_thousand_connections_at_one_time() -> Result<()> {
-    require!(Feature::Lab, Feature::Agent, Feature::OpenFiles(2 * GOAL as u64 + 2000));
-    hold_at_one_time("um-e2e-goal", |_| GOAL)
+    require!(Feature::Lab, Feature::Agent, Feature::OpenFiles(MOST_OPEN_FILES));
+    hold_at_one_time("um-e2e-goal", Way::Node, |_| GOAL)
 }
 
-/// How many connections one node is to carry.
+#[test]
+fn twenty_thousand_connections_through_tunnels() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent, Feature::OpenFiles(MOST_OPEN_FILES));
+    hold_at_one_time("um-e2e-goal-tunnels", Way::Tunnels, |_| GOAL)
+}
+
+/// How many connections one node is to carry. An agent reckons with two files for each, and with some for tunnels.
 const GOAL: usize = 20_000;
 
-/// Opens connections between pods of one node until there are as many as `choose` says of those that are possible. Each
-/// is greeted when it is opened; once all are open, each one carries a line back and forth and ends in order.
-fn hold_at_one_time(lab: &str, choose: impl FnOnce(usize) -> usize) -> Result<()> {
-    /// One pod has 28,000 ephemeral ports, and its client as many files as the agent.
-    const CLIENTS: usize = 2;
-    let mut mesh = Mesh::start(lab, 1, &[])?;
+/// One pod has 28,000 ephemeral ports, and its client as many files as the agent.
+const CLIENTS: usize = 2;
+
+/// Connections that share a tunnel at most.
+const STREAMS: usize = 100;
+
+/// Where the held connections lead.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// To pods of the same node, in plaintext.
+    Node,
+    /// To pods of another node, by mutual TLS.
+    Tunnels,
+}
+
+impl Way {
+    fn nodes(self) -> usize {
+        match self {
+            Self::Node => 1,
+            Self::Tunnels => 2,
+        }
+    }
+
+    fn security(self) -> &'static str {
+        match self {
+            Self::Node => "same_node",
+            Self::Tunnels => "mutual_tls",
+        }
+    }
+
+    /// Tunnels that so many connections may need: each worker fills its own, for each pair of pods.
+    fn tunnels(self, connections: usize) -> RangeInclusive<usize> {
+        match self {
+            Self::Node => 0..=0,
+            Self::Tunnels => {
+                let workers = std::thread::available_parallelism().map_or(1, usize::from);
+                let full = connections / STREAMS;
+                full..=full + CLIENTS * workers
+            }
+        }
+    }
+
+    /// Descriptors that an agent may need for them.
+    fn descriptors(self, connections: usize) -> usize {
+        match self {
+            Self::Node => 2 * connections,
+            Self::Tunnels => connections + self.tunnels(connections).end(),
+        }
+    }
+}
+
+/// Opens connections between pods until there are as many as `choose` says of those that are possible. Each is greeted
+/// when it is opened; once all are open, each one carries a line back and forth and ends in order.
+fn hold_at_one_time(lab: &str, way: Way, choose: impl FnOnce(usize) -> usize) -> Result<()> {
+    let mut mesh = Mesh::start(lab, way.nodes(), &[])?;
     let clients = (0..CLIENTS).map(|n| mesh.pod(0, &format!("client-{n}"))).collect::<Result<Vec<_>>>()?;
-    let servers = (0..CLIENTS).map(|n| mesh.pod(0, &format!("server-{n}"))).collect::<Result<Vec<_>>>()?;
+    let servers = (0..CLIENTS).map(|n| mesh.pod(way.nodes() - 1, &format!("server-{n}")));
+    let servers = servers.collect::<Result<Vec<_>>>()?;
     let _running = servers.iter().map(serve).collect::<Result<Vec<_>>>()?;
     mesh.ready()?;
-    let agent = &mesh.agents[0];
-    let count = choose(said_limit(&agent.process().output())?) / CLIENTS * CLIENTS;
+    let count = choose(said_limit(&mesh.agents[0].process().output())?) / CLIENTS * CLIENTS;
     let pairs = || clients.iter().zip(&servers);
     // Grows the tables that do not grow with the connections.
     pairs().try_for_each(|(client, server)| dial(client, server.ip(), 10)?.all_served().map(drop))?;
-    let before = agent.process().resident_bytes()?;
+    let idle = mesh.agents.iter().map(Usage::of).collect::<Result<Vec<_>>>()?;
     let held = pairs().map(|(client, server)| Hold::begin(client, server.ip(), count / CLIENTS));
     let held = held.collect::<Result<Vec<_>>>()?;
-    let metrics = agent.metrics()?;
-    let active = metrics.sum(ACTIVE, &[("reporter", "source")]);
-    ensure!(active == count as f64, "{active} of {count} connections are active");
-    let each = agent.process().resident_bytes()?.saturating_sub(before) / count as u64;
-    eprintln!("{count} idle connections at one time: {each} bytes of the agent's memory each");
-    ensure!(each < 8 * 1024, "an idle connection takes {each} bytes of the agent's memory");
+    for (agent, idle) in mesh.agents.iter().zip(&idle) {
+        carries(agent, way, count, idle)?;
+    }
     held.into_iter().try_for_each(Hold::end)?;
-    let metrics = agent.wait_metrics(SOON, "all are closed", |m| m.sum(ACTIVE, &[]) == 0.0)?;
-    let done = metrics.sum(CLOSED, &[("reporter", "source"), ("reason", "done")]);
-    let all = count + 10 * CLIENTS;
-    ensure!(done == all as f64, "{done} of {all} connections ended in order");
+    for (agent, idle) in mesh.agents.iter().zip(&idle) {
+        has_ended(agent, way, count + 10 * CLIENTS, idle)?;
+    }
     Ok(())
+}
+
+/// What an agent uses of the machine.
+struct Usage {
+    resident: u64,
+    descriptors: usize,
+}
+
+impl Usage {
+    fn of(agent: &Agent) -> Result<Self> {
+        let process = agent.process();
+        Ok(Self { resident: process.resident_bytes()?, descriptors: process.descriptors()? })
+    }
+}
+
+/// Fails unless the agent carries so many connections now, the way they are to go, at no more than they may cost.
+fn carries(agent: &Agent, way: Way, count: usize, idle: &Usage) -> Result<()> {
+    let (node, now, metrics) = (agent.node().name(), Usage::of(agent)?, agent.metrics()?);
+    let active = metrics.sum(ACTIVE, &[("reporter", reporter(agent, way))]);
+    ensure!(active == count as f64, "{active} of {count} connections are active on {node}");
+    let tunnels = metrics.sum(TUNNELS, &[]) as usize;
+    ensure!(way.tunnels(count).contains(&tunnels), "{tunnels} tunnels for {count} connections on {node}");
+    let each = now.resident.saturating_sub(idle.resident) / count as u64;
+    let opened = now.descriptors - idle.descriptors;
+    eprintln!(
+        "{count} idle connections on {node}, in {tunnels} tunnels: {opened} descriptors and {each} bytes of memory each"
+    );
+    ensure!(each < 8 * 1024, "an idle connection takes {each} bytes of the memory of the agent of {node}");
+    ensure!(opened <= way.descriptors(count) + SLACK, "the agent of {node} has {opened} descriptors more");
+    Ok(())
+}
+
+/// Fails unless all of its connections have ended in order and what they used is given back. Tunnels stay for a while.
+fn has_ended(agent: &Agent, way: Way, all: usize, idle: &Usage) -> Result<()> {
+    let metrics = agent.wait_metrics(SOON, "all are closed", |m| m.sum(ACTIVE, &[]) == 0.0)?;
+    let mut labels = vec![("reporter", reporter(agent, way)), ("security", way.security())];
+    let opened = metrics.sum(OPENED, &labels);
+    labels.push(("reason", "done"));
+    let done = metrics.sum(CLOSED, &labels);
+    let node = agent.node().name();
+    ensure!((opened, done) == (all as f64, all as f64), "{node}: of {all}, {opened} opened and {done} done");
+    let (left, most) = (Usage::of(agent)?.descriptors, idle.descriptors + way.tunnels(all).end() + SLACK);
+    ensure!(left <= most, "{left} descriptors of the agent of {node} are left, not {most} at most");
+    Ok(())
+}
+
+/// Descriptors for what else an agent does: its pipes, and whoever asks for its metrics.
+const SLACK: usize = 16;
+
+/// As whom the agent sees the connections: that of the only node does as both.
+fn reporter(agent: &Agent, way: Way) -> &'static str {
+    if way == Way::Node || agent.node().name() == "node1" { "source" } else { "destination" }
 }
 
 /// What the agent's log says it can carry.

@@ -6,6 +6,7 @@ mod attacks;
 mod crash;
 mod endings;
 mod enrolment;
+mod handshakes;
 mod inner;
 mod intruders;
 mod istiod;

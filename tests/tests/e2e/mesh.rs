@@ -59,7 +59,7 @@ impl Mesh {
     /// Starts both agents and waits until every pod is enrolled, and the nodes know of each other's.
     pub fn start(&mut self, args: &[&str]) -> Result<()> {
         self.spawn(args, false)?;
-        self.agents[1].wait_published(1, Duration::from_secs(20))
+        self.agents[1].wait_published(&[self.far.ip()], Duration::from_secs(20))
     }
 
     /// As [`Self::start`], but without an authority: between the nodes there is no tunnel.

@@ -10,7 +10,7 @@ use undermesh_tests::require::Feature;
 
 use crate::mesh::{LIMIT, Mesh, OPENED, PORT, REFUSED, at, names, witness};
 use crate::pki::{Authority, Leaf};
-use crate::tunnel::{HANDSHAKES, SOON, ask, wait_published};
+use crate::tunnel::{HANDSHAKES, SOON, ask};
 
 const TRUST_DOMAIN: &str = "undermesh.io/trust-domain";
 
@@ -53,8 +53,8 @@ fn restart(mesh: &mut Mesh, knows_the_other: [bool; 2]) -> Result<()> {
         mesh.agents.push(mesh.nodes[own].spawn_agent(AgentOptions { args, ..AgentOptions::default() })?);
     }
     mesh.agents.iter_mut().try_for_each(|agent| agent.wait_ready(SOON))?;
-    wait_published(mesh, &mesh.client)?;
-    wait_published(mesh, &mesh.far)
+    mesh.agents[0].wait_published(&[mesh.client.ip()], SOON)?;
+    mesh.agents[1].wait_published(&[mesh.far.ip()], SOON)
 }
 
 fn id(domain: &str, account: &str) -> String {

@@ -16,7 +16,7 @@ use crate::mesh::{
 };
 
 /// The port of the tunnel.
-const TUNNEL: u16 = 15008;
+pub const TUNNEL: u16 = 15008;
 
 /// Handshakes by side, result and reason.
 pub const HANDSHAKES: &str = "undermesh_tls_handshakes_total";
@@ -58,19 +58,6 @@ pub fn running(name: &str) -> Result<Mesh> {
 pub fn start_with(mesh: &mut Mesh, args: &[&str]) -> Result<()> {
     authority(&mesh.lab)?;
     mesh.start(args)
-}
-
-/// Waits until the other node's pod is known to take tunnels.
-pub fn wait_published(mesh: &Mesh, pod: &Pod) -> Result<()> {
-    let statement = mesh.lab.dir().join(format!("state/enrolled-{}.json", pod.node().name()));
-    eventually(SOON, &format!("{} is published", pod.name()), || {
-        let text = fs::read_to_string(&statement)?;
-        ensure!(text.contains(&format!("\"{}\"", pod.ip())), "{text}");
-        Ok(())
-    })?;
-    // The other agent is told at once; it may need a moment to read.
-    std::thread::sleep(Duration::from_millis(300));
-    Ok(())
 }
 
 #[test]
@@ -155,7 +142,7 @@ fn a_strict_pod_is_reached_through_the_tunnel_alone() -> Result<()> {
     let outsider = mesh.nodes[0].add_pod(PodSpec::new("outside", "outsider"))?;
     let _server = listen(&strict, PORT, &[])?;
     start_with(&mut mesh, &[])?;
-    wait_published(&mesh, &strict)?;
+    mesh.agents[1].wait_published(&[strict.ip()], SOON)?;
     for ip in [strict.ip(), strict.ip6()] {
         let to = at(ip, PORT);
         names(&mesh.client(&["connect", &to])?)?;

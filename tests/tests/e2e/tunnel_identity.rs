@@ -15,7 +15,7 @@ use undermesh_tests::require::Feature;
 use crate::kit::undermesh;
 use crate::mesh::{KERNEL_REFUSED, LIMIT, Mesh, OPENED, PORT, REFUSED, at, names, witness};
 use crate::pki::{Authority, Leaf};
-use crate::tunnel::{HANDSHAKES, SOON, ask, authority, authority_args, start_with, wait_published};
+use crate::tunnel::{HANDSHAKES, SOON, ask, authority, authority_args, start_with};
 
 const TUNNELS: &str = "undermesh_tunnels_open";
 const STREAMS: &str = "undermesh_tunnel_streams_open";
@@ -214,7 +214,6 @@ fn agents_that_start_together_make_one_authority() -> Result<()> {
     let mut mesh = Mesh::create("um-e2e-tunnel-made")?;
     let args = authority_args(&mesh.lab);
     mesh.start(&args.iter().map(String::as_str).collect::<Vec<_>>())?;
-    wait_published(&mesh, &mesh.far)?;
     names(&mesh.client(&["connect", &at(mesh.far.ip(), PORT)])?)?;
     let labels = [("security", "mutual_tls")];
     mesh.agents[1].wait_metrics(SOON, "by a tunnel", |m| m.sum(OPENED, &labels) == 1.0)?;
@@ -232,7 +231,6 @@ fn a_revoked_certificate_is_refused_from_the_next_handshake_on() -> Result<()> {
     let crl = revoke(&mesh.lab, None)?;
     let crl = ["--crl", &crl.display().to_string(), "--crl-mode", "require"].map(str::to_owned);
     mesh.start(&args.iter().chain(&crl).map(String::as_str).collect::<Vec<_>>())?;
-    wait_published(&mesh, &mesh.far)?;
     names(&mesh.client(&["connect", &at(mesh.far.ip(), PORT)])?)?;
 
     let page: Value = serde_json::from_str(&mesh.agents[0].get("/debug/certs")?.ok()?)?;

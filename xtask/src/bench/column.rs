@@ -78,7 +78,7 @@ impl Column {
         match &mesh {
             Mesh::None => {}
             Mesh::Undermesh { agent: binary, encrypts } => {
-                for node in [&node1, &node2] {
+                for (node, pod) in [(&node1, &near), (&node2, &far)] {
                     let binary = Some(binary.clone());
                     let mut agent = node.spawn_agent(AgentOptions {
                         binary,
@@ -87,7 +87,7 @@ impl Column {
                     })?;
                     agent.wait_ready(Duration::from_secs(30))?;
                     if *encrypts {
-                        agent.wait_published(1, SOON)?;
+                        agent.wait_published(&[pod.ip()], SOON)?;
                     }
                     proxies.push(Proxy::Agent(agent));
                 }

@@ -20,11 +20,25 @@ use crate::{paths, say, setup};
 use initramfs::quoted;
 use machine::{Ending, Machine, Processor};
 
+/// The oldest that Debian has.
+const DEFAULT_KERNEL: &str = "6.1";
+
+/// Seconds that one VM may take.
+const TIMEOUT: u64 = 3600;
+
+const MEMORY_MIB: u32 = 4096;
+
+/// Why no VM can be had here, if so; what is missing is installed first.
+pub fn lack() -> Option<String> {
+    let prepare = || setup::for_vm().and_then(|()| kernel::fetch(DEFAULT_KERNEL).map(drop));
+    prepare().err().map(|error| format!("{error:#}")).or_else(machine::lack)
+}
+
 /// The arguments of `cargo xtask vm`.
 #[derive(Args)]
 pub struct Vm {
     /// The kernels, by their series: 6.1, 6.12 or 7.3, all from Debian.
-    #[arg(long = "kernel", value_delimiter = ',', default_value = "6.1")]
+    #[arg(long = "kernel", value_delimiter = ',', default_value = DEFAULT_KERNEL)]
     kernels: Vec<String>,
     /// Run only the tests whose names have one of these in them.
     filters: Vec<String>,
@@ -35,10 +49,10 @@ pub struct Vm {
     #[arg(long)]
     release: bool,
     /// Seconds that one VM may take.
-    #[arg(long, default_value_t = 3600)]
+    #[arg(long, default_value_t = TIMEOUT)]
     timeout: u64,
     /// The VM's memory in MiB.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = MEMORY_MIB)]
     memory: u32,
     /// Do not try KVM, which some machines offer and do not have.
     #[arg(long)]
@@ -46,6 +60,19 @@ pub struct Vm {
 }
 
 impl Vm {
+    /// Tests whose names have this in them, under the default kernel.
+    pub fn with_tests(filter: &str) -> Self {
+        Self {
+            kernels: vec![DEFAULT_KERNEL.to_owned()],
+            filters: vec![filter.to_owned()],
+            skip: Vec::new(),
+            release: false,
+            timeout: TIMEOUT,
+            memory: MEMORY_MIB,
+            emulate: false,
+        }
+    }
+
     /// Installs, builds, and runs the tests under each kernel.
     pub fn run(&self) -> Result<()> {
         if !nix::unistd::geteuid().is_root() {

@@ -10,6 +10,7 @@ pub(super) mod client;
 pub mod fuzzing;
 mod handshake;
 mod health;
+mod pace;
 mod pool;
 pub(super) mod server;
 mod strangers;

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -73,22 +73,10 @@ pub(in crate::proxy) async fn serve(
         let facts = facts(&proxy, &net, peer_socket, dialled, None);
         proxy.telemetry.connection_refused(facts, reason);
     };
-    let stranger = tunnel.strangers.enter(peer_socket.ip());
-    let shaken = tokio::select! {
-        shaken = timeout(HANDSHAKE_TIMEOUT, shake_hands(&tunnel, &net, socket)) => shaken,
-        () = stranger.displaced() => {
-            debug!(pod = %net.pod, peer = %peer_socket, "a tunnel is refused: too many handshakes are not finished");
-            return refuse(RefuseReason::Limit);
-        }
+    let (connection, peer) = match meet(&tunnel, &net, socket, peer_socket).await {
+        Ok(known) => known,
+        Err(reason) => return refuse(reason),
     };
-    let (connection, peer) = match shaken.unwrap_or_else(|_elapsed| Err(handshake::too_slow())) {
-        Ok(shaken) => shaken,
-        Err(why) => {
-            tunnel.handshakes.failed(Reporter::Destination, &net.pod, peer_socket, &why);
-            return refuse(RefuseReason::HandshakeFailed);
-        }
-    };
-    drop(stranger);
     tunnel.handshakes.succeeded(Reporter::Destination);
     let Some(place) = proxy.enter() else { return refuse(RefuseReason::Limit) };
     let health = Health::of(proxy.telemetry.tunnels().opened(Reporter::Destination));
@@ -97,6 +85,34 @@ pub(in crate::proxy) async fn serve(
         Arc::new(Server { proxy: proxy.clone(), here, net: net.clone(), peer, peer_socket, health, baggage });
     server.run(connection, fate).await;
     drop(place);
+}
+
+/// Finds out who the caller is, if it can be found out in time and without harm to others.
+async fn meet(
+    tunnel: &Tunnel,
+    net: &PodNet,
+    socket: TcpStream,
+    peer_socket: SocketAddr,
+) -> Result<(Connection, PeerIdentity), RefuseReason> {
+    let Some(stranger) = tunnel.strangers.enter(peer_socket.ip(), Instant::now()) else {
+        debug!(pod = %net.pod, peer = %peer_socket, "a tunnel is refused: the address begins too many handshakes");
+        return Err(RefuseReason::Limit);
+    };
+    let in_turn = async {
+        stranger.turn().await;
+        let shaken = timeout(HANDSHAKE_TIMEOUT, shake_hands(tunnel, net, socket)).await;
+        shaken.unwrap_or_else(|_elapsed| Err(handshake::too_slow()))
+    };
+    tokio::select! {
+        shaken = in_turn => shaken.map_err(|why| {
+            tunnel.handshakes.failed(Reporter::Destination, &net.pod, peer_socket, &why);
+            RefuseReason::HandshakeFailed
+        }),
+        () = stranger.displaced() => {
+            debug!(pod = %net.pod, peer = %peer_socket, "a tunnel is refused: too many handshakes are not finished");
+            Err(RefuseReason::Limit)
+        }
+    }
 }
 
 /// A connection, and what writes its frames.
@@ -206,7 +222,12 @@ impl Server {
         // Its streams find it closed, and break off what they relay.
         let Connection { frames, flusher, .. } = connection;
         drop(frames);
-        flusher.farewell().await;
+        // Nobody is there to take leave of.
+        if self.health.is_silent() {
+            drop(flusher);
+        } else {
+            flusher.farewell().await;
+        }
         while let Some(ended) = streams.join_next().await {
             report_panic(ended);
         }

@@ -2,13 +2,18 @@
 //!
 //! Whoever reaches the port may open connections and never finish a handshake, so there is room for a number of them
 //! only, beside the connections that count. When it is full, whoever takes the most places of all addresses gives up the
-//! one that has waited longest: a peer of the mesh is done within milliseconds, and is not who holds the most.
+//! one that has waited longest: a peer of the mesh is done within milliseconds, and is not who holds the most. Whoever
+//! comes too often waits for its turn ([`Pace`]), in its place.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::Notify;
+use tokio::time::sleep_until;
+
+use super::pace::Pace;
 
 /// Callers of one agent that may be shaking hands at one time.
 pub const UNFINISHED_HANDSHAKES: usize = 512;
@@ -24,6 +29,7 @@ pub struct Strangers {
 struct Waiting {
     next: u64,
     callers: VecDeque<Caller>,
+    pace: Pace,
 }
 
 #[derive(Debug)]
@@ -39,6 +45,8 @@ pub(super) struct Stranger<'a> {
     strangers: &'a Strangers,
     number: u64,
     displaced: Arc<Notify>,
+    /// None if it is now.
+    turn: Option<Instant>,
 }
 
 impl Default for Strangers {
@@ -52,9 +60,11 @@ impl Strangers {
         Self { room, waiting: Mutex::default() }
     }
 
-    /// A place for one more. If there is none, one that has waited long is told to go.
-    pub(super) fn enter(&self, address: IpAddr) -> Stranger<'_> {
+    /// A place for one more, unless its address has had too many. If there is none, one that has waited long is told to
+    /// go.
+    pub(super) fn enter(&self, address: IpAddr, now: Instant) -> Option<Stranger<'_>> {
         let mut waiting = self.waiting();
+        let turn = Some(waiting.pace.turn(address, now)?).filter(|turn| *turn > now);
         let (number, displaced) = (waiting.next, Arc::new(Notify::new()));
         waiting.next += 1;
         waiting.callers.push_back(Caller { number, address, displaced: displaced.clone() });
@@ -63,7 +73,7 @@ impl Strangers {
         {
             one.displaced.notify_one();
         }
-        Stranger { strangers: self, number, displaced }
+        Some(Stranger { strangers: self, number, displaced, turn })
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -85,6 +95,13 @@ impl Waiting {
 }
 
 impl Stranger<'_> {
+    /// Returns when its handshake may begin.
+    pub(super) async fn turn(&self) {
+        if let Some(turn) = self.turn {
+            sleep_until(turn.into()).await;
+        }
+    }
+
     /// Returns when somebody newer needs the place.
     pub(super) async fn displaced(&self) {
         self.displaced.notified().await;
@@ -110,14 +127,14 @@ mod tests {
         stranger.displaced().now_or_never().is_some()
     }
 
-    fn address(last: u8) -> IpAddr {
-        [10, 77, 1, last].into()
+    fn enter(strangers: &Strangers, last: u8) -> Stranger<'_> {
+        strangers.enter([10, 77, 1, last].into(), Instant::now()).unwrap()
     }
 
     #[test]
     fn the_one_that_has_waited_longest_makes_room() {
         let strangers = Strangers::new(2);
-        let enter = || strangers.enter(address(1));
+        let enter = || enter(&strangers, 1);
         let (first, second) = (enter(), enter());
         assert!(!is_displaced(&first) && !is_displaced(&second));
         let third = enter();
@@ -131,12 +148,12 @@ mod tests {
     #[test]
     fn a_flood_displaces_its_own() {
         let strangers = Strangers::new(4);
-        let peer = strangers.enter(address(1));
-        let mut flood: Vec<_> = (0..3).map(|_| strangers.enter(address(2))).collect();
+        let peer = enter(&strangers, 1);
+        let mut flood: Vec<_> = (0..3).map(|_| enter(&strangers, 2)).collect();
         for _ in 0..100 {
-            flood.push(strangers.enter(address(2)));
+            flood.push(enter(&strangers, 2));
         }
-        let late_peer = strangers.enter(address(3));
+        let late_peer = enter(&strangers, 3);
         assert!(!is_displaced(&peer) && !is_displaced(&late_peer));
         assert_eq!(flood.iter().filter(|stranger| is_displaced(stranger)).count(), 101);
     }
@@ -144,9 +161,9 @@ mod tests {
     #[test]
     fn whoever_is_done_leaves_its_place() {
         let strangers = Strangers::new(2);
-        let first = strangers.enter(address(1));
+        let first = enter(&strangers, 1);
         for _ in 0..10 {
-            drop(strangers.enter(address(1)));
+            drop(enter(&strangers, 1));
         }
         assert!(!is_displaced(&first));
         drop(first);

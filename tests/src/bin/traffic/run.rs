@@ -21,9 +21,11 @@ pub(crate) async fn run(to: SocketAddr, clients: usize) -> Result<()> {
     let mut stop = signal(SignalKind::terminate())?;
     let (made, ended_badly) = (Rc::new(Cell::new(0u64)), Rc::new(Cell::new(0u64)));
     let failed = Rc::new(RefCell::new(Vec::new()));
+    let times = Rc::new(RefCell::new(Vec::new()));
     let local = LocalSet::new();
     for _ in 0..clients {
         let (made, ended_badly, failed) = (made.clone(), ended_badly.clone(), failed.clone());
+        let times = times.clone();
         local.spawn_local(async move {
             loop {
                 let began_ns = monotonic_ns()?;
@@ -35,6 +37,7 @@ pub(crate) async fn run(to: SocketAddr, clients: usize) -> Result<()> {
                 let ended = within(patient(Duration::from_secs(5)), once).await;
                 let ended_ns = monotonic_ns()?;
                 made.set(made.get() + 1);
+                times.borrow_mut().push(ended_ns - began_ns);
                 if let Err(error) = ended {
                     ended_badly.set(ended_badly.get() + 1);
                     if failed.borrow().len() < LISTED {
@@ -50,9 +53,17 @@ pub(crate) async fn run(to: SocketAddr, clients: usize) -> Result<()> {
     }
     println!("running");
     local.run_until(stop.recv()).await;
+    let mut times = times.take();
+    times.sort_unstable();
+    let median = times.get(times.len() / 2).copied().unwrap_or_default();
     println!(
         "{}",
-        json!({ "made": made.get(), "failed_in_all": ended_badly.get(), "failed": *failed.borrow() })
+        json!({
+            "made": made.get(),
+            "failed_in_all": ended_badly.get(),
+            "failed": *failed.borrow(),
+            "median_ns": median,
+        })
     );
     Ok(())
 }
