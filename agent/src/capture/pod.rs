@@ -203,14 +203,15 @@ fn paths(workload: &Workload) -> Result<&PodPaths, CaptureError> {
     })
 }
 
-/// A bpffs takes no dots in names.
+/// The folder of a pod's pins.
 fn pin_label(pod: &ObjectRef, cookie: u64) -> String {
     format!("{}{cookie}", pin_prefix(pod))
 }
 
-/// What the labels of a pod's pins begin with, whatever its network namespace.
+/// What the labels of a pod's pins begin with, whatever its network namespace. A bpffs takes no dots in names, and no
+/// name of Kubernetes has a plus or an underscore: no two pods share a label.
 pub(super) fn pin_prefix(pod: &ObjectRef) -> String {
-    format!("{}_{}_", pod.namespace, pod.name).replace('.', "-")
+    format!("{}_{}_", pod.namespace, pod.name).replace('.', "+")
 }
 
 fn map_entry(netns: &Netns, workload: &Workload) -> Result<Pod, CaptureError> {
@@ -274,4 +275,17 @@ fn code_route(change: RouteChange) -> io::Result<()> {
         connection.abort();
         result.map_err(io::Error::other)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_of_similar_names_have_labels_of_their_own() {
+        let label = |namespace: &str, name: &str| pin_label(&ObjectRef::new(namespace, name), 7);
+        assert_eq!(label("shop", "web-a"), "shop_web-a_7");
+        assert_eq!(label("shop", "web.a"), "shop_web+a_7");
+        assert!(!label("shop", "web-a").starts_with(&pin_prefix(&ObjectRef::new("shop", "web"))));
+    }
 }

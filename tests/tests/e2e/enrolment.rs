@@ -247,6 +247,40 @@ fn a_pod_that_cannot_be_enrolled_is_reported_until_it_can() -> Result<()> {
 }
 
 #[test]
+fn pods_whose_names_differ_by_a_dot_alone_are_both_captured() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::start("um-e2e-dots", 1, &[])?;
+    let (dotted, dashed, server) = (mesh.pod(0, "web.a")?, mesh.pod(0, "web-a")?, mesh.pod(0, "server")?);
+    let _server = serve(&server)?;
+    mesh.ready()?;
+    let both_captured = |mesh: &Mesh| -> Result<()> {
+        for client in [&dotted, &dashed] {
+            ensure!(captured(&mesh.agents[0], client, [&server])?, "{} is not captured", client.name());
+        }
+        Ok(())
+    };
+    both_captured(&mesh)?;
+
+    // An agent before this one called the pod with the dot as it calls the other one now.
+    mesh.agents[0].kill();
+    let pins = mesh.nodes[0].pins().join("pods");
+    let label_of = |prefix: &str| -> Result<String> {
+        let labels = fs::read_dir(&pins)?.map(|e| Ok(e?.file_name().to_string_lossy().into_owned()));
+        let labels = labels.collect::<Result<Vec<_>>>()?;
+        labels.into_iter().find(|label| label.starts_with(prefix)).with_context(|| format!("no {prefix}"))
+    };
+    let label = label_of("shop_web+a_")?;
+    fs::rename(pins.join(&label), pins.join(label.replace('+', "-")))?;
+    mesh.restart(0, &[])?;
+    eventually(SOON, "the pins of before are gone", || {
+        let count = fs::read_dir(&pins)?.count();
+        ensure!(count == 3, "{count} pods are pinned");
+        Ok(())
+    })?;
+    both_captured(&mesh)
+}
+
+#[test]
 fn a_pod_without_paths_says_which_annotations_it_lacks() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let mesh = Mesh::start("um-e2e-nopath", 1, &[])?;
