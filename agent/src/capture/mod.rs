@@ -235,16 +235,15 @@ impl Capture {
     /// Enrols a running pod. Its existing connections are left alone. On an error nothing new is left of it: a pod that
     /// an earlier agent had enrolled stays in its down mode.
     pub fn enrol(&mut self, workload: &Arc<Workload>) -> Result<NewPod, CaptureError> {
-        let netns = pod::open_netns(workload)?;
-        if let Some(other) = self.pods.values().find(|enrolled| enrolled.net.cookie == netns.cookie()) {
+        let net = PodNet::open(workload)?;
+        if let Some(other) = self.pods.values().find(|enrolled| enrolled.net.cookie == net.cookie) {
             let error = io::Error::other(format!("it is that of {}, which is enrolled", other.net.pod));
             return Err(Part::Netns.step("taking the pod's network namespace")(error));
         }
         // Its listeners of the time before close when the workers get the new ones.
-        self.complete(|_, leaving| leaving.net.cookie == netns.cookie());
-        let (enrolled, listeners) =
-            Enrolled::enrol(&mut self.programs, workload, netns, self.settings.workers)?;
-        let net = enrolled.net.clone();
+        self.complete(|_, leaving| leaving.net.cookie == net.cookie);
+        let enrolled = Enrolled::enrol(&mut self.programs, &net, self.settings.workers);
+        let (enrolled, listeners) = enrolled.inspect_err(|_| self.drop_route(&net))?;
         self.by_address.rcu(|pods| {
             let mut pods = imbl::HashMap::clone(pods);
             for address in &net.addresses {
@@ -332,6 +331,13 @@ impl Capture {
         let idle: Vec<Arc<PodNet>> = idle;
         for net in idle.into_iter().filter(|net| !self.needs_routes(net.cookie)) {
             debug!(pod = %net.pod, "the last connection of an un-enrolled pod has ended");
+            net.leave();
+        }
+    }
+
+    /// After an enrolment that failed. Programs of an earlier agent refuse by way of the route.
+    fn drop_route(&self, net: &PodNet) {
+        if !self.needs_routes(net.cookie) && !self.programs.pod_pins(&pod::pin_label(net)).exists() {
             net.leave();
         }
     }

@@ -33,6 +33,19 @@ pub struct PodNet {
 }
 
 impl PodNet {
+    /// Opens the pod's network namespace.
+    pub(super) fn open(workload: &Arc<Workload>) -> Result<Arc<Self>, CaptureError> {
+        let path = &paths(workload)?.netns;
+        let netns = Netns::open(path).map_err(Part::Netns.step(format!("opening {}", path.display())))?;
+        Ok(Arc::new(Self {
+            pod: workload.pod.clone(),
+            workload: workload.clone(),
+            cookie: netns.cookie(),
+            addresses: workload.addresses.clone(),
+            netns,
+        }))
+    }
+
     /// The pod's address of the family of `like`.
     pub fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| address.is_ipv4() == like.is_ipv4())
@@ -41,6 +54,17 @@ impl PodNet {
     /// Whether the last process of the pod has exited.
     pub(super) fn is_deserted(&self) -> bool {
         self.workload.paths.as_ref().is_none_or(|paths| !cgroup::is_populated(&paths.cgroup))
+    }
+
+    /// Makes the IPv6 codes reachable, where the pod has IPv6.
+    fn add_route(&self) -> Result<(), CaptureError> {
+        if self.addresses.iter().all(|address| address.to_canonical().is_ipv4()) {
+            return Ok(());
+        }
+        self.netns
+            .run(|| code_route(RouteChange::Add))
+            .and_then(|result| result)
+            .map_err(Part::Netns.step("adding the local route to the IPv6 codes"))
     }
 
     /// Takes the route to the IPv6 codes away, when no connection needs it any more.
@@ -61,38 +85,23 @@ pub(super) struct Enrolled {
 }
 
 impl Enrolled {
-    /// Every step that captures comes after all that a captured connection needs.
+    /// Every step that captures comes after all that a captured connection needs. On an error the route to the IPv6
+    /// codes may be left: only the caller knows who else needs it.
     pub(super) fn enrol(
         programs: &mut Programs,
-        workload: &Arc<Workload>,
-        netns: Netns,
+        net: &Arc<PodNet>,
         workers: usize,
     ) -> Result<(Self, Vec<PodListeners>), CaptureError> {
-        let paths = paths(workload)?;
+        let paths = paths(&net.workload)?;
         let cgroup = cgroup::open(&paths.cgroup)
             .map_err(Part::Cgroup.step(format!("opening {}", paths.cgroup.display())))?;
-        let entry = map_entry(&netns, workload)?;
-        if entry.addresses.iter().any(|a| *a != Address::default() && a.as_ip4().is_none()) {
-            netns
-                .run(|| code_route(RouteChange::Add))
-                .and_then(|result| result)
-                .map_err(Part::Netns.step("adding the local route to the IPv6 codes"))?;
-        }
+        let entry = map_entry(net)?;
+        net.add_route()?;
         let listeners =
-            listener::open(&netns, workers).map_err(Part::Listeners.step("listening inside the pod"))?;
+            listener::open(&net.netns, workers).map_err(Part::Listeners.step("listening inside the pod"))?;
 
-        let label = pin_label(&workload.pod, netns.cookie());
-        let enrolled = Self {
-            net: Arc::new(PodNet {
-                pod: workload.pod.clone(),
-                workload: workload.clone(),
-                cookie: netns.cookie(),
-                addresses: workload.addresses.clone(),
-                netns,
-            }),
-            pins: programs.pod_pins(&label),
-            entry,
-        };
+        let label = pin_label(net);
+        let enrolled = Self { net: net.clone(), pins: programs.pod_pins(&label), entry };
         // An earlier agent's programs protect the pod until ours do, or for as long as ours cannot.
         let protected = enrolled.pins.exists();
         match enrolled.capture(programs, &cgroup, &listeners) {
@@ -103,7 +112,6 @@ impl Enrolled {
             Err(error) => {
                 if !protected {
                     enrolled.unenrol(programs);
-                    enrolled.net.leave();
                 }
                 Err(error)
             }
@@ -189,12 +197,6 @@ impl Enrolled {
     }
 }
 
-/// Opens the pod's network namespace.
-pub(super) fn open_netns(workload: &Workload) -> Result<Netns, CaptureError> {
-    let path = &paths(workload)?.netns;
-    Netns::open(path).map_err(Part::Netns.step(format!("opening {}", path.display())))
-}
-
 fn paths(workload: &Workload) -> Result<&PodPaths, CaptureError> {
     workload.paths.as_ref().ok_or_else(|| {
         let lack = "the pod has no annotations undermesh.io/netns and undermesh.io/cgroup";
@@ -204,8 +206,8 @@ fn paths(workload: &Workload) -> Result<&PodPaths, CaptureError> {
 }
 
 /// The folder of a pod's pins.
-fn pin_label(pod: &ObjectRef, cookie: u64) -> String {
-    format!("{}{cookie}", pin_prefix(pod))
+pub(super) fn pin_label(net: &PodNet) -> String {
+    format!("{}{}", pin_prefix(&net.pod), net.cookie)
 }
 
 /// What the labels of a pod's pins begin with, whatever its network namespace. A bpffs takes no dots in names, and no
@@ -214,16 +216,17 @@ pub(super) fn pin_prefix(pod: &ObjectRef) -> String {
     format!("{}_{}_", pod.namespace, pod.name).replace('.', "+")
 }
 
-fn map_entry(netns: &Netns, workload: &Workload) -> Result<Pod, CaptureError> {
+fn map_entry(net: &PodNet) -> Result<Pod, CaptureError> {
     let mut addresses = [Address::default(); POD_ADDRESSES];
-    for (slot, address) in addresses.iter_mut().zip(&workload.addresses) {
+    for (slot, address) in addresses.iter_mut().zip(&net.addresses) {
         *slot = Address::from(*address);
     }
-    let interface = netns
-        .run(|| interface_of(&workload.addresses))
+    let interface = net
+        .netns
+        .run(|| interface_of(&net.addresses))
         .and_then(|result| result)
         .map_err(Part::Netns.step("finding the pod's interface"))?;
-    Ok(Pod { addresses, interface, strict: u32::from(workload.mtls == MtlsMode::Strict) })
+    Ok(Pod { addresses, interface, strict: u32::from(net.workload.mtls == MtlsMode::Strict) })
 }
 
 /// The index of the interface that has one of the addresses.
@@ -283,9 +286,8 @@ mod tests {
 
     #[test]
     fn pods_of_similar_names_have_labels_of_their_own() {
-        let label = |namespace: &str, name: &str| pin_label(&ObjectRef::new(namespace, name), 7);
-        assert_eq!(label("shop", "web-a"), "shop_web-a_7");
-        assert_eq!(label("shop", "web.a"), "shop_web+a_7");
-        assert!(!label("shop", "web-a").starts_with(&pin_prefix(&ObjectRef::new("shop", "web"))));
+        let prefix = |name: &str| pin_prefix(&ObjectRef::new("shop", name));
+        assert_eq!([prefix("web-a"), prefix("web.a")], ["shop_web-a_", "shop_web+a_"]);
+        assert!(!prefix("web-a").starts_with(&prefix("web")));
     }
 }

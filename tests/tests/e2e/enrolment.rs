@@ -247,6 +247,37 @@ fn a_pod_that_cannot_be_enrolled_is_reported_until_it_can() -> Result<()> {
 }
 
 #[test]
+fn an_enrolment_that_fails_leaves_older_connections_their_way() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::start("um-e2e-obstacle", 1, &[])?;
+    let (client, server) = (mesh.pod(0, "client")?, mesh.pod(0, "server")?);
+    let _server = serve(&server)?;
+    mesh.ready()?;
+    let mut talk = Talk::begin(&client, server.ip6())?;
+    client.set_mesh(false)?;
+    mesh.wait_enrolled(0, 1)?;
+    sleep(TIDIED);
+
+    // Where its pins are to be there is no folder, and none can be made.
+    let pins = mesh.nodes[0].pins().join("pods");
+    let aside = pins.with_file_name("aside");
+    fs::rename(&pins, &aside)?;
+    std::os::unix::fs::symlink("nowhere", &pins)?;
+    client.set_mesh(true)?;
+    let labels = [("reason", "attach_failed")];
+    mesh.agents[0].wait_metrics(SOON, "the enrolment fails", |metrics| {
+        metrics.sum("undermesh_pods_not_enrolled", &labels) == 1.0
+    })?;
+    talk.goes_on()?;
+
+    fs::remove_file(&pins)?;
+    fs::rename(&aside, &pins)?;
+    mesh.wait_enrolled(0, 2)?;
+    talk.goes_on()?;
+    talk.end()
+}
+
+#[test]
 fn pods_whose_names_differ_by_a_dot_alone_are_both_captured() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let mut mesh = Mesh::start("um-e2e-dots", 1, &[])?;
