@@ -14,6 +14,7 @@ use undermesh_common::maps::{INBOUND, Listener, OUTBOUND, POD_ADDRESSES, Pod};
 use undermesh_common::{Address, code};
 
 use super::listener::{self, PodListeners};
+use super::place::FileId;
 use super::programs::{COOKIE_FREE, Programs, detach_connects, unpin_pod, zeros};
 use super::{CaptureError, Netns, Part, cgroup, map_error};
 use crate::model::{MtlsMode, ObjectRef, PodPaths, Workload};
@@ -56,6 +57,16 @@ impl PodNet {
         self.workload.paths.as_ref().is_none_or(|paths| !cgroup::is_populated(&paths.cgroup))
     }
 
+    /// Whether the pod's path still leads to this namespace.
+    fn is_in_place(&self) -> bool {
+        self.workload.paths.as_ref().is_some_and(|paths| self.netns.is_at(&paths.netns))
+    }
+
+    /// Whether nobody can use this namespace any more: no path leads to it and no process of the pod is left.
+    pub(super) fn is_abandoned(&self) -> bool {
+        !self.is_in_place() && self.is_deserted()
+    }
+
     /// Makes the IPv6 codes reachable, where the pod has IPv6.
     fn add_route(&self) -> Result<(), CaptureError> {
         if self.addresses.iter().all(|address| address.to_canonical().is_ipv4()) {
@@ -80,6 +91,8 @@ impl PodNet {
 #[derive(Debug)]
 pub(super) struct Enrolled {
     pub(super) net: Arc<PodNet>,
+    /// The one that the programs are on. The kernel takes them away with it.
+    cgroup: FileId,
     pins: PathBuf,
     entry: Pod,
 }
@@ -95,13 +108,14 @@ impl Enrolled {
         let paths = paths(&net.workload)?;
         let cgroup = cgroup::open(&paths.cgroup)
             .map_err(Part::Cgroup.step(format!("opening {}", paths.cgroup.display())))?;
+        let id = FileId::of(&cgroup).map_err(Part::Cgroup.step("asking which cgroup it is"))?;
         let entry = map_entry(net)?;
         net.add_route()?;
         let listeners =
             listener::open(&net.netns, workers).map_err(Part::Listeners.step("listening inside the pod"))?;
 
         let label = pin_label(net);
-        let enrolled = Self { net: net.clone(), pins: programs.pod_pins(&label), entry };
+        let enrolled = Self { net: net.clone(), cgroup: id, pins: programs.pod_pins(&label), entry };
         // An earlier agent's programs protect the pod until ours do, or for as long as ours cannot.
         let protected = enrolled.pins.exists();
         match enrolled.capture(programs, &cgroup, &listeners) {
@@ -160,6 +174,12 @@ impl Enrolled {
     fn write_pod(&self, programs: &Programs) -> Result<(), CaptureError> {
         let mut pods: BpfHashMap<MapData, u64, Pod> = programs.hash_map("pods")?;
         pods.insert(self.net.cookie, self.entry, 0).map_err(map_error("pods"))
+    }
+
+    /// Whether the pod's paths still lead to what it was enrolled in.
+    pub(super) fn is_in_place(&self) -> bool {
+        let paths = self.net.workload.paths.as_ref();
+        self.net.is_in_place() && paths.is_some_and(|paths| self.cgroup.is_at(&paths.cgroup))
     }
 
     /// Takes over what may change while the pod runs.

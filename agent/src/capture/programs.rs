@@ -321,13 +321,17 @@ pub(super) fn unpin_pod(pins: &Path) -> io::Result<()> {
         warn!(%error, pins = %pins.display(), "cannot detach the pod's connect programs");
     }
     for name in COOKIE_FREE.into_iter().rev().chain([STEER]) {
-        match fs::remove_file(pins.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        unless_gone(fs::remove_file(pins.join(name)))?;
     }
-    // Whatever else an agent of another version pinned goes with the folder.
-    fs::remove_dir_all(pins)
+    // Whatever else an agent of another version pinned goes with the folder; the pod's next life may have removed it.
+    unless_gone(fs::remove_dir_all(pins))
+}
+
+fn unless_gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// Counters at nought, one per CPU.

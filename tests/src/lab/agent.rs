@@ -73,17 +73,22 @@ impl Agent {
     /// Waits until the agent has told the lab's others that so many of its pods, or more, take tunnels, and they had time to
     /// read it.
     pub fn wait_published(&self, count: usize, limit: Duration) -> Result<()> {
-        let file = self.state_dir.join(format!("enrolled-{}.json", self.node.name()));
         eventually(limit, &format!("{count} pods of {} are published", self.node.name()), || {
-            let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-            let statement: Value = serde_json::from_str(&text)?;
-            let pods = statement["pods"].as_array().map_or(0, Vec::len);
-            ensure!(pods >= count, "{text}");
+            let pods = self.published()?;
+            ensure!(pods >= count, "{pods} are published");
             Ok(())
         })?;
         // The others are told at once; they may need a moment to read.
         std::thread::sleep(Duration::from_millis(300));
         Ok(())
+    }
+
+    /// How many of its pods the agent tells the lab's others of.
+    pub fn published(&self) -> Result<usize> {
+        let file = self.state_dir.join(format!("enrolled-{}.json", self.node.name()));
+        let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        let statement: Value = serde_json::from_str(&text)?;
+        Ok(statement["pods"].as_array().map_or(0, Vec::len))
     }
 
     /// An HTTP GET to the admin endpoint.

@@ -96,7 +96,7 @@ impl Talks {
 }
 
 /// Whether new connections from the client go through its agent: all or none of them.
-fn captured<const N: usize>(agent: &Agent, client: &Pod, servers: [&Pod; N]) -> Result<bool> {
+pub fn captured<const N: usize>(agent: &Agent, client: &Pod, servers: [&Pod; N]) -> Result<bool> {
     let opened = || -> Result<f64> {
         Ok(agent.metrics()?.sum(OPENED, &[("reporter", "source"), ("source_workload", client.name())]))
     };
