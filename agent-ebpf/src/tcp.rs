@@ -117,9 +117,11 @@ fn do_not_pace(ctx: &SockOpsContext) {
     {
         return;
     }
-    let mut reno = *b"reno\0";
-    // SAFETY: as above, and it only reads. Every kernel has this one.
-    unsafe { bpf_setsockopt(ops, IPPROTO_TCP, TCP_CONGESTION, reno.as_mut_ptr().cast(), reno.len() as i32) };
+    let mut cubic = *b"cubic\0";
+    // SAFETY: as above, and it only reads. A kernel without this one keeps what the socket has.
+    unsafe {
+        bpf_setsockopt(ops, IPPROTO_TCP, TCP_CONGESTION, cubic.as_mut_ptr().cast(), cubic.len() as i32)
+    };
 }
 
 /// Whether the address is the own one of the pod whose namespace the socket is in.

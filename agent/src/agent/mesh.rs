@@ -19,7 +19,7 @@ use crate::proxy::{Fate, Workers};
 use crate::telemetry::{PodReport, PodState, Status, Telemetry};
 
 /// How often the agent looks after what ends by itself: pods that leave, codes out of use, pods whose processes
-/// are gone.
+/// are gone, pods whose cgroup or network namespace is another one now.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// How soon a pod whose enrolment failed is tried again.
@@ -205,7 +205,31 @@ impl Mesh {
         Ok(())
     }
 
+    /// Enrols anew the pods whose cgroup or network namespace was replaced under its path. Nobody tells of that, and
+    /// without a look such a pod would leave the mesh in silence.
+    async fn replace(&mut self) -> anyhow::Result<()> {
+        let mut lost = Vec::new();
+        for uid in self.capture.displaced() {
+            let Some(net) = self.capture.strand(&uid) else { continue };
+            warn!(pod = %net.pod, "the pod's cgroup or network namespace is not the one that it was enrolled in; enrolling it anew");
+            if let Some(workload) = self.wanted.get(&uid).cloned() {
+                self.enrol(&workload).await?;
+            }
+            if !self.capture.is_enrolled(&uid) {
+                lost.push(uid);
+            }
+        }
+        if let Some(members) = &mut self.members
+            && !lost.is_empty()
+        {
+            members.leaving(&lost).await;
+            lost.iter().for_each(|uid| members.left(uid));
+        }
+        Ok(())
+    }
+
     async fn tidy(&mut self) -> anyhow::Result<()> {
+        self.replace().await?;
         if let Some(members) = &mut self.members {
             members.tidy();
         }

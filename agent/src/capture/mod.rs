@@ -11,6 +11,7 @@ mod dial;
 mod link;
 mod listener;
 mod netns;
+mod place;
 mod pod;
 mod preflight;
 mod programs;
@@ -126,6 +127,8 @@ pub struct Capture {
     by_address: EnrolledPods,
     /// Pods that are captured no more, since when, and still steered.
     leaving: Vec<(Instant, Enrolled)>,
+    /// Pods that are to be enrolled and have lost their place, see [`Self::strand`].
+    stranded: HashMap<WorkloadUid, Enrolled>,
     /// Un-enrolled pods that still have connections.
     retiring: Vec<Arc<PodNet>>,
     /// A pod has left whose vouched connections nobody removes any more.
@@ -160,6 +163,7 @@ impl Capture {
             pods: HashMap::new(),
             by_address: EnrolledPods::default(),
             leaving: Vec::new(),
+            stranded: HashMap::new(),
             retiring: Vec::new(),
             vouched_stale: false,
         })
@@ -232,19 +236,37 @@ impl Capture {
         })
     }
 
+    /// Pods whose cgroup or network namespace is not, or not any more, what their paths lead to. The kernel takes the
+    /// programs of a cgroup away with it, and a new namespace has none.
+    pub fn displaced(&self) -> Vec<WorkloadUid> {
+        let displaced = self.pods.iter().filter(|(_, enrolled)| !enrolled.is_in_place());
+        displaced.map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// Takes a displaced pod that is still wanted out of the mesh. What is left of it is steered as before, so that one
+    /// that takes no plaintext never does: until it is enrolled again, is wanted no more or nobody can use its namespace.
+    pub fn strand(&mut self, uid: &WorkloadUid) -> Option<Arc<PodNet>> {
+        let enrolled = self.take_out(uid)?;
+        let net = enrolled.net.clone();
+        self.stranded.insert(uid.clone(), enrolled);
+        // The program that would remove them went with the cgroup.
+        self.forget_vouched();
+        Some(net)
+    }
+
     /// Enrols a running pod. Its existing connections are left alone. On an error nothing new is left of it: a pod that
     /// an earlier agent had enrolled stays in its down mode.
     pub fn enrol(&mut self, workload: &Arc<Workload>) -> Result<NewPod, CaptureError> {
-        let netns = pod::open_netns(workload)?;
-        if let Some(other) = self.pods.values().find(|enrolled| enrolled.net.cookie == netns.cookie()) {
-            let error = io::Error::other(format!("it is that of {}, which is enrolled", other.net.pod));
+        let net = PodNet::open(workload)?;
+        if let Some(other) = self.occupant(&net) {
+            let error = io::Error::other(format!("it is that of {}, which is enrolled", other.pod));
             return Err(Part::Netns.step("taking the pod's network namespace")(error));
         }
-        // Its listeners of the time before close when the workers get the new ones.
-        self.complete(|_, leaving| leaving.net.cookie == netns.cookie());
-        let (enrolled, listeners) =
-            Enrolled::enrol(&mut self.programs, workload, netns, self.settings.workers)?;
-        let net = enrolled.net.clone();
+        // Under another name it has other pins.
+        self.complete(|_, leaving| leaving.net.cookie == net.cookie && leaving.net.pod != net.pod);
+        let enrolled = Enrolled::enrol(&mut self.programs, &net, self.settings.workers);
+        let (enrolled, listeners) = enrolled.inspect_err(|_| self.drop_route(&net))?;
+        self.supersede(&net);
         self.by_address.rcu(|pods| {
             let mut pods = imbl::HashMap::clone(pods);
             for address in &net.addresses {
@@ -254,6 +276,22 @@ impl Capture {
         });
         self.pods.insert(workload.uid.clone(), enrolled);
         Ok(NewPod { net, listeners })
+    }
+
+    /// The other pod that has the network namespace.
+    fn occupant(&self, net: &PodNet) -> Option<&PodNet> {
+        let stranded = self.stranded.iter().filter(|(uid, _)| **uid != net.workload.uid);
+        let mut others = self.pods.iter().chain(stranded).map(|(_, enrolled)| &*enrolled.net);
+        others.find(|other| other.cookie == net.cookie)
+    }
+
+    /// A new enrolment has taken the place of earlier ones of the pod in the same namespace: there was no moment between
+    /// them. Their listeners close when the workers get the new ones.
+    fn supersede(&mut self, net: &PodNet) {
+        let stranded = self.stranded.remove(&net.workload.uid);
+        self.leaving.extend(stranded.map(|enrolled| (Instant::now(), enrolled)));
+        let replaced = self.leaving.extract_if(.., |(_, enrolled)| enrolled.net.cookie == net.cookie);
+        self.retiring.extend(replaced.map(|(_, enrolled)| enrolled.net));
     }
 
     /// Takes what may change while a pod runs (its mTLS mode) over into the kernel.
@@ -267,26 +305,34 @@ impl Capture {
     /// Takes a pod out of the mesh: from now on nothing that it dials is captured. What is on its way to the agent still
     /// gets there: the rest goes with [`Self::left`], some moments later.
     pub fn unenrol(&mut self, uid: &WorkloadUid, now: Instant) -> Option<Arc<PodNet>> {
-        let enrolled = self.pods.remove(uid)?;
+        let enrolled = self.take_out(uid).or_else(|| self.stranded.remove(uid))?;
         let net = enrolled.net.clone();
+        self.leaving.push((now, enrolled));
+        Some(net)
+    }
+
+    fn take_out(&mut self, uid: &WorkloadUid) -> Option<Enrolled> {
+        let enrolled = self.pods.remove(uid)?;
+        let net = &enrolled.net;
         self.by_address.rcu(|pods| {
             let mut pods = imbl::HashMap::clone(pods);
             for address in &net.addresses {
                 // A successor may have the address by now.
-                if pods.get(address).is_some_and(|other| Arc::ptr_eq(other, &net)) {
+                if pods.get(address).is_some_and(|other| Arc::ptr_eq(other, net)) {
                     pods.remove(address);
                 }
             }
             pods
         });
         enrolled.stop_capturing();
-        self.leaving.push((now, enrolled));
-        Some(net)
+        Some(enrolled)
     }
 
     /// Pods whose un-enrolment is complete as of now: nothing of ours is on them. Connections that the agent relays go
     /// on; the caller closes the listeners.
     pub fn left(&mut self, now: Instant) -> Vec<Arc<PodNet>> {
+        let abandoned = self.stranded.extract_if(|_, enrolled| enrolled.net.is_abandoned());
+        self.leaving.extend(abandoned.map(|(_, enrolled)| (now, enrolled)));
         self.complete(|since, enrolled| {
             now.saturating_duration_since(since) >= UNENROL_GRACE || enrolled.net.is_deserted()
         })
@@ -320,10 +366,7 @@ impl Capture {
     pub fn tidy(&mut self, now: Instant) {
         self.codes.tidy(now);
         if std::mem::take(&mut self.vouched_stale) {
-            let enrolled = self.by_address.load();
-            if let Err(error) = self.programs.forget_vouched(|server| enrolled.contains_key(&server)) {
-                warn!(%error, "cannot remove vouchers for pods that have left");
-            }
+            self.forget_vouched();
         }
         // One reference here; the others are connections.
         let (in_use, idle) =
@@ -336,16 +379,33 @@ impl Capture {
         }
     }
 
+    fn forget_vouched(&self) {
+        let enrolled = self.by_address.load();
+        if let Err(error) = self.programs.forget_vouched(|server| enrolled.contains_key(&server)) {
+            warn!(%error, "cannot remove vouchers for pods that have left");
+        }
+    }
+
+    /// After an enrolment that failed. Programs of an earlier agent refuse by way of the route.
+    fn drop_route(&self, net: &PodNet) {
+        if !self.needs_routes(net.cookie) && !self.programs.pod_pins(&pod::pin_label(net)).exists() {
+            net.leave();
+        }
+    }
+
     /// A pod may have been enrolled several times, and connections of each time may live on: they share its routes.
     fn needs_routes(&self, cookie: u64) -> bool {
-        let enrolled = self.pods.values().chain(self.leaving.iter().map(|(_, pod)| pod));
+        let leaving = self.leaving.iter().map(|(_, pod)| pod);
+        let enrolled = self.pods.values().chain(self.stranded.values()).chain(leaving);
         let mut nets = enrolled.map(|pod| &pod.net).chain(&self.retiring);
         nets.any(|net| net.cookie == cookie)
     }
 
     /// Un-enrolled pods whose last process has exited: what is left of their connections serves nobody any more.
     pub fn deserted(&self) -> Vec<Arc<PodNet>> {
-        let is_back = |net: &PodNet| self.pods.values().any(|enrolled| enrolled.net.cookie == net.cookie);
+        let is_back = |net: &PodNet| {
+            self.pods.values().chain(self.stranded.values()).any(|pod| pod.net.cookie == net.cookie)
+        };
         self.retiring.iter().filter(|net| net.is_deserted() && !is_back(net)).cloned().collect()
     }
 

@@ -9,11 +9,14 @@ use std::path::Path;
 use nix::sched::{CloneFlags, setns};
 use socket2::{Domain, Socket, Type};
 
+use super::place::FileId;
+
 /// An open network namespace. It lives as long as this value or any socket in it.
 #[derive(Debug)]
 pub struct Netns {
     fd: OwnedFd,
     cookie: u64,
+    file: FileId,
 }
 
 thread_local! {
@@ -24,14 +27,21 @@ thread_local! {
 impl Netns {
     /// Opens the namespace that the path stands for (`/run/netns/x`, `/proc/N/ns/net`).
     pub fn open(path: &Path) -> io::Result<Self> {
-        let fd = OwnedFd::from(File::open(path)?);
+        let file = File::open(path)?;
+        let id = FileId::of(&file)?;
+        let fd = OwnedFd::from(file);
         let cookie = in_namespace(&fd, || cookie_of(&Socket::new(Domain::UNIX, Type::DGRAM, None)?))??;
-        Ok(Self { fd, cookie })
+        Ok(Self { fd, cookie, file: id })
     }
 
     /// What the kernel programs know the namespace by; unique until the machine restarts, never 0.
     pub fn cookie(&self) -> u64 {
         self.cookie
+    }
+
+    /// Whether the path stands for this namespace now.
+    pub fn is_at(&self, path: &Path) -> bool {
+        self.file.is_at(path)
     }
 
     /// Runs a closure inside, on a thread of its own, so that the caller's thread never moves.

@@ -14,6 +14,7 @@ use undermesh_common::maps::{INBOUND, Listener, OUTBOUND, POD_ADDRESSES, Pod};
 use undermesh_common::{Address, code};
 
 use super::listener::{self, PodListeners};
+use super::place::FileId;
 use super::programs::{COOKIE_FREE, Programs, detach_connects, unpin_pod, zeros};
 use super::{CaptureError, Netns, Part, cgroup, map_error};
 use crate::model::{MtlsMode, ObjectRef, PodPaths, Workload};
@@ -33,6 +34,19 @@ pub struct PodNet {
 }
 
 impl PodNet {
+    /// Opens the pod's network namespace.
+    pub(super) fn open(workload: &Arc<Workload>) -> Result<Arc<Self>, CaptureError> {
+        let path = &paths(workload)?.netns;
+        let netns = Netns::open(path).map_err(Part::Netns.step(format!("opening {}", path.display())))?;
+        Ok(Arc::new(Self {
+            pod: workload.pod.clone(),
+            workload: workload.clone(),
+            cookie: netns.cookie(),
+            addresses: workload.addresses.clone(),
+            netns,
+        }))
+    }
+
     /// The pod's address of the family of `like`.
     pub fn address_like(&self, like: IpAddr) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|address| address.is_ipv4() == like.is_ipv4())
@@ -41,6 +55,27 @@ impl PodNet {
     /// Whether the last process of the pod has exited.
     pub(super) fn is_deserted(&self) -> bool {
         self.workload.paths.as_ref().is_none_or(|paths| !cgroup::is_populated(&paths.cgroup))
+    }
+
+    /// Whether the pod's path still leads to this namespace.
+    fn is_in_place(&self) -> bool {
+        self.workload.paths.as_ref().is_some_and(|paths| self.netns.is_at(&paths.netns))
+    }
+
+    /// Whether nobody can use this namespace any more: no path leads to it and no process of the pod is left.
+    pub(super) fn is_abandoned(&self) -> bool {
+        !self.is_in_place() && self.is_deserted()
+    }
+
+    /// Makes the IPv6 codes reachable, where the pod has IPv6.
+    fn add_route(&self) -> Result<(), CaptureError> {
+        if self.addresses.iter().all(|address| address.to_canonical().is_ipv4()) {
+            return Ok(());
+        }
+        self.netns
+            .run(|| code_route(RouteChange::Add))
+            .and_then(|result| result)
+            .map_err(Part::Netns.step("adding the local route to the IPv6 codes"))
     }
 
     /// Takes the route to the IPv6 codes away, when no connection needs it any more.
@@ -56,43 +91,31 @@ impl PodNet {
 #[derive(Debug)]
 pub(super) struct Enrolled {
     pub(super) net: Arc<PodNet>,
+    /// The one that the programs are on. The kernel takes them away with it.
+    cgroup: FileId,
     pins: PathBuf,
     entry: Pod,
 }
 
 impl Enrolled {
-    /// Every step that captures comes after all that a captured connection needs.
+    /// Every step that captures comes after all that a captured connection needs. On an error the route to the IPv6
+    /// codes may be left: only the caller knows who else needs it.
     pub(super) fn enrol(
         programs: &mut Programs,
-        workload: &Arc<Workload>,
-        netns: Netns,
+        net: &Arc<PodNet>,
         workers: usize,
     ) -> Result<(Self, Vec<PodListeners>), CaptureError> {
-        let paths = paths(workload)?;
+        let paths = paths(&net.workload)?;
         let cgroup = cgroup::open(&paths.cgroup)
             .map_err(Part::Cgroup.step(format!("opening {}", paths.cgroup.display())))?;
-        let entry = map_entry(&netns, workload)?;
-        if entry.addresses.iter().any(|a| *a != Address::default() && a.as_ip4().is_none()) {
-            netns
-                .run(|| code_route(RouteChange::Add))
-                .and_then(|result| result)
-                .map_err(Part::Netns.step("adding the local route to the IPv6 codes"))?;
-        }
+        let id = FileId::of(&cgroup).map_err(Part::Cgroup.step("asking which cgroup it is"))?;
+        let entry = map_entry(net)?;
+        net.add_route()?;
         let listeners =
-            listener::open(&netns, workers).map_err(Part::Listeners.step("listening inside the pod"))?;
+            listener::open(&net.netns, workers).map_err(Part::Listeners.step("listening inside the pod"))?;
 
-        let label = pin_label(&workload.pod, netns.cookie());
-        let enrolled = Self {
-            net: Arc::new(PodNet {
-                pod: workload.pod.clone(),
-                workload: workload.clone(),
-                cookie: netns.cookie(),
-                addresses: workload.addresses.clone(),
-                netns,
-            }),
-            pins: programs.pod_pins(&label),
-            entry,
-        };
+        let label = pin_label(net);
+        let enrolled = Self { net: net.clone(), cgroup: id, pins: programs.pod_pins(&label), entry };
         // An earlier agent's programs protect the pod until ours do, or for as long as ours cannot.
         let protected = enrolled.pins.exists();
         match enrolled.capture(programs, &cgroup, &listeners) {
@@ -103,7 +126,6 @@ impl Enrolled {
             Err(error) => {
                 if !protected {
                     enrolled.unenrol(programs);
-                    enrolled.net.leave();
                 }
                 Err(error)
             }
@@ -154,6 +176,12 @@ impl Enrolled {
         pods.insert(self.net.cookie, self.entry, 0).map_err(map_error("pods"))
     }
 
+    /// Whether the pod's paths still lead to what it was enrolled in.
+    pub(super) fn is_in_place(&self) -> bool {
+        let paths = self.net.workload.paths.as_ref();
+        self.net.is_in_place() && paths.is_some_and(|paths| self.cgroup.is_at(&paths.cgroup))
+    }
+
     /// Takes over what may change while the pod runs.
     pub(super) fn update(
         &mut self,
@@ -189,12 +217,6 @@ impl Enrolled {
     }
 }
 
-/// Opens the pod's network namespace.
-pub(super) fn open_netns(workload: &Workload) -> Result<Netns, CaptureError> {
-    let path = &paths(workload)?.netns;
-    Netns::open(path).map_err(Part::Netns.step(format!("opening {}", path.display())))
-}
-
 fn paths(workload: &Workload) -> Result<&PodPaths, CaptureError> {
     workload.paths.as_ref().ok_or_else(|| {
         let lack = "the pod has no annotations undermesh.io/netns and undermesh.io/cgroup";
@@ -203,26 +225,28 @@ fn paths(workload: &Workload) -> Result<&PodPaths, CaptureError> {
     })
 }
 
-/// A bpffs takes no dots in names.
-fn pin_label(pod: &ObjectRef, cookie: u64) -> String {
-    format!("{}{cookie}", pin_prefix(pod))
+/// The folder of a pod's pins.
+pub(super) fn pin_label(net: &PodNet) -> String {
+    format!("{}{}", pin_prefix(&net.pod), net.cookie)
 }
 
-/// What the labels of a pod's pins begin with, whatever its network namespace.
+/// What the labels of a pod's pins begin with, whatever its network namespace. A bpffs takes no dots in names, and no
+/// name of Kubernetes has a plus or an underscore: no two pods share a label.
 pub(super) fn pin_prefix(pod: &ObjectRef) -> String {
-    format!("{}_{}_", pod.namespace, pod.name).replace('.', "-")
+    format!("{}_{}_", pod.namespace, pod.name).replace('.', "+")
 }
 
-fn map_entry(netns: &Netns, workload: &Workload) -> Result<Pod, CaptureError> {
+fn map_entry(net: &PodNet) -> Result<Pod, CaptureError> {
     let mut addresses = [Address::default(); POD_ADDRESSES];
-    for (slot, address) in addresses.iter_mut().zip(&workload.addresses) {
+    for (slot, address) in addresses.iter_mut().zip(&net.addresses) {
         *slot = Address::from(*address);
     }
-    let interface = netns
-        .run(|| interface_of(&workload.addresses))
+    let interface = net
+        .netns
+        .run(|| interface_of(&net.addresses))
         .and_then(|result| result)
         .map_err(Part::Netns.step("finding the pod's interface"))?;
-    Ok(Pod { addresses, interface, strict: u32::from(workload.mtls == MtlsMode::Strict) })
+    Ok(Pod { addresses, interface, strict: u32::from(net.workload.mtls == MtlsMode::Strict) })
 }
 
 /// The index of the interface that has one of the addresses.
@@ -274,4 +298,16 @@ fn code_route(change: RouteChange) -> io::Result<()> {
         connection.abort();
         result.map_err(io::Error::other)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_of_similar_names_have_labels_of_their_own() {
+        let prefix = |name: &str| pin_prefix(&ObjectRef::new("shop", name));
+        assert_eq!([prefix("web-a"), prefix("web.a")], ["shop_web-a_", "shop_web+a_"]);
+        assert!(!prefix("web-a").starts_with(&prefix("web")));
+    }
 }

@@ -164,12 +164,25 @@ impl Programs {
                 continue;
             }
             unpin_pod(&entry.path())?;
-            if let Some(cookie) = name.rsplit('_').next().and_then(|cookie| cookie.parse().ok()) {
+            if let Some(cookie) = cookie_of(&name)
+                && !self.is_pinned(cookie)?
+            {
                 self.remove_entries(cookie);
             }
             forgotten += 1;
         }
         Ok(forgotten)
+    }
+
+    /// Whether a pod is pinned with this network namespace. An agent of another version may have called it otherwise:
+    /// the entries are then those of its present enrolment.
+    fn is_pinned(&self, netns_cookie: u64) -> io::Result<bool> {
+        for entry in fs::read_dir(self.root.join("pods"))? {
+            if cookie_of(&entry?.file_name().to_string_lossy()) == Some(netns_cookie) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Removes what an earlier pod of the same name, in another network namespace, has left.
@@ -259,6 +272,11 @@ impl Programs {
     }
 }
 
+/// The network namespace of the pod whose pins have this label.
+fn cookie_of(label: &str) -> Option<u64> {
+    label.rsplit('_').next()?.parse().ok()
+}
+
 /// Two agents with one folder of pins would take each other's pods.
 fn lock(root: &Path) -> Result<Flock<File>, CaptureError> {
     let folder = File::open(root).map_err(Part::Links.step(format!("opening {}", root.display())))?;
@@ -303,13 +321,17 @@ pub(super) fn unpin_pod(pins: &Path) -> io::Result<()> {
         warn!(%error, pins = %pins.display(), "cannot detach the pod's connect programs");
     }
     for name in COOKIE_FREE.into_iter().rev().chain([STEER]) {
-        match fs::remove_file(pins.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        unless_gone(fs::remove_file(pins.join(name)))?;
     }
-    // Whatever else an agent of another version pinned goes with the folder.
-    fs::remove_dir_all(pins)
+    // Whatever else an agent of another version pinned goes with the folder; the pod's next life may have removed it.
+    unless_gone(fs::remove_dir_all(pins))
+}
+
+fn unless_gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// Counters at nought, one per CPU.

@@ -74,19 +74,28 @@ impl Agent {
     /// Waits until the agent has told the lab's others that its pods of these addresses take tunnels, and they had time
     /// to read it.
     pub fn wait_published(&self, pods: &[IpAddr], limit: Duration) -> Result<()> {
-        let file = self.state_dir.join(format!("enrolled-{}.json", self.node.name()));
         eventually(limit, &format!("{pods:?} of {} are published", self.node.name()), || {
-            let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-            let statement: Value = serde_json::from_str(&text)?;
-            let published = statement["pods"].as_array().into_iter().flatten();
+            let published = self.statement()?;
+            let published = published["pods"].as_array().into_iter().flatten();
             let told: Vec<_> = published.filter_map(|pod| pod["addresses"].as_array()).flatten().collect();
             let is_told = |pod: &IpAddr| told.iter().any(|told| **told == pod.to_string());
-            ensure!(pods.iter().all(is_told), "{text}");
+            ensure!(pods.iter().all(is_told), "{told:?}");
             Ok(())
         })?;
         // The others are told at once; they may need a moment to read.
         std::thread::sleep(Duration::from_millis(300));
         Ok(())
+    }
+
+    /// How many of its pods the agent tells the lab's others of.
+    pub fn published(&self) -> Result<usize> {
+        Ok(self.statement()?["pods"].as_array().map_or(0, Vec::len))
+    }
+
+    fn statement(&self) -> Result<Value> {
+        let file = self.state_dir.join(format!("enrolled-{}.json", self.node.name()));
+        let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        Ok(serde_json::from_str(&text)?)
     }
 
     /// An HTTP GET to the admin endpoint.

@@ -207,10 +207,13 @@ fn join(lab: &str, node: u8, other: u8) -> Result<()> {
 fn attach(lab: &str, node: &Attach<'_>, pod: &str, device: &str, bridge: &str, link: &str) -> Result<()> {
     let addresses = if device == "eth0" { pod_addresses } else { second_addresses };
     let [v4, v6] = addresses(node.number, node.host);
+    // Neighbours remember hardware addresses: a pod whose namespace is made anew is to be reached at once.
+    let network = if device == "eth0" { 2 } else { 3 };
+    let hardware = format!("02:4d:00:{network:02x}:{:02x}:{:02x}", node.number, node.host);
     ip(
         Some(&format!("{lab}-{}", node.name)),
         &format!(
-            "link add {link} type veth peer name {device} netns {lab}-{pod}
+            "link add {link} type veth peer name {device} address {hardware} netns {lab}-{pod}
              link set {link} master {bridge} up"
         ),
     )?;

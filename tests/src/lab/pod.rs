@@ -206,6 +206,33 @@ impl Pod {
         self.update(|manifest| manifest.set("status.conditions", ready_condition(ready)))
     }
 
+    /// Ends the pod's processes and takes its cgroup away: for the agents the pod still runs.
+    pub fn lose_cgroup(&self) -> Result<()> {
+        cgroup::kill(&self.place.cgroup)?;
+        cgroup::remove(&self.place.cgroup)
+    }
+
+    /// Gives the pod a cgroup at the path of the one before.
+    pub fn regain_cgroup(&self) -> Result<()> {
+        cgroup::create(&self.place.cgroup)
+    }
+
+    /// Takes the pod's links and the name of its network namespace away, whoever still holds the namespace: for the
+    /// agents the pod still runs.
+    pub fn lose_netns(&self) -> Result<()> {
+        network::detach(&self.lab.state.name, &self.attach(), self.second_network)?;
+        netns::delete(&self.place.netns)
+    }
+
+    /// Gives the pod a network namespace at the path of the one before, with the same addresses.
+    pub fn regain_netns(&self) -> Result<()> {
+        network::create_pod(&self.lab.state, &self.attach(), &self.name)?;
+        match self.second_network {
+            true => network::attach_second(&self.lab.state.name, &self.attach(), &self.name),
+            false => Ok(()),
+        }
+    }
+
     /// Removes the manifest alone: for the agents the pod is deleted, though its processes still run.
     pub fn delete(&self) -> Result<()> {
         self.lab.state.delete(&self.manifest.lock().unwrap().file_name())
@@ -218,13 +245,14 @@ impl Pod {
             self.lab.state.delete(&file)?;
         }
         cgroup::kill(&self.place.cgroup)?;
-        let attach =
-            Attach { name: self.node.name(), number: self.node.number(), host: self.host, link: &self.link };
-        network::detach(&self.lab.state.name, &attach, self.second_network)?;
-        netns::delete(&self.place.netns)?;
+        self.lose_netns()?;
         cgroup::remove(&self.place.cgroup)?;
         self.node.free_host(self.host);
         Ok(())
+    }
+
+    fn attach(&self) -> Attach<'_> {
+        Attach { name: self.node.name(), number: self.node.number(), host: self.host, link: &self.link }
     }
 }
 

@@ -96,7 +96,7 @@ impl Talks {
 }
 
 /// Whether new connections from the client go through its agent: all or none of them.
-fn captured<const N: usize>(agent: &Agent, client: &Pod, servers: [&Pod; N]) -> Result<bool> {
+pub fn captured<const N: usize>(agent: &Agent, client: &Pod, servers: [&Pod; N]) -> Result<bool> {
     let opened = || -> Result<f64> {
         Ok(agent.metrics()?.sum(OPENED, &[("reporter", "source"), ("source_workload", client.name())]))
     };
@@ -244,6 +244,71 @@ fn a_pod_that_cannot_be_enrolled_is_reported_until_it_can() -> Result<()> {
     umount.arg("--lazy").arg(&netns);
     run_here(umount, SOON)?.success()?;
     enrolled
+}
+
+#[test]
+fn an_enrolment_that_fails_leaves_older_connections_their_way() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::start("um-e2e-obstacle", 1, &[])?;
+    let (client, server) = (mesh.pod(0, "client")?, mesh.pod(0, "server")?);
+    let _server = serve(&server)?;
+    mesh.ready()?;
+    let mut talk = Talk::begin(&client, server.ip6())?;
+    client.set_mesh(false)?;
+    mesh.wait_enrolled(0, 1)?;
+    sleep(TIDIED);
+
+    // Where its pins are to be there is no folder, and none can be made.
+    let pins = mesh.nodes[0].pins().join("pods");
+    let aside = pins.with_file_name("aside");
+    fs::rename(&pins, &aside)?;
+    std::os::unix::fs::symlink("nowhere", &pins)?;
+    client.set_mesh(true)?;
+    let labels = [("reason", "attach_failed")];
+    mesh.agents[0].wait_metrics(SOON, "the enrolment fails", |metrics| {
+        metrics.sum("undermesh_pods_not_enrolled", &labels) == 1.0
+    })?;
+    talk.goes_on()?;
+
+    fs::remove_file(&pins)?;
+    fs::rename(&aside, &pins)?;
+    mesh.wait_enrolled(0, 2)?;
+    talk.goes_on()?;
+    talk.end()
+}
+
+#[test]
+fn pods_whose_names_differ_by_a_dot_alone_are_both_captured() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::start("um-e2e-dots", 1, &[])?;
+    let (dotted, dashed, server) = (mesh.pod(0, "web.a")?, mesh.pod(0, "web-a")?, mesh.pod(0, "server")?);
+    let _server = serve(&server)?;
+    mesh.ready()?;
+    let both_captured = |mesh: &Mesh| -> Result<()> {
+        for client in [&dotted, &dashed] {
+            ensure!(captured(&mesh.agents[0], client, [&server])?, "{} is not captured", client.name());
+        }
+        Ok(())
+    };
+    both_captured(&mesh)?;
+
+    // An agent before this one called the pod with the dot as it calls the other one now.
+    mesh.agents[0].kill();
+    let pins = mesh.nodes[0].pins().join("pods");
+    let label_of = |prefix: &str| -> Result<String> {
+        let labels = fs::read_dir(&pins)?.map(|e| Ok(e?.file_name().to_string_lossy().into_owned()));
+        let labels = labels.collect::<Result<Vec<_>>>()?;
+        labels.into_iter().find(|label| label.starts_with(prefix)).with_context(|| format!("no {prefix}"))
+    };
+    let label = label_of("shop_web+a_")?;
+    fs::rename(pins.join(&label), pins.join(label.replace('+', "-")))?;
+    mesh.restart(0, &[])?;
+    eventually(SOON, "the pins of before are gone", || {
+        let count = fs::read_dir(&pins)?.count();
+        ensure!(count == 3, "{count} pods are pinned");
+        Ok(())
+    })?;
+    both_captured(&mesh)
 }
 
 #[test]

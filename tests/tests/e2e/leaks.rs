@@ -208,7 +208,7 @@ impl Holdings {
 }
 
 /// Fails if the agent holds one of the network namespaces open, by a descriptor or a thread inside of it.
-fn lets_go(agent: &Agent, namespaces: &BTreeSet<u64>) -> Result<()> {
+pub fn lets_go(agent: &Agent, namespaces: &BTreeSet<u64>) -> Result<()> {
     let process = Path::new("/proc").join(agent.process().pid().to_string());
     let threads = fs::read_dir(process.join("task"))?.map(|task| Ok(task?.path().join("ns/net")));
     let descriptors = fs::read_dir(process.join("fd"))?.map(|fd| Ok(fd?.path()));

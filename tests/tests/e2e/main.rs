@@ -21,6 +21,7 @@ mod own;
 mod ports;
 mod preflight;
 mod programs;
+mod replaced;
 mod services;
 mod soak;
 mod sockets;

@@ -134,7 +134,7 @@ fn what_stays_on_the_node_is_not_paced() -> Result<()> {
     let without = seen(&mesh, "bbr")?;
     ensure!(without == all("bbr"), "without the mesh: {without:#?}");
     mesh.start(&[])?;
-    for (default, expected) in [("bbr", "reno"), ("cubic", "cubic")] {
+    for (default, expected) in [("bbr", "cubic"), ("reno", "reno")] {
         let with = seen(&mesh, default)?;
         ensure!(with == all(expected), "where {default} is the default: {with:#?}");
     }
