@@ -54,6 +54,8 @@ enum Step {
     Pause(Duration),
     /// `gate:PATH`: waits for the file.
     Gate(PathBuf),
+    /// `mark:PATH`: makes the file, so that others know that it came this far.
+    Mark(PathBuf),
     /// `pour:BYTES:SEED`: sends so many bytes of a pattern.
     Pour(u64, u64),
     /// `drain:BYTES:SEED`: receives and verifies so many bytes of a pattern.
@@ -97,6 +99,7 @@ impl FromStr for Step {
             "broken" => Self::Broken,
             "pause" => Self::Pause(Duration::from_millis(word()?.parse()?)),
             "gate" => Self::Gate(word()?.into()),
+            "mark" => Self::Mark(word()?.into()),
             "pour" => Self::Pour(word()?.parse()?, word()?.parse()?),
             "drain" => Self::Drain(word()?.parse()?, word()?.parse()?),
             "exchange" => Self::Exchange(word()?.parse()?, word()?.parse()?, word()?.parse()?),
@@ -141,6 +144,7 @@ impl Step {
                 Ok("paused".to_owned())
             }
             Self::Gate(path) => wait_for_file(path),
+            Self::Mark(path) => fs::write(path, "").map(|()| "marked".to_owned()),
             Self::Pour(count, seed) => pour(stream, *count, *seed),
             Self::Drain(count, seed) => drain(stream, *count, *seed),
             Self::Exchange(count, own, theirs) => exchange(stream, *count, *own, *theirs),
