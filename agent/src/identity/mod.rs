@@ -30,7 +30,7 @@ pub use radar::{Kind, Lifetime, Radar, Reading, RenewalLag, Warning};
 pub use reason::{HandshakeError, HandshakeReason};
 pub use store::{CertificateStore, NotHeld, RenewalResult, StoreSettings};
 pub use svid::{Signatory, Svid};
-pub use tls::{ClientTls, Expected, MeshTls, NoCertificateYet, PeerIdentity, ServerTls};
+pub use tls::{ClientTls, Expected, MeshTls, NoCertificateYet, Observer, PeerIdentity, ServerTls, Standing};
 pub use trust::{DomainRoots, RootSource, Trust, TrustBundle};
 pub use trust_files::{TrustFileError, TrustFiles, TrustFilesSettings};
 pub use view::{CertificateView, CertificatesView, CrlView, RootView};

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
+use tokio::sync::watch;
 use webpki::{
     CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
     RevocationOptionsBuilder, UnknownStatusPolicy,
@@ -31,6 +32,8 @@ pub struct Trust {
     /// The trust domain of this mesh.
     pub own: TrustDomain,
     current: ArcSwap<Believed>,
+    /// Says that there is something new in it.
+    changed: watch::Sender<()>,
     algorithms: WebPkiSupportedAlgorithms,
     /// How far authorities of our own domain date back what they sign, in seconds; 0 where that is not known.
     backdates_by: AtomicU64,
@@ -84,7 +87,8 @@ impl Trust {
         let believed = Believed { bundle: TrustBundle::default(), crls: Arc::from([]), crl_mode };
         let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
         let (backdates_by, skew) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { own, current: ArcSwap::from_pointee(believed), algorithms, backdates_by, skew })
+        let (current, changed) = (ArcSwap::from_pointee(believed), watch::Sender::new(()));
+        Arc::new(Self { own, current, changed, algorithms, backdates_by, skew })
     }
 
     /// Believes these roots of a trust domain, in place of those before from the same source. A domain without a root
@@ -116,6 +120,9 @@ impl Trust {
             }
             next
         });
+        if changed {
+            self.changed.send_replace(());
+        }
         Ok(changed)
     }
 
@@ -123,6 +130,7 @@ impl Trust {
     pub(super) fn set_crls(&self, crls: Vec<Crl>) {
         let crls: Arc<[Crl]> = crls.into();
         self.current.rcu(|before| Believed { crls: crls.clone(), ..Believed::clone(before) });
+        self.changed.send_replace(());
     }
 
     /// Tells how far our own authority dates back what it signs; makes skew between clocks visible.
@@ -136,6 +144,11 @@ impl Trust {
             0 => None,
             seconds => Some(Duration::from_secs(seconds)),
         }
+    }
+
+    /// What is believed from now on is told here.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     pub(super) fn believed(&self) -> Arc<Believed> {

@@ -48,6 +48,10 @@ pub enum TunnelEnd {
     Idle,
     /// In order: the other side wanted it, or the pod has left the mesh.
     Closed,
+    /// The peer's certificate expired or its root is not believed any more; what was in it came to its end.
+    Lapsed,
+    /// The peer's certificate was revoked, or its trust domain is not believed any more; what was in it was broken off.
+    Withdrawn,
     /// The other side did not answer any more.
     Silent,
     /// The connection under it broke, or what came over it made no sense.
@@ -143,13 +147,23 @@ impl Drop for OpenTunnel {
 
 impl TunnelEnd {
     /// Every end, in the order of the declaration.
-    pub const ALL: [Self; 5] = [Self::Idle, Self::Closed, Self::Silent, Self::Broken, Self::Cancelled];
+    pub const ALL: [Self; 7] = [
+        Self::Idle,
+        Self::Closed,
+        Self::Lapsed,
+        Self::Withdrawn,
+        Self::Silent,
+        Self::Broken,
+        Self::Cancelled,
+    ];
 
     /// The stable name in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Idle => "idle",
             Self::Closed => "closed",
+            Self::Lapsed => "lapsed",
+            Self::Withdrawn => "withdrawn",
             Self::Silent => "silent",
             Self::Broken => "broken",
             Self::Cancelled => "cancelled",

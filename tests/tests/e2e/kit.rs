@@ -106,10 +106,15 @@ pub fn options(args: &[&str]) -> AgentOptions {
 
 /// Starts the server that greets with its pod's name and echoes, and waits until it listens.
 pub fn serve(pod: &Pod) -> Result<Process> {
+    serve_on(pod, PORT)
+}
+
+/// As [`serve`], where that port is taken.
+pub fn serve_on(pod: &Pod, port: u16) -> Result<Process> {
     let mut command = Command::new(binary("traffic")?);
-    command.args(["serve", "--name", pod.name(), "--port", &PORT.to_string()]);
+    command.args(["serve", "--name", pod.name(), "--port", &port.to_string()]);
     let server = pod.spawn(command)?;
-    pod.wait_listening(PORT)?;
+    pod.wait_listening(port)?;
     Ok(server)
 }
 
@@ -157,8 +162,13 @@ pub struct Talk {
 impl Talk {
     /// Begins it and waits until bytes came back.
     pub fn begin(client: &Pod, to: IpAddr) -> Result<Self> {
+        Self::with(client, SocketAddr::new(to, PORT))
+    }
+
+    /// As [`Self::begin`], with a server on another port.
+    pub fn with(client: &Pod, to: SocketAddr) -> Result<Self> {
         let mut command = Command::new(binary("traffic")?);
-        command.args(["talk", &SocketAddr::new(to, PORT).to_string()]);
+        command.args(["talk", &to.to_string()]);
         let mut talk = Self { process: client.spawn(command)? };
         talk.goes_on()?;
         Ok(talk)

@@ -16,6 +16,7 @@ use undermesh_tests::require::{Feature, library};
 use crate::kit::{Mesh, Run, Talk, dial, serve};
 use crate::mesh::LIMIT;
 use crate::tunnel::{HANDSHAKES, SOON};
+use crate::tunnel_identity::TUNNELS_CLOSED;
 
 const RENEWALS: &str = "undermesh_certificate_renewals_total";
 
@@ -89,6 +90,8 @@ impl Soak {
                 metrics.text
             );
             let made = metrics.sum(HANDSHAKES, &[("result", "success")]);
+            let lapsed = metrics.sum(TUNNELS_CLOSED, &[("reason", "lapsed")]);
+            ensure!(lapsed >= 1.0, "no tunnel was replaced before its certificate expired");
             ensure!(made >= self.newcomers as f64, "only {made} handshakes for {} newcomers", self.newcomers);
         }
         drop(self.client);

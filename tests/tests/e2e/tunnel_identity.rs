@@ -2,6 +2,7 @@
 //! plaintext may do beside it.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,12 +13,13 @@ use undermesh_tests::lab::{Agent, AgentOptions, Lab, PodSpec, binary, eventually
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
-use crate::kit::undermesh;
+use crate::kit::{Talk, serve_on, undermesh};
 use crate::mesh::{KERNEL_REFUSED, LIMIT, Mesh, OPENED, PORT, REFUSED, at, names, witness};
 use crate::pki::{Authority, Leaf};
 use crate::tunnel::{HANDSHAKES, SOON, ask, authority, authority_args, start_with};
 
 const TUNNELS: &str = "undermesh_tunnels_open";
+pub const TUNNELS_CLOSED: &str = "undermesh_tunnels_closed_total";
 const STREAMS: &str = "undermesh_tunnel_streams_open";
 const REMAINING: &str = "undermesh_certificate_remaining_seconds";
 
@@ -224,7 +226,7 @@ fn agents_that_start_together_make_one_authority() -> Result<()> {
 }
 
 #[test]
-fn a_revoked_certificate_is_refused_from_the_next_handshake_on() -> Result<()> {
+fn a_revoked_certificate_is_refused_and_what_it_has_carried_is_broken_off() -> Result<()> {
     require!(Feature::Lab, Feature::Agent, Feature::Program("openssl"));
     let mut mesh = of_accounts("um-e2e-tunnel-revoked")?;
     let args = authority(&mesh.lab)?;
@@ -232,6 +234,9 @@ fn a_revoked_certificate_is_refused_from_the_next_handshake_on() -> Result<()> {
     let crl = ["--crl", &crl.display().to_string(), "--crl-mode", "require"].map(str::to_owned);
     mesh.start(&args.iter().chain(&crl).map(String::as_str).collect::<Vec<_>>())?;
     names(&mesh.client(&["connect", &at(mesh.far.ip(), PORT)])?)?;
+    let _server = serve_on(&mesh.far, PORT + 1)?;
+    let to = SocketAddr::new(mesh.far.ip(), PORT + 1);
+    let [revoked, mut other] = [Talk::with(&mesh.near, to)?, Talk::with(&mesh.client, to)?];
 
     let page: Value = serde_json::from_str(&mesh.agents[0].get("/debug/certs")?.ok()?)?;
     let near = page["certificates"].as_array().into_iter().flatten().find(|it| it["identity"] == id("near"));
@@ -241,6 +246,15 @@ fn a_revoked_certificate_is_refused_from_the_next_handshake_on() -> Result<()> {
         ensure!(read == 2, "it has been read {read} times");
         Ok(())
     })?;
+    revoked.breaks(SOON)?;
+    for (agent, reporter) in mesh.agents.iter().zip(["source", "destination"]) {
+        agent
+            .wait_metrics(SOON, "the tunnel is gone", |m| m.sum(TUNNELS, &[("reporter", reporter)]) == 1.0)?;
+    }
+    // The server was the one to break it off.
+    let labels = [("reporter", "destination"), ("reason", "withdrawn")];
+    mesh.agents[1].wait_metrics(SOON, "it was withdrawn", |m| m.sum(TUNNELS_CLOSED, &labels) == 1.0)?;
+
     ensure!(names(&witness(&mesh.near, &["connect", &at(mesh.far.ip(), PORT)])?).is_err(), "it got through");
     for (agent, reporter) in mesh.agents.iter().zip(["source", "destination"]) {
         let labels = [("reporter", reporter), ("result", "failure"), ("reason", "revoked")];
@@ -249,7 +263,9 @@ fn a_revoked_certificate_is_refused_from_the_next_handshake_on() -> Result<()> {
         let log = agent.process().output();
         ensure!(log.contains(&by_peer), "no line says {by_peer}:\n{log}");
     }
-    // Others are not concerned, and the tunnel that stands goes on.
+    // Others are not concerned.
+    other.goes_on()?;
+    other.end()?;
     names(&mesh.client(&["connect", &at(mesh.far.ip(), PORT)])?)?;
     Ok(())
 }

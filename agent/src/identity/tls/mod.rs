@@ -3,6 +3,7 @@
 //! Here rustls is put together, and here a handshake becomes a [`PeerIdentity`]. Which peer was meant, and what it may
 //! do, is for others to say.
 
+mod standing;
 mod verify;
 
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ use super::reason::{HandshakeError, HandshakeReason};
 use super::svid::Svid;
 use super::x509::Facts;
 use super::{CertificateStore, Clock, SpiffeId, Trust};
+pub use standing::{Observer, Standing};
 use verify::{MeshClientVerifier, MeshServerVerifier, Present};
 
 /// The protocol inside: HBONE is HTTP/2.
@@ -111,6 +113,11 @@ impl MeshTls {
             let Kept { svid, clients, .. } = kept;
             clients.entry(expected.clone()).or_insert_with(|| self.new_client(svid, expected)).clone()
         })
+    }
+
+    /// To be taken before a handshake whose peer is to be kept an eye on.
+    pub fn observer(&self) -> Observer {
+        Observer::new(self.trust.clone(), self.clock.clone())
     }
 
     fn svid(&self, local: &SpiffeId) -> Result<Arc<Svid>, NoCertificateYet> {

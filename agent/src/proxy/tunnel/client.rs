@@ -22,7 +22,7 @@ use super::transport::{Flusher, Transport};
 use super::window::{CONNECTION_WINDOW, STREAM_WINDOW, StreamWindow};
 use super::{HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, TUNNEL_PORT, Tunnel};
 use crate::capture::PodNet;
-use crate::identity::{HandshakeError, HandshakeReason};
+use crate::identity::{HandshakeError, HandshakeReason, Standing};
 use crate::model::Workload;
 use crate::proxy::Proxy;
 use crate::proxy::upstream::{self, Target};
@@ -114,6 +114,7 @@ struct NewConnection {
     pings: PingPong,
     connection: Driven,
     failure: Failure,
+    standing: Standing,
 }
 
 /// What moves a connection's frames.
@@ -162,8 +163,10 @@ async fn establish(
         RefuseReason::ConnectRefused => RefuseReason::AgentDown,
         other => other,
     })?;
+    let observer = tunnel.tls.observer();
     let handshakes = async {
         let (stream, _peer) = tls.connect(tcp).await?;
+        let standing = observer.of_server(stream.get_ref().1);
         let (socket, tls) = stream.into_inner();
         let (transport, flusher) = Transport::new(socket, tls);
         let (transport, failure) = Watched::new(transport);
@@ -171,7 +174,7 @@ async fn establish(
             settings().handshake(transport).await.map_err(|error| failure.of(Some(error)))?;
         let no_pings = || HandshakeError::new(HandshakeReason::Internal, "the connection has no pings");
         let pings = connection.ping_pong().ok_or_else(no_pings)?;
-        Ok(NewConnection { requests, pings, connection: Driven::new(connection, flusher), failure })
+        Ok(NewConnection { requests, pings, connection: Driven::new(connection, flusher), failure, standing })
     };
     let shaken = timeout(HANDSHAKE_TIMEOUT, handshakes).await;
     shaken.unwrap_or_else(|_elapsed| Err(handshake::too_slow())).map_err(|why| {
@@ -195,7 +198,7 @@ pub(super) fn settings() -> h2::client::Builder {
 /// Carries the tunnel's frames until it is over. Without tunnels in the pool that lead to it, the connection ends
 /// itself after its last stream.
 async fn run(proxy: &Proxy, tunnel: &Tunnel, net: &PodNet, dial: Dial, new: NewConnection) {
-    let NewConnection { requests, mut pings, mut connection, failure } = new;
+    let NewConnection { requests, mut pings, mut connection, failure, standing } = new;
     // The other side tells that it refuses our certificate only now; nobody should have to find that out by losing a
     // stream.
     let answered = tokio::select! {
@@ -216,10 +219,17 @@ async fn run(proxy: &Proxy, tunnel: &Tunnel, net: &PodNet, dial: Dial, new: NewC
     connection.health = Some(health.clone());
     let (key, pool) = (dial.key.clone(), dial.pool().clone());
     dial.succeeded(Established::new(requests, health.clone(), baggage(&net.workload)));
-    drive(&pool, &key, &health, pings, connection).await;
+    drive(&pool, &key, &health, pings, standing, connection).await;
 }
 
-async fn drive(pool: &Pool, key: &Key, health: &Health, mut pings: PingPong, mut connection: Driven) {
+async fn drive(
+    pool: &Pool,
+    key: &Key,
+    health: &Health,
+    mut pings: PingPong,
+    standing: Standing,
+    mut connection: Driven,
+) {
     let keep_alive = async {
         let mut idle_limit = IDLE_LIMIT;
         while health.watch(&mut pings, idle_limit).await == Verdict::Idle {
@@ -228,6 +238,11 @@ async fn drive(pool: &Pool, key: &Key, health: &Health, mut pings: PingPong, mut
             idle_limit = Duration::MAX;
         }
     };
+    let withdrawn = standing.withdrawn(|why| {
+        info!(to = %key.destination, reason = why.reason.as_str(), "a tunnel takes no more streams: {}", why.detail);
+        health.lapses();
+        pool.discard(key, health);
+    });
     let is_silent = tokio::select! {
         biased;
         ended = &mut connection => {
@@ -240,6 +255,11 @@ async fn drive(pool: &Pool, key: &Key, health: &Health, mut pings: PingPong, mut
         () = keep_alive => {
             info!(to = %key.destination, "a tunnel fell silent");
             true
+        }
+        why = withdrawn => {
+            warn!(to = %key.destination, reason = why.reason.as_str(), "a tunnel is broken off: {}", why.detail);
+            health.withdrawn();
+            false
         }
     };
     // New streams do not wait for the end of this one.

@@ -76,6 +76,16 @@ impl Health {
         self.record.ends(if error.is_none_or(is_orderly) { TunnelEnd::Closed } else { TunnelEnd::Broken });
     }
 
+    /// Says that the tunnel takes no more streams, since the peer would not be let in anew, and ends with its last.
+    pub(super) fn lapses(&self) {
+        self.record.ends(TunnelEnd::Lapsed);
+    }
+
+    /// Says that the tunnel ends with all that is in it, since the peer is not to be talked to any more.
+    pub(super) fn withdrawn(&self) {
+        self.record.ends(TunnelEnd::Withdrawn);
+    }
+
     /// True once the peer has not answered in time: its streams did not break, they fell silent.
     pub(super) fn is_silent(&self) -> bool {
         self.silent.load(Ordering::Relaxed)

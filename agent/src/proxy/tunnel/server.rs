@@ -11,7 +11,7 @@ use h2::{RecvStream, SendStream};
 use http::header::{FORWARDED, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use tokio::net::TcpStream;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::timeout;
 use tracing::{debug, error, info, warn};
@@ -23,7 +23,7 @@ use super::transport::{Flusher, Transport};
 use super::window::{CONNECTION_WINDOW, STREAM_WINDOW, StreamWindow};
 use super::{HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, TUNNEL_PORT, Tunnel, client};
 use crate::capture::PodNet;
-use crate::identity::{HandshakeError, HandshakeReason, PeerIdentity};
+use crate::identity::{HandshakeError, HandshakeReason, PeerIdentity, Standing};
 use crate::model::Workload;
 use crate::proxy::Proxy;
 use crate::proxy::relay::Meter;
@@ -73,7 +73,7 @@ pub(in crate::proxy) async fn serve(
         let facts = facts(&proxy, &net, peer_socket, dialled, None);
         proxy.telemetry.connection_refused(facts, reason);
     };
-    let (connection, peer) = match meet(&tunnel, &net, socket, peer_socket).await {
+    let (connection, peer, standing) = match meet(&tunnel, &net, socket, peer_socket).await {
         Ok(known) => known,
         Err(reason) => return refuse(reason),
     };
@@ -83,7 +83,7 @@ pub(in crate::proxy) async fn serve(
     let baggage = client::baggage(&net.workload);
     let server =
         Arc::new(Server { proxy: proxy.clone(), here, net: net.clone(), peer, peer_socket, health, baggage });
-    server.run(connection, fate).await;
+    server.run(connection, standing, fate).await;
     drop(place);
 }
 
@@ -93,7 +93,7 @@ async fn meet(
     net: &PodNet,
     socket: TcpStream,
     peer_socket: SocketAddr,
-) -> Result<(Connection, PeerIdentity), RefuseReason> {
+) -> Result<(Connection, PeerIdentity, Standing), RefuseReason> {
     let Some(stranger) = tunnel.strangers.enter(peer_socket.ip(), Instant::now()) else {
         debug!(pod = %net.pod, peer = %peer_socket, "a tunnel is refused: the address begins too many handshakes");
         return Err(RefuseReason::Limit);
@@ -142,18 +142,20 @@ async fn shake_hands(
     tunnel: &Tunnel,
     net: &PodNet,
     socket: TcpStream,
-) -> Result<(Connection, PeerIdentity), HandshakeError> {
+) -> Result<(Connection, PeerIdentity, Standing), HandshakeError> {
     let nobody =
         || HandshakeError::new(HandshakeReason::Internal, "the pod's service account makes no identity");
     let local = net.workload.identity.as_ref().ok_or_else(nobody)?;
     let tls = handshake::server_end(tunnel, local).await?;
+    let observer = tunnel.tls.observer();
     let (stream, peer) = tls.accept(socket).await?;
+    let standing = observer.of_client(stream.get_ref().1);
     let (socket, tls) = stream.into_inner();
     let (transport, flusher) = Transport::new(socket, tls);
     let frames = settings().handshake(transport).await.map_err(|error| {
         HandshakeError::new(HandshakeReason::Protocol, format_args!("HTTP/2 with {peer}: {error}"))
     })?;
-    Ok((Connection { frames, flusher, window: StreamWindow::new() }, peer))
+    Ok((Connection { frames, flusher, window: StreamWindow::new() }, peer, standing))
 }
 
 pub(super) fn settings() -> h2::server::Builder {
@@ -173,18 +175,30 @@ pub(super) fn settings() -> h2::server::Builder {
 
 impl Server {
     /// Takes streams and carries their frames until the connection is over. Dropped with streams in it, it resets them.
-    async fn run(self: Arc<Self>, mut connection: Connection, mut fate: watch::Receiver<Fate>) {
+    async fn run(
+        self: Arc<Self>,
+        mut connection: Connection,
+        standing: Standing,
+        mut fate: watch::Receiver<Fate>,
+    ) {
         let mut streams = JoinSet::new();
         let Some(mut pings) = connection.frames.ping_pong() else { return };
         let health = self.health.clone();
-        let (tell_idle, mut idle) = oneshot::channel();
+        let enough = Notify::new();
+        let mut enough_is_said = std::pin::pin!(enough.notified());
         let mut silence = std::pin::pin!(async {
             if health.watch(&mut pings, IDLE_LIMIT).await == Verdict::Idle {
-                let _ = tell_idle.send(());
+                enough.notify_one();
                 // What has begun in this very moment is carried to its end.
                 while health.watch(&mut pings, Duration::MAX).await == Verdict::Idle {}
             }
         });
+        let mut withdrawn = std::pin::pin!(standing.withdrawn(|why| {
+            let reason = why.reason.as_str();
+            info!(pod = %self.net.pod, peer = %self.peer, reason, "a tunnel takes no more streams: {}", why.detail);
+            self.health.lapses();
+            enough.notify_one();
+        }));
         let mut takes_streams = true;
         loop {
             if takes_streams && *fate.borrow_and_update() != Fate::Serve {
@@ -212,7 +226,13 @@ impl Server {
                     info!(pod = %self.net.pod, peer = %self.peer, "a tunnel fell silent");
                     break;
                 }
-                Ok(()) = &mut idle, if takes_streams => {
+                why = &mut withdrawn => {
+                    let reason = why.reason.as_str();
+                    warn!(pod = %self.net.pod, peer = %self.peer, reason, "a tunnel is broken off: {}", why.detail);
+                    self.health.withdrawn();
+                    break;
+                }
+                () = &mut enough_is_said, if takes_streams => {
                     takes_streams = false;
                     connection.frames.graceful_shutdown();
                 }
