@@ -57,6 +57,7 @@ pub(super) fn is_worth_another(reason: RefuseReason) -> bool {
             | RefuseReason::ConnectReset
             | RefuseReason::ConnectTimeout
             | RefuseReason::ConnectUnreachable
+            | RefuseReason::ConnectFailed
             | RefuseReason::HandshakeFailed
             | RefuseReason::AgentDown
     )

@@ -3,15 +3,17 @@
 //! A script for each side is followed without the mesh first; then with it, each side must see the same, step by step.
 
 use std::net::IpAddr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use undermesh_tests::lab::{Manifest, Process, eventually, patient};
+use undermesh_tests::lab::{AgentOptions, Manifest, Process, eventually, patient};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
 use crate::mesh::{Mesh, OPENED, PORT, REFUSED, SERVICE_PORT, at, counted, listen, service_ips};
+use crate::tunnel::SOON;
 
 /// A witness waits for the other side for 20 s at most.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -139,6 +141,41 @@ fn what_was_refused_is_now_accepted_and_reset() -> Result<()> {
     }
     Ok(())
 }
+
+/// The agent that dials tells the client's agent through the tunnel.
+#[test]
+fn both_ends_of_a_tunnel_know_why_a_server_is_not_reached() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent, Feature::Program("python3"));
+    let mut mesh = Mesh::running("um-e2e-told", &["--connect-timeout", "1"])?;
+    // Else the client's agent would be the first to give up.
+    mesh.agents[0].terminate(SOON)?;
+    mesh.agents[0] = mesh.nodes[0].spawn_agent(AgentOptions::default())?;
+    mesh.agents[0].wait_ready(SOON)?;
+    mesh.agents[1].wait_published(&[mesh.far.ip()], SOON)?;
+    let mut full = Command::new("python3");
+    full.args(["-c", FULL_SERVER]);
+    let full = mesh.far.spawn(full)?;
+    eventually(SOON, "the server is full", || {
+        ensure!(full.output().contains("full"), "{}", full.output());
+        Ok(())
+    })?;
+    let told = mesh.client(&["connect", &at(mesh.far.ip(), 9), "--script", "hear-end"])?;
+    ensure!(told[0]["saw"][0] == "|ECONNRESET", "{told}");
+    for (agent, reporter) in mesh.agents.iter().zip(["source", "destination"]) {
+        let labels = [("reporter", reporter), ("reason", "connect_timeout")];
+        agent.wait_metrics(SOON, reporter, |metrics| metrics.sum(REFUSED, &labels) == 1.0)?;
+    }
+    Ok(())
+}
+
+/// Its queue has room for one connection, which takes it and is not accepted: what comes then gets no answer.
+const FULL_SERVER: &str = "
+import socket, time
+server = socket.create_server(('0.0.0.0', 9), backlog=0)
+waiting = socket.create_connection(('127.0.0.1', 9))
+print('full', flush=True)
+time.sleep(60)
+";
 
 #[test]
 fn an_unreachable_server_resets_within_the_time_limit() -> Result<()> {

@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 use super::handshake::{self, Failure, Watched};
 use super::health::{Health, Verdict};
 use super::pool::{Claimed, Dial, Established, Key, Pool};
+use super::refusal;
 use super::stream::Ends;
 use super::transport::{Flusher, Transport};
 use super::window::{CONNECTION_WINDOW, STREAM_WINDOW, StreamWindow};
@@ -290,7 +291,11 @@ async fn ask(proxy: &Proxy, claimed: Claimed, wanted: Wanted<'_>) -> Result<Ends
     match response.status() {
         StatusCode::OK => Ok(Ends { send, recv: response.into_body(), place }),
         StatusCode::UNAUTHORIZED => Err(Failed::Refused(RefuseReason::Denied)),
-        StatusCode::SERVICE_UNAVAILABLE => Err(Failed::Refused(RefuseReason::ConnectRefused)),
+        StatusCode::SERVICE_UNAVAILABLE => {
+            // Who says nothing more, as ztunnel, has found nobody listening more often than not.
+            let told = refusal::told(response.headers());
+            Err(Failed::Refused(told.unwrap_or(RefuseReason::ConnectRefused)))
+        }
         status => {
             info!(to = %wanted.to, %status, "the tunnel's other side does not connect");
             Err(Failed::Refused(RefuseReason::ConnectFailed))

@@ -12,6 +12,7 @@ mod handshake;
 mod health;
 mod pace;
 mod pool;
+mod refusal;
 pub(super) mod server;
 mod strangers;
 pub(super) mod stream;

@@ -18,6 +18,7 @@ use tracing::{debug, error, info, warn};
 
 use super::handshake;
 use super::health::{Health, Verdict};
+use super::refusal;
 use super::stream::{self, Ends};
 use super::transport::{Flusher, Transport};
 use super::window::{CONNECTION_WINDOW, STREAM_WINDOW, StreamWindow};
@@ -259,7 +260,7 @@ impl Server {
             Ok(to) => to,
             Err(why) => {
                 info!(pod = %self.net.pod, peer = %self.peer, "a stream is refused: {why}");
-                return self.answer(&mut respond, StatusCode::BAD_REQUEST, "bad_request");
+                return self.answer(&mut respond, StatusCode::BAD_REQUEST, None);
             }
         };
         let is_credible =
@@ -268,7 +269,7 @@ impl Server {
         let mut facts = facts(&self.proxy, &self.net, caller, to, Some(&self.peer));
         let refused = |facts, reason| self.proxy.telemetry.connection_refused(facts, reason);
         let Some(place) = self.proxy.enter() else {
-            self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, RefuseReason::Limit.as_str());
+            self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, Some(RefuseReason::Limit));
             return refused(facts, RefuseReason::Limit);
         };
         let counted = self.health.enter();
@@ -281,7 +282,7 @@ impl Server {
         let application = match connect.await {
             Ok(application) => application,
             Err(reason) => {
-                self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, reason.as_str());
+                self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, Some(reason));
                 return refused(facts, reason);
             }
         };
@@ -296,11 +297,15 @@ impl Server {
         drop(place);
     }
 
-    /// Ends a stream that leads nowhere.
-    fn answer(&self, respond: &mut SendResponse<Bytes>, status: StatusCode, reason: &'static str) {
-        self.proxy.telemetry.tunnels().request_refused(status.as_u16(), reason);
+    /// Ends a stream that leads nowhere; without a reason the request made no sense.
+    fn answer(&self, respond: &mut SendResponse<Bytes>, status: StatusCode, reason: Option<RefuseReason>) {
+        let counted = reason.map_or("bad_request", RefuseReason::as_str);
+        self.proxy.telemetry.tunnels().request_refused(status.as_u16(), counted);
         let mut response = Response::new(());
         *response.status_mut() = status;
+        if let Some(reason) = reason {
+            refusal::tell(response.headers_mut(), reason);
+        }
         // An error says that the client has gone.
         let _ = respond.send_response(response, true);
     }
