@@ -17,8 +17,8 @@ use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 
 use crate::capture::OnAgentDown;
-use crate::model::{MtlsMode, Name, Workload, WorkloadUid};
-use crate::proxy::tunnel::{PublishedPod, PublishedPods};
+use crate::model::{MtlsMode, Name, PublishedPod, Workload, WorkloadUid};
+use crate::proxy::tunnel::PublishedPods;
 
 const PREFIX: &str = "enrolled-";
 const SUFFIX: &str = ".json";

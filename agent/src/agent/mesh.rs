@@ -11,12 +11,12 @@ use imbl::ordmap::DiffItem;
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
-use super::report::obstacle;
+use super::report::{Reporters, obstacle};
 use super::tunnel::Members;
 use crate::capture::Capture;
-use crate::model::{NodeInfo, Snapshot, Workload, WorkloadUid};
+use crate::model::{Enrolment, NodeInfo, Snapshot, Workload, WorkloadUid};
 use crate::proxy::{Fate, Workers};
-use crate::telemetry::{PodReport, PodState, Status, Telemetry};
+use crate::telemetry::{PodState, Telemetry};
 
 /// How often the agent looks after what ends by itself: pods that leave, codes out of use, pods whose processes
 /// are gone, pods whose cgroup or network namespace is another one now.
@@ -29,7 +29,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Mesh {
     node: NodeInfo,
     snapshot: Arc<ArcSwap<Snapshot>>,
-    status: Arc<Status>,
+    reporters: Reporters,
     telemetry: Arc<Telemetry>,
     capture: Capture,
     workers: Workers,
@@ -47,7 +47,7 @@ impl Mesh {
     pub(super) fn new(
         node: NodeInfo,
         snapshot: Arc<ArcSwap<Snapshot>>,
-        status: Arc<Status>,
+        reporters: Reporters,
         telemetry: Arc<Telemetry>,
         capture: Capture,
         workers: Workers,
@@ -56,7 +56,7 @@ impl Mesh {
         Self {
             node,
             snapshot,
-            status,
+            reporters,
             telemetry,
             capture,
             workers,
@@ -133,6 +133,11 @@ impl Mesh {
     async fn judge(&mut self, workload: &Arc<Workload>) -> anyhow::Result<()> {
         if !is_wanted(&self.node, workload) {
             self.unwant(&workload.uid);
+            if let Enrolment::Impossible(detail) = &workload.enrolment
+                && workload.node.as_ref() == Some(&self.node.name)
+            {
+                self.reporters.impossible(workload, detail);
+            }
             return Ok(());
         }
         if self.capture.has_moved(workload) {
@@ -177,14 +182,14 @@ impl Mesh {
                 PodState::NotEnrolled { reason: obstacle(&error), detail: error.to_string() }
             }
         };
-        self.status.set_pod(workload.uid.clone(), PodReport { pod: workload.pod.clone(), state });
+        self.reporters.pod(workload, state);
         Ok(())
     }
 
     fn unwant(&mut self, uid: &WorkloadUid) {
         self.wanted.remove(uid);
         self.failed.remove(uid);
-        self.status.remove_pod(uid);
+        self.reporters.left(uid);
         if let Some(members) = &mut self.members {
             members.left(uid);
         }

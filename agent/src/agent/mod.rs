@@ -5,10 +5,11 @@ mod enrolled;
 pub mod fuzzing;
 mod mesh;
 mod report;
+mod source;
+mod telling;
 mod tunnel;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -23,12 +24,15 @@ use crate::admin::Admin;
 use crate::balance::AffinityTable;
 use crate::capture::{Capture, CaptureSettings};
 use crate::config::Defaults;
-use crate::discovery::directory::{Directory, Publication};
+use crate::discovery::Publication;
 use crate::model::{MtlsMode, NodeInfo, Snapshot};
 use crate::proxy::{Proxy, ProxySettings, Workers};
 use crate::telemetry::{AccessLog, AccessLogSettings, Status, Telemetry, TelemetrySettings};
 
 use mesh::Mesh;
+use report::Reporters;
+use source::Source;
+pub use source::SourceSettings;
 use tunnel::Opened;
 pub use tunnel::{AuthoritySettings, TunnelSettings};
 
@@ -43,8 +47,8 @@ const AFFINITY_CLIENTS: usize = 100_000;
 pub struct AgentSettings {
     /// This node.
     pub node: NodeInfo,
-    /// The directory of manifests.
-    pub config_dir: PathBuf,
+    /// Where documents come from.
+    pub source: SourceSettings,
     /// Where the admin endpoints listen.
     pub admin_address: SocketAddr,
     /// The kernel side.
@@ -70,11 +74,15 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let tunnel = settings.tunnel.as_ref();
     let trust_domain = tunnel.map(|tunnel| tunnel.trust_domain.clone());
     let defaults = Defaults { mtls: settings.mtls, trust_domain };
-    let directory = Directory::open(&settings.config_dir, settings.node.clone(), defaults)?;
-    let tunnel = tunnel
-        .map(|it| tunnel::open(it, &settings.node.name, settings.capture.on_agent_down, &telemetry))
-        .transpose()?;
     let mut admin = Admin::bind(settings.admin_address, telemetry.clone()).await?;
+    // An API server that does not answer is waited for, and that is to be seen.
+    let source = Source::open(&settings.source, settings.node.clone(), defaults).await?;
+    let announcer = source.announcer();
+    let on_agent_down = settings.capture.on_agent_down;
+    let tunnel = tunnel
+        .map(|it| tunnel::open(it, &settings.node.name, on_agent_down, &telemetry, announcer.clone()))
+        .transpose()?;
+    let published = tunnel.as_ref().map(|opened| opened.tunnel.published.clone());
     let (tunnel, members, background) = match tunnel {
         Some(Opened { tunnel, members, radar, background }) => {
             report::certificates(&telemetry, &radar);
@@ -102,24 +110,22 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     info!(address = %admin.local_address(), "admin endpoints");
     tokio::spawn(admin.serve(std::future::pending()));
 
-    let (published, news) = watch::channel(());
+    let (tell_mesh, news) = watch::channel(());
     let publish = {
         let (snapshot, status) = (snapshot.clone(), status.clone());
         move |Publication { snapshot: next, rejections }: Publication| {
             report::rejections(&status, &rejections);
             snapshot.store(next);
-            published.send_replace(());
+            tell_mesh.send_replace(());
         }
     };
-    publish(directory.publication());
 
-    let mut mesh = Mesh::new(settings.node, snapshot, status, telemetry.clone(), capture, workers, members);
+    let reporters = Reporters { status, announcer: announcer.clone() };
+    let mut mesh =
+        Mesh::new(settings.node, snapshot, reporters, telemetry.clone(), capture, workers, members);
     let ended = tokio::select! {
         result = mesh.follow(news) => result,
-        ended = directory.follow(publish) => {
-            let Err(error) = ended;
-            Err(error).context("following the directory of manifests")
-        }
+        error = source.follow(publish, published, announcer) => Err(error),
         () = in_background(background) => unreachable!("it runs for ever"),
         () = stop_signal() => {
             info!("stopping; enrolled pods stay in their down mode until the next agent takes over");

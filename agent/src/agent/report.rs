@@ -7,11 +7,79 @@ use tracing::warn;
 
 use crate::capture::{Capture, CaptureError, Counters, Part, PodCounters, PodNet};
 use crate::config;
+use crate::discovery::kubernetes::{Announcer, Condition};
 use crate::identity::{Radar, Reading};
+use crate::model::{Workload, WorkloadUid};
 use crate::telemetry::{
-    self, CertificateFigures, CertificateLifetime, KernelCounters, NotEnrolledReason, PodTcp, Status,
-    Telemetry,
+    self, CertificateFigures, CertificateLifetime, KernelCounters, NotEnrolledReason, PodReport, PodState,
+    PodTcp, Status, Telemetry,
 };
+
+/// Whoever is told how the pods of this node stand.
+pub(super) struct Reporters {
+    /// The agent's own endpoints.
+    pub(super) status: Arc<Status>,
+    /// The API server, where it is the source.
+    pub(super) announcer: Option<Announcer>,
+}
+
+impl Reporters {
+    /// How a pod stands that is to be in the mesh.
+    pub(super) fn pod(&self, workload: &Workload, state: PodState) {
+        if let Some(announcer) = &self.announcer {
+            announcer.condition(&workload.uid, &workload.pod, condition(&state));
+        }
+        self.status.set_pod(workload.uid.clone(), PodReport { pod: workload.pod.clone(), state });
+    }
+
+    /// The pod asks for the mesh and cannot be in it, which the snapshot says as well.
+    pub(super) fn impossible(&self, workload: &Workload, detail: &str) {
+        if let Some(announcer) = &self.announcer {
+            let state =
+                PodState::NotEnrolled { reason: NotEnrolledReason::Impossible, detail: detail.to_owned() };
+            announcer.condition(&workload.uid, &workload.pod, condition(&state));
+        }
+    }
+
+    /// The pod is not to be in the mesh, or has gone.
+    pub(super) fn left(&self, uid: &WorkloadUid) {
+        let known = self.status.remove_pod(uid);
+        if let Some((announcer, report)) = self.announcer.as_ref().zip(known) {
+            let message = "the pod, or its namespace, does not ask for the mesh any more".into();
+            let left = Condition { is_enrolled: false, reason: "Left".into(), message };
+            announcer.condition(uid, &report.pod, left);
+        }
+    }
+}
+
+fn condition(state: &PodState) -> Condition {
+    match state {
+        PodState::Enrolled { .. } => Condition {
+            is_enrolled: true,
+            reason: "Enrolled".into(),
+            message: "the pod is in the mesh".into(),
+        },
+        PodState::Pending => Condition {
+            is_enrolled: false,
+            reason: "Pending".into(),
+            message: "the pod is being enrolled".into(),
+        },
+        PodState::NotEnrolled { reason, detail } => {
+            Condition { is_enrolled: false, reason: camel_case(reason.as_str()), message: detail.clone() }
+        }
+    }
+}
+
+/// `netns_unavailable` as Kubernetes spells reasons.
+fn camel_case(name: &str) -> String {
+    let word = |word: &str| {
+        let mut letters = word.chars();
+        letters
+            .next()
+            .map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + letters.as_str())
+    };
+    name.split('_').map(word).collect()
+}
 
 /// Has the kernel's counters read whenever the metrics are.
 pub(super) fn kernel_counters_at_scrape(telemetry: &Arc<Telemetry>, capture: &Capture) -> anyhow::Result<()> {

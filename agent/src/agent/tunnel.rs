@@ -10,7 +10,9 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use super::enrolled::{Follower, Publisher};
+use super::telling::Telling;
 use crate::capture::OnAgentDown;
+use crate::discovery::kubernetes::Announcer;
 use crate::identity::ca::CertificateAuthority;
 use crate::identity::ca::directory::{self, DirectoryCa, InitOptions};
 use crate::identity::ca::grpc::{GrpcCa, GrpcSettings};
@@ -25,9 +27,6 @@ use crate::telemetry::Telemetry;
 /// How often it is looked for certificates that are about to expire.
 const RADAR: Duration = Duration::from_secs(60);
 
-/// How long other agents may take to notice that a pod takes no tunnels any more.
-const NOTICE: Duration = Duration::from_millis(250);
-
 /// How often it is looked whether trust bundles and revocation lists have changed.
 const TRUST_FILES: Duration = Duration::from_secs(2);
 
@@ -36,8 +35,8 @@ const TRUST_FILES: Duration = Duration::from_secs(2);
 pub struct TunnelSettings {
     /// Who signs the certificates.
     pub authority: AuthoritySettings,
-    /// Where the agents tell each other which pods are enrolled.
-    pub state_dir: PathBuf,
+    /// Where the agents tell each other which pods are enrolled, where no API server is there for that.
+    pub state_dir: Option<PathBuf>,
     /// The trust domain that the authority must speak for.
     pub trust_domain: TrustDomain,
     /// How long certificates are to live; the authority may give less.
@@ -70,13 +69,13 @@ pub(super) struct Background {
     certificates: Arc<CertificateStore>,
     radar: Arc<Radar>,
     trust_files: TrustFiles,
-    follower: Follower,
+    follower: Option<Follower>,
 }
 
 /// The pods of this node, as far as the tunnel is concerned.
 pub(super) struct Members {
     tunnel: Arc<Tunnel>,
-    publisher: Publisher,
+    telling: Telling,
     known: HashMap<WorkloadUid, Known>,
     /// Those whose certificate is awaited.
     awaited: JoinSet<WorkloadUid>,
@@ -88,6 +87,7 @@ pub(super) fn open(
     node: &Name,
     on_agent_down: OnAgentDown,
     telemetry: &Arc<Telemetry>,
+    announcer: Option<Announcer>,
 ) -> anyhow::Result<Opened> {
     let clock = Clock::system();
     let ca = authority(settings, &clock)?;
@@ -95,18 +95,24 @@ pub(super) fn open(
     let trust_files = TrustFiles::open(settings.trust_files.clone(), trust.clone()).map_err(with_flag)?;
     let store_settings = StoreSettings { leaf_life: settings.certificate_lifetime, ..Default::default() };
     let store = CertificateStore::new(ca, trust.clone(), clock.clone(), store_settings);
-    let publisher = Publisher::open(&settings.state_dir, node, on_agent_down)?;
-    let follower = Follower::open(&settings.state_dir, node);
+    let (telling, follower) = match announcer {
+        Some(announcer) => (Telling::Api(announcer, on_agent_down), None),
+        None => {
+            let folder =
+                settings.state_dir.as_deref().context("there is no folder to tell other agents by")?;
+            let publisher = Publisher::open(folder, node, on_agent_down)?;
+            (Telling::Folder(publisher), Some(Follower::open(folder, node)))
+        }
+    };
     let tunnel = Arc::new(Tunnel {
         tls: MeshTls::new(store.clone(), trust.clone(), clock),
         certificates: store.clone(),
-        published: follower.published(),
+        published: follower.as_ref().map(Follower::published).unwrap_or_default(),
         strangers: Strangers::default(),
         handshakes: Handshakes::new(telemetry.clone()),
     });
     let radar = Radar::new(store.clone(), trust);
-    let members =
-        Members { tunnel: tunnel.clone(), publisher, known: HashMap::new(), awaited: JoinSet::new() };
+    let members = Members { tunnel: tunnel.clone(), telling, known: HashMap::new(), awaited: JoinSet::new() };
     let background = Background { certificates: store, radar: radar.clone(), trust_files, follower };
     Ok(Opened { tunnel, members, radar, background })
 }
@@ -159,7 +165,11 @@ impl Background {
             self.certificates.run(),
             self.radar.watch(RADAR),
             self.trust_files.follow(TRUST_FILES),
-            self.follower.follow()
+            async {
+                if let Some(follower) = self.follower {
+                    follower.follow().await;
+                }
+            }
         );
     }
 }
@@ -194,7 +204,7 @@ impl Members {
                 if let Some(Known { id, workload }) = known
                     && self.tunnel.certificates.current(id).is_some()
                 {
-                    self.publisher.publish(workload);
+                    self.telling.publish(workload);
                 }
             }
             Some(Err(error)) => error!(%error, "waiting for a certificate failed inside the agent"),
@@ -207,16 +217,14 @@ impl Members {
         if let Some(known) = self.known.get_mut(&workload.uid) {
             known.workload = workload.clone();
         }
-        if self.publisher.has(&workload.uid) {
-            self.publisher.publish(workload);
+        if self.telling.has(&workload.uid) {
+            self.telling.publish(workload);
         }
     }
 
     /// These are about to be un-enrolled: nobody is to open a tunnel to them any more. Returns when others know.
     pub(super) async fn leaving(&mut self, uids: &[WorkloadUid]) {
-        if self.publisher.withdraw(uids) {
-            tokio::time::sleep(NOTICE).await;
-        }
+        self.telling.withdraw(uids).await;
     }
 
     /// The pod is not enrolled any more.
@@ -228,11 +236,11 @@ impl Members {
 
     /// Housekeeping.
     pub(super) fn tidy(&mut self) {
-        self.publisher.try_again();
+        self.telling.try_again();
     }
 
     /// What an earlier agent has told of pods that are not to be enrolled now is taken back.
     pub(super) fn settle(&mut self, is_wanted: impl Fn(&WorkloadUid) -> bool) {
-        self.publisher.withdraw_all_but(is_wanted);
+        self.telling.withdraw_all_but(is_wanted);
     }
 }

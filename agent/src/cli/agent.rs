@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use self::identity::{IdentityArgs, Mistake};
-use crate::agent::{self, AgentSettings};
+use crate::agent::{self, AgentSettings, SourceSettings};
 use crate::capture::{CaptureSettings, OnAgentDown};
 use crate::model::{MtlsMode, NodeInfo};
 use crate::proxy::ProxySettings;
@@ -43,8 +43,26 @@ pub struct AgentArgs {
     #[arg(long, env = "UNDERMESH_ZONE")]
     zone: Option<String>,
     /// Directory of Kubernetes manifests to follow.
-    #[arg(long, value_name = "DIR", env = "UNDERMESH_CONFIG_DIR")]
-    config_dir: PathBuf,
+    #[arg(
+        long,
+        value_name = "DIR",
+        group = "source",
+        required_unless_present = "kubernetes",
+        env = "UNDERMESH_CONFIG_DIR"
+    )]
+    config_dir: Option<PathBuf>,
+    /// Follow the Kubernetes API instead: as the pod's service account, or as KUBECONFIG says.
+    #[arg(long, group = "source", env = "UNDERMESH_KUBERNETES")]
+    kubernetes: bool,
+    /// The cgroup2 tree in which the kubelet keeps the pods of this node.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/sys/fs/cgroup",
+        requires = "kubernetes",
+        env = "UNDERMESH_CGROUP_ROOT"
+    )]
+    cgroup_root: PathBuf,
     /// Folder on a bpffs for the pinned maps and links.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/undermesh", env = "UNDERMESH_BPFFS")]
     bpffs: PathBuf,
@@ -170,7 +188,7 @@ fn in_one_sentence(error: &anyhow::Error) -> String {
 
 impl AgentArgs {
     fn settings(&self) -> Result<AgentSettings, Mistake> {
-        let tunnel = self.identity.tunnel_settings()?;
+        let tunnel = self.identity.tunnel_settings(self.kubernetes)?;
         let mtls = self.identity.default_mtls();
         if mtls == MtlsMode::Strict && tunnel.is_none() {
             warn!(
@@ -183,7 +201,10 @@ impl AgentArgs {
                 name: self.node_name.as_str().into(),
                 zone: self.zone.as_deref().map(Into::into),
             },
-            config_dir: self.config_dir.clone(),
+            source: match &self.config_dir {
+                Some(directory) => SourceSettings::Directory(directory.clone()),
+                None => SourceSettings::Kubernetes { cgroup_root: self.cgroup_root.clone() },
+            },
             admin_address: self.admin_address,
             capture: CaptureSettings {
                 bpffs: self.bpffs.clone(),

@@ -11,7 +11,7 @@ use super::Key;
 /// `file.yaml:12:5: Pod shop/web: spec.containers[0].ports: expected ...`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Rejection {
-    /// The file, under the directory as the user named it.
+    /// The file, under the directory as the user named it; empty where the API server is the source.
     #[serde(serialize_with = "as_text")]
     pub file: PathBuf,
     /// Where in the file; none where the file as a whole is meant.
@@ -58,6 +58,12 @@ pub enum Segment {
 }
 
 impl Rejection {
+    /// Says of an object of the API server what is wrong with it.
+    pub fn of_object(object: Key, problem: Problem) -> Self {
+        let Problem { field, message } = problem;
+        Self { file: PathBuf::new(), position: None, object: Some(object), field, message }
+    }
+
     /// Says of a whole file what is wrong with it.
     pub fn of_file(file: &Path, message: impl Into<String>) -> Self {
         Self {
@@ -72,12 +78,15 @@ impl Rejection {
 
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
+        let has_file = !self.file.as_os_str().is_empty();
+        if has_file {
+            write!(f, "{}", self.file.display())?;
+        }
         if let Some(Position { line, column }) = self.position {
             write!(f, ":{line}:{column}")?;
         }
         if let Some(object) = &self.object {
-            write!(f, ": {object}")?;
+            write!(f, "{}{object}", if has_file { ": " } else { "" })?;
         }
         if !self.field.0.is_empty() {
             write!(f, ": {}", self.field)?;

@@ -16,7 +16,7 @@ pub use service::{
 };
 pub use snapshot::{Destination, Snapshot};
 pub use spiffe::{SpiffeError, SpiffeId, TrustDomain};
-pub use workload::{Enrolment, MtlsMode, PodPaths, Workload, WorkloadUid};
+pub use workload::{Enrolment, MtlsMode, PodPaths, PublishedPod, Workload, WorkloadUid};
 
 use std::fmt;
 use std::sync::Arc;

@@ -36,6 +36,17 @@ pub struct Workload {
     pub paths: Option<PodPaths>,
 }
 
+/// A pod that another node's agent has published as enrolled: it takes tunnels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedPod {
+    /// The pod.
+    pub uid: WorkloadUid,
+    /// The node whose agent says so.
+    pub node: Name,
+    /// While that agent is down, the pod is to be reached past it, in plaintext.
+    pub plaintext_when_down: bool,
+}
+
 /// Whether a pod is to be in the mesh: a wish, not yet a fact.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Enrolment {

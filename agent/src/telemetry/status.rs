@@ -117,9 +117,9 @@ impl Status {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, report);
     }
 
-    /// Forgets a pod that is gone, or that has left the mesh as it wished.
-    pub fn remove_pod(&self, uid: &str) {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    /// Forgets a pod that is gone, or that has left the mesh as it wished; what was reported of it last.
+    pub fn remove_pod(&self, uid: &str) -> Option<PodReport> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid)
     }
 
     /// Every document that is rejected now, in place of those before.

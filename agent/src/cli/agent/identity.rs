@@ -18,14 +18,14 @@ const SHORTEST_LIFETIME: Duration = Duration::from_secs(30);
 pub(super) struct IdentityArgs {
     /// Directory of the embedded certificate authority, which the agents of one machine share: connections between
     /// nodes go through mutual TLS. Made, with an authority in it, if it is empty or not there.
-    #[arg(long, value_name = "DIR", group = "authority", requires = "state_dir", env = "UNDERMESH_CA_DIR")]
+    #[arg(long, value_name = "DIR", group = "authority", env = "UNDERMESH_CA_DIR")]
     ca_dir: Option<PathBuf>,
     /// Certificate authority that serves Istio's protocol (istiod, istio-csr), instead of --ca-dir.
     #[arg(
         long,
         value_name = "https://HOST:PORT",
         group = "authority",
-        requires_all = ["state_dir", "ca_root", "ca_token"],
+        requires_all = ["ca_root", "ca_token"],
         env = "UNDERMESH_CA_ADDRESS"
     )]
     ca_address: Option<String>,
@@ -44,7 +44,7 @@ pub(super) struct IdentityArgs {
         env = "UNDERMESH_CLUSTER_ID"
     )]
     cluster_id: String,
-    /// Folder in which the agents tell each other which pods are enrolled.
+    /// Folder in which the agents tell each other which pods are enrolled; with --kubernetes the API server tells.
     #[arg(long, value_name = "DIR", requires = "authority", env = "UNDERMESH_STATE_DIR")]
     state_dir: Option<PathBuf>,
     /// Trust domain of the certificate authority.
@@ -110,6 +110,15 @@ pub(super) enum Mistake {
         "--crl-mode require refuses every peer as long as there is no revocation list: name one with --crl"
     )]
     NoCrl,
+    #[error(
+        "with --config-dir an authority needs --state-dir, the folder in which the agents tell each other which pods \
+         are enrolled"
+    )]
+    NoStateDir,
+    #[error(
+        "--state-dir is for --config-dir: with --kubernetes the API server tells which pods are enrolled"
+    )]
+    NoUseForStateDir,
     #[error("--ca-address: {0}")]
     CaAddress(GrpcSettingsError),
     #[error("--cluster-id: {0}")]
@@ -117,11 +126,16 @@ pub(super) enum Mistake {
 }
 
 impl IdentityArgs {
-    /// The settings of mutual TLS; none without an authority.
-    pub(super) fn tunnel_settings(&self) -> Result<Option<TunnelSettings>, Mistake> {
-        let Some((authority, state_dir)) = self.authority()?.zip(self.state_dir.clone()) else {
-            return Ok(None);
-        };
+    /// The settings of mutual TLS; none without an authority. Where the Kubernetes API is the source, agents tell each
+    /// other through it.
+    pub(super) fn tunnel_settings(&self, kubernetes: bool) -> Result<Option<TunnelSettings>, Mistake> {
+        let Some(authority) = self.authority()? else { return Ok(None) };
+        let state_dir = self.state_dir.clone();
+        match (kubernetes, &state_dir) {
+            (false, None) => return Err(Mistake::NoStateDir),
+            (true, Some(_)) => return Err(Mistake::NoUseForStateDir),
+            _ => {}
+        }
         if self.crl_mode == CrlMode::Require && self.crls.is_empty() {
             return Err(Mistake::NoCrl);
         }
@@ -197,7 +211,7 @@ mod tests {
     fn read(flags: &str) -> String {
         let words = std::iter::once("undermesh").chain(flags.split_whitespace());
         match Flags::try_parse_from(words) {
-            Ok(flags) => match flags.identity.tunnel_settings() {
+            Ok(flags) => match flags.identity.tunnel_settings(false) {
                 Ok(Some(settings)) => format!(
                     "{:?}, {} s, {} bundles, {} lists, {}",
                     settings.authority,
@@ -267,13 +281,13 @@ mod tests {
             "--ca-address https://istiod:15012 --ca-root /root --ca-token /token --state-dir /state --ca-dir /ca"
                 error: the argument '--ca-address <https://HOST:PORT>' cannot be used with '--ca-dir <DIR>'
             "--ca-dir /ca"
-                error: the following required arguments were not provided: --state-dir <DIR>
+                with --config-dir an authority needs --state-dir, the folder in which the agents tell each other which pods are enrolled
             "--state-dir /state"
                 error: the following required arguments were not provided: <--ca-dir <DIR>|--ca-address <https://HOST:PORT>>
             "--ca-address https://istiod:15012 --state-dir /state"
                 error: the following required arguments were not provided: --ca-root <FILE> --ca-token <FILE>
             "--ca-root /root"
-                error: the following required arguments were not provided: --state-dir <DIR> --ca-token <FILE> <--ca-dir <DIR>|--ca-address <https://HOST:PORT>>
+                error: the following required arguments were not provided: --ca-token <FILE> --ca-address <https://HOST:PORT>
             "--ca-dir /ca --state-dir /state --cluster-id west"
                 error: the following required arguments were not provided: --ca-root <FILE> --ca-token <FILE> --ca-address <https://HOST:PORT>
             "--crl /a"

@@ -34,6 +34,7 @@ fn one_change_in_a_large_cluster_is_cheap() {
             terminating: false,
             finished: false,
             paths: None,
+            published: None,
         })))
     };
     let service = |number: usize| {

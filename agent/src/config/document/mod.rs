@@ -12,7 +12,7 @@ mod service;
 pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
 pub use marks::{Marks, MeshLabel};
 pub use namespace::Namespace;
-pub use pod::{ContainerPort, Pod};
+pub use pod::{ContainerPort, ENROLLED, Pod, Published};
 pub use service::{Service, ServicePort, TargetPort};
 
 use std::fmt;

@@ -17,7 +17,11 @@ const CGROUP: &str = "undermesh.io/cgroup";
 const TRUST_DOMAIN: &str = "undermesh.io/trust-domain";
 /// Set by the kubelet on the API server's image of a static pod.
 const MIRROR: &str = "kubernetes.io/config.mirror";
+/// KubeVirt names the domain of the virtual machine in it.
+const KUBEVIRT: &str = "kubevirt.io";
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// Written by the agent of the pod's node once the pod is enrolled.
+pub const ENROLLED: &str = "undermesh.io/enrolled";
 const TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// A Pod.
@@ -59,6 +63,15 @@ pub struct Pod {
     pub finished: bool,
     /// Where it lives on this node, from its annotations.
     pub paths: Option<PodPaths>,
+    /// Its node's agent says that it is enrolled.
+    pub published: Option<Published>,
+}
+
+/// What the agent of a pod's node says of it, in the annotation `undermesh.io/enrolled`: the pod takes tunnels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// While that agent is down, the pod is to be reached past it, in plaintext (`open`, else `closed`).
+    pub plaintext_when_down: bool,
 }
 
 /// A container's named TCP port.
@@ -68,6 +81,21 @@ pub struct ContainerPort {
     pub name: Name,
     /// `containerPort`.
     pub port: u16,
+}
+
+impl Published {
+    /// A value that means nothing is no way around a tunnel.
+    fn read(meta: &ObjectMeta) -> Option<Self> {
+        let value = meta.annotations.as_ref()?.get(ENROLLED)?;
+        Some(Self { plaintext_when_down: value == Self::OPEN })
+    }
+
+    const OPEN: &str = "open";
+
+    /// The annotation's value.
+    pub fn as_str(self) -> &'static str {
+        if self.plaintext_when_down { Self::OPEN } else { "closed" }
+    }
 }
 
 impl Pod {
@@ -97,6 +125,7 @@ impl Pod {
             terminating: meta.deletion_timestamp.is_some(),
             finished: matches!(phase, Some("Succeeded" | "Failed")),
             paths: paths(meta, problems),
+            published: Published::read(meta),
             id,
         })
     }
@@ -120,9 +149,25 @@ fn obstacle(id: &ObjectRef, meta: &ObjectMeta, spec: Option<&core::PodSpec>) -> 
         )
     } else if os == Some("windows") {
         Some("the pod runs on Windows, which has no eBPF that could capture it")
+    } else if meta.labels.as_ref().is_some_and(|labels| labels.contains_key(KUBEVIRT)) {
+        Some("the pod is a virtual machine of KubeVirt, whose traffic does not come from the pod's sockets")
+    } else if let Some(sidecar) = spec.and_then(sidecar) {
+        Some(sidecar)
     } else {
         None
     }
+}
+
+/// Two meshes in one pod would take each other's connections for the application's.
+fn sidecar(spec: &core::PodSpec) -> Option<&'static str> {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    containers.map(|container| container.name.as_str()).find_map(|name| match name {
+        "istio-proxy" => Some("the pod has a sidecar of Istio (istio-proxy); take it out of that mesh first"),
+        "linkerd-proxy" => {
+            Some("the pod has a sidecar of Linkerd (linkerd-proxy); take it out of that mesh first")
+        }
+        _ => None,
+    })
 }
 
 /// The controller's name, read through the intermediate objects that Kubernetes names after their owners.

@@ -27,8 +27,9 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use self::store::Store;
 use self::tree::{Stamp, Tree};
 use self::watches::{Dirty, Watches};
+use super::Publication;
 use crate::config::{Compiler, Defaults, Rejection};
-use crate::model::{NodeInfo, Snapshot};
+use crate::model::NodeInfo;
 
 /// A change is taken in once nothing more has happened for this long: programs write files in several steps.
 const SETTLE: Duration = Duration::from_millis(30);
@@ -36,15 +37,6 @@ const SETTLE: Duration = Duration::from_millis(30);
 const SETTLE_AT_MOST: Duration = Duration::from_millis(500);
 /// While the directory is missing, its own parents may be too, which no watch covers.
 const RETRY_MISSING: Duration = Duration::from_secs(1);
-
-/// What the directory says at one moment.
-#[derive(Clone, Debug)]
-pub struct Publication {
-    /// The world as the documents in force describe it.
-    pub snapshot: Arc<Snapshot>,
-    /// What is wrong with the files, sorted by place.
-    pub rejections: Arc<[Rejection]>,
-}
 
 /// A directory of manifests that has been read once.
 #[derive(Debug)]

@@ -27,7 +27,7 @@ use arc_swap::ArcSwap;
 pub use undermesh_common::lookup::TUNNEL_PORT;
 
 use crate::identity::{CertificateStore, MeshTls};
-use crate::model::{Name, Workload, WorkloadUid};
+use crate::model::{PublishedPod, Workload};
 
 pub use handshake::Handshakes;
 pub(super) use pool::Pool;
@@ -44,17 +44,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pods of other nodes that take tunnels, by address: what their agents have published, a fact where a label is
 /// only a wish.
 pub type PublishedPods = Arc<ArcSwap<imbl::HashMap<IpAddr, PublishedPod>>>;
-
-/// A pod that another node's agent has published as enrolled.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PublishedPod {
-    /// The pod.
-    pub uid: WorkloadUid,
-    /// The node whose agent says so.
-    pub node: Name,
-    /// While that agent is down, the pod is to be reached past it, in plaintext.
-    pub plaintext_when_down: bool,
-}
 
 /// What the tunnels of all workers need.
 #[derive(Debug)]

@@ -1,0 +1,113 @@
+//! Where the agent's documents come from, chosen once: a directory of manifests, or the Kubernetes API together with what
+//! the machine says of its pods.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tracing::error;
+
+use crate::config::Defaults;
+use crate::discovery::Publication;
+use crate::discovery::directory::Directory;
+use crate::discovery::kubernetes::{self, Announcer, Cluster};
+use crate::discovery::node::Sighting;
+use crate::discovery::node::cgroups::Cgroups;
+use crate::model::NodeInfo;
+use crate::proxy::tunnel::PublishedPods;
+
+/// Where documents come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceSettings {
+    /// A directory of manifests.
+    Directory(PathBuf),
+    /// The Kubernetes API.
+    Kubernetes {
+        /// The cgroup2 tree in which the kubelet keeps its pods.
+        cgroup_root: PathBuf,
+    },
+}
+
+/// A source that has been reached.
+pub(super) enum Source {
+    /// A directory, read once.
+    Directory(Box<Directory>),
+    /// The API server, and the machine's cgroups.
+    Cluster(Box<Cluster>, Box<Cgroups>, tokio::sync::mpsc::UnboundedSender<Sighting>),
+}
+
+impl Source {
+    /// Reaches the source; waits for an API server that does not answer.
+    pub(super) async fn open(
+        settings: &SourceSettings,
+        node: NodeInfo,
+        defaults: Defaults,
+    ) -> anyhow::Result<Self> {
+        match settings {
+            SourceSettings::Directory(path) => {
+                Ok(Self::Directory(Box::new(Directory::open(path, node, defaults)?)))
+            }
+            SourceSettings::Kubernetes { cgroup_root } => {
+                let cgroups = Cgroups::open(cgroup_root).with_context(|| {
+                    format!("looking for pods in {} (--cgroup-root)", cgroup_root.display())
+                })?;
+                let (tell, sightings) = kubernetes::sightings();
+                let cluster = Cluster::connect(node, defaults, sightings).await?;
+                Ok(Self::Cluster(Box::new(cluster), Box::new(cgroups), tell))
+            }
+        }
+    }
+
+    /// For whoever tells the source what has become of the pods; a directory is not told.
+    pub(super) fn announcer(&self) -> Option<Announcer> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Cluster(cluster, ..) => Some(cluster.announcer()),
+        }
+    }
+
+    /// Publishes what the source says, for as long as it can be followed. Who takes tunnels on other nodes goes where the
+    /// tunnels look for it.
+    pub(super) async fn follow(
+        self,
+        mut publish: impl FnMut(Publication),
+        published: Option<PublishedPods>,
+        announcer: Option<Announcer>,
+    ) -> anyhow::Error {
+        match self {
+            Self::Directory(directory) => {
+                publish(directory.publication());
+                let Err(error) = directory.follow(publish).await;
+                anyhow::Error::new(error).context("following the directory of manifests")
+            }
+            Self::Cluster(cluster, cgroups, tell) => {
+                let sightings = cgroups.follow(move |sighting| {
+                    if tell.send(sighting).is_err() {
+                        error!("nobody listens to what the machine says of its pods");
+                    }
+                });
+                let followed = cluster.follow(|news| {
+                    // First who takes tunnels: a pod that is known and not published would be sent plaintext.
+                    if let Some(published) = &published {
+                        published.store(Arc::new(news.published));
+                    }
+                    if let Some(announcer) = &announcer {
+                        announcer.observe(&news.told);
+                    }
+                    publish(news.publication);
+                });
+                let told = async {
+                    match announcer.clone() {
+                        Some(announcer) => announcer.run().await,
+                        None => std::future::pending::<std::convert::Infallible>().await,
+                    }
+                };
+                tokio::select! {
+                    Err(error) = sightings => anyhow::Error::new(error).context("following the cgroups of pods"),
+                    Err(error) = followed => error.context("following the Kubernetes API"),
+                    never = told => match never {},
+                }
+            }
+        }
+    }
+}

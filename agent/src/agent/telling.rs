@@ -1,0 +1,79 @@
+//! How other agents learn which pods of this node take tunnels: through a folder that they share, or the API server.
+
+use std::time::Duration;
+
+use super::enrolled::Publisher;
+use crate::capture::OnAgentDown;
+use crate::config::document::Published;
+use crate::discovery::kubernetes::Announcer;
+use crate::model::{MtlsMode, Workload, WorkloadUid};
+
+/// How long the API server may take to hear of pods that leave. Beyond that their clients find a tunnel that ends.
+const HEARS: Duration = Duration::from_secs(3);
+
+/// How long other agents may take to notice that a pod takes no tunnels any more.
+const NOTICE: Duration = Duration::from_millis(250);
+
+/// Tells the other agents.
+#[derive(Debug)]
+pub(super) enum Telling {
+    /// By a file.
+    Folder(Publisher),
+    /// By annotations.
+    Api(Announcer, OnAgentDown),
+}
+
+impl Telling {
+    /// The pod takes tunnels.
+    pub(super) fn publish(&mut self, workload: &Workload) {
+        match self {
+            Self::Folder(publisher) => publisher.publish(workload),
+            Self::Api(announcer, on_agent_down) => {
+                let plaintext_when_down =
+                    *on_agent_down == OnAgentDown::Open && workload.mtls == MtlsMode::Permissive;
+                let value = Published { plaintext_when_down };
+                announcer.enrolled(&workload.uid, &workload.pod, value.as_str());
+            }
+        }
+    }
+
+    /// Whether it is told of the pod.
+    pub(super) fn has(&self, uid: &WorkloadUid) -> bool {
+        match self {
+            Self::Folder(publisher) => publisher.has(uid),
+            Self::Api(announcer, _) => announcer.has(uid),
+        }
+    }
+
+    /// These take no tunnels any more. Returns when others know.
+    pub(super) async fn withdraw(&mut self, uids: &[WorkloadUid]) {
+        let is_news = match self {
+            Self::Folder(publisher) => publisher.withdraw(uids),
+            Self::Api(announcer, _) => {
+                let is_news = announcer.withdraw(uids);
+                if is_news {
+                    announcer.settled(HEARS).await;
+                }
+                is_news
+            }
+        };
+        if is_news {
+            tokio::time::sleep(NOTICE).await;
+        }
+    }
+
+    /// What an earlier agent has told of pods that are not to be enrolled now goes.
+    pub(super) fn withdraw_all_but(&mut self, is_wanted: impl Fn(&WorkloadUid) -> bool) {
+        match self {
+            Self::Folder(publisher) => publisher.withdraw_all_but(is_wanted),
+            Self::Api(announcer, _) => announcer.withdraw_all_but(is_wanted),
+        }
+    }
+
+    /// Says again what could not be said. The API server is told for as long as it takes anyway.
+    pub(super) fn try_again(&mut self) {
+        if let Self::Folder(publisher) = self {
+            publisher.try_again();
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What the API server has told, put together with where this node's pods live. It asks nobody and waits for nothing.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::watch::News;
+use super::{ClusterNews, Publication, Told};
+use crate::config::document::Pod;
+use crate::config::{Change, Compiler, Defaults, Document, Key, Kind, Rejection};
+use crate::discovery::node::{Place, Sighting};
+use crate::model::{Name, NodeInfo, ObjectRef, PublishedPod, Snapshot, WorkloadUid};
+
+/// The documents as they came, and what was made of them.
+#[derive(Debug)]
+pub(super) struct World {
+    node: NodeInfo,
+    compiler: Compiler,
+    changes: Vec<Change>,
+    /// The objects there are, of each kind, and of one that is being listed anew those that have come so far.
+    known: HashMap<Kind, HashSet<Key>>,
+    listing: HashMap<Kind, HashSet<Key>>,
+    complete: HashSet<Kind>,
+    rejections: BTreeMap<Key, Vec<Rejection>>,
+    has_new_rejections: bool,
+    /// The pods of this node as the API server has them.
+    own: HashMap<ObjectRef, Arc<Pod>>,
+    names: HashMap<WorkloadUid, ObjectRef>,
+    places: HashMap<WorkloadUid, Place>,
+    told: imbl::HashMap<WorkloadUid, Told>,
+    /// The pods of other nodes that are published, and under which addresses.
+    publishing: HashMap<ObjectRef, (PublishedPod, Vec<IpAddr>)>,
+    published: imbl::HashMap<IpAddr, PublishedPod>,
+    has_new_statements: bool,
+    latest: Publication,
+    is_published: bool,
+}
+
+impl World {
+    pub(super) fn new(node: NodeInfo, defaults: Defaults) -> Self {
+        Self {
+            compiler: Compiler::new(node.clone()).with_defaults(defaults),
+            node,
+            changes: Vec::new(),
+            known: HashMap::new(),
+            listing: HashMap::new(),
+            complete: HashSet::new(),
+            rejections: BTreeMap::new(),
+            has_new_rejections: false,
+            own: HashMap::new(),
+            names: HashMap::new(),
+            places: HashMap::new(),
+            told: imbl::HashMap::new(),
+            publishing: HashMap::new(),
+            published: imbl::HashMap::new(),
+            has_new_statements: false,
+            latest: Publication { snapshot: Arc::new(Snapshot::default()), rejections: Arc::new([]) },
+            is_published: false,
+        }
+    }
+
+    /// Takes in what a watch tells; in force with the next [`Self::apply`].
+    pub(super) fn take(&mut self, news: News) {
+        match news {
+            News::Begins(kind) => drop(self.listing.insert(kind, HashSet::new())),
+            News::Complete(kind) => {
+                let listed = self.listing.remove(&kind).unwrap_or_default();
+                let known = self.known.insert(kind, listed.clone()).unwrap_or_default();
+                for gone in known.difference(&listed) {
+                    self.forget(gone);
+                }
+                self.complete.insert(kind);
+            }
+            News::Gone(key) => {
+                self.known.entry(key.kind).or_default().remove(&key);
+                self.forget(&key);
+            }
+            News::Object(key, document, problems) => {
+                let listing = self.listing.get_mut(&key.kind);
+                listing.unwrap_or_else(|| self.known.entry(key.kind).or_default()).insert(key.clone());
+                self.note(
+                    &key,
+                    problems.into_iter().map(|it| Rejection::of_object(key.clone(), it)).collect(),
+                );
+                match document {
+                    Some(Document::Pod(pod)) => self.take_pod(pod),
+                    Some(document) => self.changes.push(Change::Put(document)),
+                    // Too broken to be told from others: the last good one holds.
+                    None => {}
+                }
+            }
+        }
+    }
+
+    /// Takes in where a pod of this node lives.
+    pub(super) fn sight(&mut self, sighting: Sighting) {
+        let uid = match sighting {
+            Sighting::Found(uid, place) => {
+                self.places.insert(uid.clone(), place);
+                uid
+            }
+            Sighting::Gone(uid) => {
+                self.places.remove(&uid);
+                uid
+            }
+        };
+        if let Some(pod) = self.names.get(&uid).and_then(|id| self.own.get(id)) {
+            self.changes.push(Change::Put(Document::Pod(self.placed(pod))));
+        }
+    }
+
+    /// What is to be published, if that has changed. Nothing before each kind is known as a whole: pods whose Services or
+    /// namespaces are not known yet would be taken for what they are not.
+    pub(super) fn apply(&mut self) -> Option<ClusterNews> {
+        if Kind::ALL.iter().any(|kind| !self.complete.contains(kind)) {
+            return None;
+        }
+        let has_new_world = self.compiler.apply(std::mem::take(&mut self.changes));
+        if has_new_world {
+            self.latest.snapshot = Arc::new(self.compiler.snapshot());
+        }
+        let has_new_rejections = std::mem::take(&mut self.has_new_rejections);
+        if has_new_rejections {
+            self.latest.rejections = self.rejections.values().flatten().cloned().collect();
+        }
+        let has_new_statements = std::mem::take(&mut self.has_new_statements);
+        let is_first = !std::mem::replace(&mut self.is_published, true);
+        (is_first || has_new_world || has_new_rejections || has_new_statements).then(|| ClusterNews {
+            publication: self.latest.clone(),
+            published: self.published.clone(),
+            told: self.told.clone(),
+        })
+    }
+
+    fn take_pod(&mut self, pod: Arc<Pod>) {
+        // Of the same name may have been another one, on another node.
+        self.forget_pod(&pod.id);
+        if pod.node.as_ref() != Some(&self.node.name) {
+            self.publish(&pod);
+            self.changes.push(Change::Put(Document::Pod(without_paths(&pod))));
+            return;
+        }
+        if let Some(uid) = &pod.uid {
+            self.names.insert(uid.clone(), pod.id.clone());
+            let enrolled = pod.published.map(|published| Name::from(published.as_str()));
+            self.has_new_statements = true;
+            self.told.insert(uid.clone(), Told { pod: pod.id.clone(), enrolled });
+        }
+        self.changes.push(Change::Put(Document::Pod(self.placed(&pod))));
+        self.own.insert(pod.id.clone(), pod);
+    }
+
+    fn publish(&mut self, pod: &Pod) {
+        let (Some(published), Some(uid), Some(node)) = (pod.published, &pod.uid, &pod.node) else { return };
+        if pod.host_network || pod.finished || pod.addresses.is_empty() {
+            return;
+        }
+        let entry = PublishedPod {
+            uid: uid.clone(),
+            node: node.clone(),
+            plaintext_when_down: published.plaintext_when_down,
+        };
+        for address in &pod.addresses {
+            self.published.insert(*address, entry.clone());
+        }
+        self.has_new_statements = true;
+        self.publishing.insert(pod.id.clone(), (entry, pod.addresses.clone()));
+    }
+
+    fn forget(&mut self, key: &Key) {
+        self.note(key, Vec::new());
+        if key.kind == Kind::Pod {
+            self.forget_pod(&key.id());
+        }
+        self.changes.push(Change::Remove(key.clone()));
+    }
+
+    /// What was known of the pod beside its document.
+    fn forget_pod(&mut self, id: &ObjectRef) {
+        if let Some(uid) = self.own.remove(id).and_then(|pod| pod.uid.clone()) {
+            self.names.remove(&uid);
+            self.told.remove(&uid);
+            self.has_new_statements = true;
+        }
+        if let Some((entry, addresses)) = self.publishing.remove(id) {
+            for address in addresses {
+                // Another pod may have the address by now.
+                if self.published.get(&address).is_some_and(|published| published.uid == entry.uid) {
+                    self.published.remove(&address);
+                }
+            }
+            self.has_new_statements = true;
+        }
+    }
+
+    fn note(&mut self, key: &Key, rejections: Vec<Rejection>) {
+        let before = match rejections.is_empty() {
+            true => self.rejections.remove(key).unwrap_or_default(),
+            false => self.rejections.insert(key.clone(), rejections.clone()).unwrap_or_default(),
+        };
+        self.has_new_rejections |= before != rejections;
+    }
+
+    /// The pod with what this machine knows of it.
+    fn placed(&self, pod: &Pod) -> Arc<Pod> {
+        let place = pod.uid.as_ref().and_then(|uid| self.places.get(uid));
+        let addresses = match place {
+            Some(place) if pod.addresses.is_empty() || is_same_set(&place.addresses, &pod.addresses) => {
+                place.addresses.clone()
+            }
+            _ => pod.addresses.clone(),
+        };
+        Arc::new(Pod { addresses, paths: place.map(|place| place.paths.clone()), ..pod.clone() })
+    }
+}
+
+/// In whichever order: a pod is not enrolled anew because its addresses were told in another one.
+fn is_same_set(a: &[IpAddr], b: &[IpAddr]) -> bool {
+    a.len() == b.len() && a.iter().all(|address| b.contains(address))
+}
+
+/// Whoever may annotate a pod may not say where on a node it lives.
+fn without_paths(pod: &Arc<Pod>) -> Arc<Pod> {
+    match pod.paths {
+        None => pod.clone(),
+        Some(_) => Arc::new(Pod { paths: None, ..Pod::clone(pod) }),
+    }
+}
