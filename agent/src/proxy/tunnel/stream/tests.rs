@@ -32,9 +32,14 @@ struct Tunnel {
 
 impl Tunnel {
     async fn new() -> Self {
+        Self::to(server::settings()).await
+    }
+
+    /// To a server with these settings.
+    async fn to(server: h2::server::Builder) -> Self {
         let (near, far) = tokio::io::duplex(256 * 1024);
         let (client, server) =
-            tokio::join!(client::settings().handshake(near), server::settings().handshake::<_, Bytes>(far));
+            tokio::join!(client::settings().handshake(near), server.handshake::<_, Bytes>(far));
         let ((requests, driver), mut server) = (client.unwrap(), server.unwrap());
         tokio::spawn(driver);
         let (sender, accepted) = mpsc::channel(1);
@@ -194,4 +199,43 @@ async fn a_slow_reader_holds_its_sender_and_nobody_else() {
     assert_eq!(read.len(), written);
     slow.server.shutdown().await.unwrap();
     assert_eq!(slow.reasons().await, [CloseReason::Done; 2]);
+}
+
+#[tokio::test]
+async fn the_end_of_a_stream_waits_for_no_room() {
+    let mut server = server::settings();
+    server.initial_connection_window_size(SMALL_WINDOW as u32);
+    let mut tunnel = Tunnel::to(server).await;
+    let [near, (_send, mut recv)] = tunnel.stream().await;
+    let (mut client, relayed) = sockets().await;
+    let _ended = spawn(relayed, Side::Client, near);
+
+    let [(mut neighbour, _), (_, mut slow)] = tunnel.stream().await;
+    let left = take_room(&mut neighbour, &mut slow, SMALL_WINDOW).await;
+    assert_eq!(left, 0);
+
+    client.shutdown().await.unwrap();
+    // The end is a frame of its own, without bytes.
+    while let Some(heard) = timeout(PATIENCE, recv.data()).await.expect("the end comes") {
+        assert_eq!(heard.unwrap(), "");
+    }
+}
+
+/// The least window that HTTP/2 has for a connection, in bytes.
+const SMALL_WINDOW: usize = 65_535;
+
+/// Fills this much of the connection's window, for nobody gives it back; how much is left.
+async fn take_room(send: &mut SendStream<Bytes>, recv: &mut RecvStream, bytes: usize) -> usize {
+    send.reserve_capacity(SMALL_WINDOW);
+    while send.capacity() < SMALL_WINDOW {
+        timeout(PATIENCE, poll_fn(|cx| send.poll_capacity(cx))).await.expect("room").unwrap().unwrap();
+    }
+    send.send_data(vec![7; bytes].into(), false).unwrap();
+    let left = send.capacity();
+    send.reserve_capacity(0);
+    let mut held = 0;
+    while held < bytes {
+        held += timeout(PATIENCE, recv.data()).await.expect("data").unwrap().unwrap().len();
+    }
+    left
 }
