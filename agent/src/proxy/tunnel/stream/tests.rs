@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -203,21 +204,31 @@ async fn a_slow_reader_holds_its_sender_and_nobody_else() {
 
 #[tokio::test]
 async fn the_end_of_a_stream_waits_for_no_room() {
-    let mut server = server::settings();
-    server.initial_connection_window_size(SMALL_WINDOW as u32);
-    let mut tunnel = Tunnel::to(server).await;
-    let [near, (_send, mut recv)] = tunnel.stream().await;
-    let (mut client, relayed) = sockets().await;
-    let _ended = spawn(relayed, Side::Client, near);
+    // Also where its last words have just filled what room there was.
+    for words in ["", "last words"] {
+        let mut server = server::settings();
+        server.initial_connection_window_size(SMALL_WINDOW as u32);
+        let mut tunnel = Tunnel::to(server).await;
+        let [near, (_send, mut recv)] = tunnel.stream().await;
+        let (mut client, relayed) = sockets().await;
+        let _ended = spawn(relayed, Side::Client, near);
 
-    let [(mut neighbour, _), (_, mut slow)] = tunnel.stream().await;
-    let left = take_room(&mut neighbour, &mut slow, SMALL_WINDOW).await;
-    assert_eq!(left, 0);
+        let [(mut neighbour, _), (_, mut slow)] = tunnel.stream().await;
+        let left = take_room(&mut neighbour, &mut slow, SMALL_WINDOW - words.len()).await;
+        assert_eq!(left, words.len());
 
-    client.shutdown().await.unwrap();
-    // The end is a frame of its own, without bytes.
-    while let Some(heard) = timeout(PATIENCE, recv.data()).await.expect("the end comes") {
-        assert_eq!(heard.unwrap(), "");
+        client.write_all(words.as_bytes()).await.unwrap();
+        if !words.is_empty() {
+            let heard = timeout(PATIENCE, recv.data()).await.expect("there is room for that");
+            assert_eq!(heard.unwrap().unwrap(), words);
+        }
+        client.shutdown().await.unwrap();
+        // The end is a frame of its own, without bytes.
+        while let Some(heard) =
+            timeout(PATIENCE, recv.data()).await.unwrap_or_else(|_| panic!("no end after {words:?}"))
+        {
+            assert_eq!(heard.unwrap(), "");
+        }
     }
 }
 
