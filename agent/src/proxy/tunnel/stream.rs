@@ -150,10 +150,7 @@ impl Outgoing {
                     // The end of the stream needs no room, and must not wait for others to make some.
                     if send.capacity() == 0 {
                         match poll_peek(cx, socket) {
-                            Poll::Ready(Ok(0)) => {
-                                send.send_data(Bytes::new(), true).map_err(Broken::Tunnel)?;
-                                *self = Self::Ended;
-                            }
+                            Poll::Ready(Ok(0)) => self.end(send)?,
                             // Bytes need room; what broke the socket shows when it is read.
                             Poll::Ready(_) => {}
                             // What was read last was all that there is, and the end may come next.
@@ -179,8 +176,7 @@ impl Outgoing {
                     if let Poll::Ready(Ok(bytes)) = &read
                         && bytes.is_empty()
                     {
-                        send.send_data(Bytes::new(), true).map_err(Broken::Tunnel)?;
-                        *self = Self::Ended;
+                        self.end(send)?;
                         continue;
                     }
                     let mut n = 0;
@@ -202,6 +198,13 @@ impl Outgoing {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+
+    /// Tells the tunnel that the socket has ended its stream.
+    fn end(&mut self, send: &mut SendStream<Bytes>) -> Result<(), Broken> {
+        send.send_data(Bytes::new(), true).map_err(Broken::Tunnel)?;
+        *self = Self::Ended;
+        Ok(())
     }
 }
 
