@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use undermesh_tests::lab::{Pod, PodSpec, Process, eventually};
+use undermesh_tests::lab::{Agent, Lab, Pod, PodSpec, Process, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
@@ -250,7 +250,7 @@ fn only_the_workload_that_was_meant_is_believed() -> Result<()> {
     mesh.agents[1].terminate(SOON)?;
     // No agent serves it, but one could have said that it does.
     let impostor = mesh.nodes[1].add_pod(PodSpec::new("shop", "impostor"))?;
-    publish(&mesh, &impostor)?;
+    publish(&mesh.lab, mesh.agent(), &impostor)?;
     let ours = Authority::of_lab(&mesh.lab)?;
     let theirs = Authority::stranger("cluster.local")?;
     let another = Leaf { id: "spiffe://cluster.local/ns/shop/sa/another", ..Leaf::GOOD };
@@ -277,12 +277,12 @@ fn only_the_workload_that_was_meant_is_believed() -> Result<()> {
     Ok(())
 }
 
-/// Has the client's agent believe that the pod takes tunnels, as its node's agent would.
-fn publish(mesh: &Mesh, pod: &Pod) -> Result<()> {
+/// Has an agent believe that a pod of another node takes tunnels, as that node's agent would.
+pub fn publish(lab: &Lab, agent: &Agent, pod: &Pod) -> Result<()> {
     let node = pod.node().name();
-    let file = mesh.lab.dir().join(format!("state/enrolled-{node}.json"));
+    let file = lab.dir().join(format!("state/enrolled-{node}.json"));
     let uid = eventually(SOON, "the pod is known", || {
-        let config: Value = serde_json::from_str(&mesh.agent().get("/debug/config")?.ok()?)?;
+        let config: Value = serde_json::from_str(&agent.get("/debug/config")?.ok()?)?;
         let workloads = config["workloads"].as_array().context("no workloads")?;
         let workload = workloads.iter().find(|workload| workload["pod"] == pod.name());
         Ok(workload.with_context(|| config.to_string())?["uid"].clone())
