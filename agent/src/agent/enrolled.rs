@@ -282,3 +282,97 @@ pub(super) fn fuzz(bytes: &[u8]) {
         assert!(parse(&written).is_ok(), "what was written can be read");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+    use crate::model::{Enrolment, ObjectRef};
+
+    /// A node's agent, one of its pods, since when, and the pod's addresses.
+    type Told<'a> = (&'a str, &'a str, u64, &'a [&'a str]);
+
+    fn addresses(of: &[&str]) -> Vec<IpAddr> {
+        of.iter().map(|address| address.parse().unwrap()).collect()
+    }
+
+    /// The folder after the agents have told of their pods.
+    fn folder(all: &[Told<'_>]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let mut nodes: BTreeMap<&str, Vec<Enrolled>> = BTreeMap::new();
+        for (node, uid, since, of) in all {
+            nodes.entry(node).or_default().push(Enrolled {
+                uid: (*uid).into(),
+                addresses: addresses(of),
+                since: *since,
+                plaintext_when_down: false,
+            });
+        }
+        for (node, pods) in nodes {
+            let path = folder.path().join(format!("{PREFIX}{node}{SUFFIX}"));
+            fs::write(path, serde_json::to_vec(&Statement { node: node.into(), pods }).unwrap()).unwrap();
+        }
+        folder
+    }
+
+    /// Whose each address is, for an agent of another node.
+    fn check(all: &[Told<'_>], expected: Expect) {
+        let folder = folder(all);
+        let published = Follower::open(folder.path(), &"here".into()).published();
+        let mut lines: Vec<_> = published
+            .load()
+            .iter()
+            .map(|(address, pod)| format!("{address} is that of {} on {}\n", pod.uid, pod.node))
+            .collect();
+        lines.sort();
+        expected.assert_eq(&lines.concat());
+    }
+
+    #[test]
+    fn an_address_is_that_of_the_pod_that_had_it_last() {
+        // Whatever the nodes are called, for the files are read in the order of their names.
+        check(
+            &[("n1", "gone", 10, &["10.1.0.5", "fd01::5"]), ("n2", "heir", 20, &["10.1.0.5"])],
+            expect![[r#"
+                10.1.0.5 is that of heir on n2
+                fd01::5 is that of gone on n1
+            "#]],
+        );
+        check(
+            &[("n2", "gone", 10, &["10.1.0.5", "fd01::5"]), ("n1", "heir", 20, &["10.1.0.5"])],
+            expect![[r#"
+                10.1.0.5 is that of heir on n1
+                fd01::5 is that of gone on n2
+            "#]],
+        );
+        // Nor does the order in one agent's file say anything: it goes by uid.
+        check(
+            &[("n1", "a-heir", 20, &["10.1.0.5"]), ("n1", "b-gone", 10, &["::ffff:10.1.0.5"])],
+            expect![[r#"
+                10.1.0.5 is that of a-heir on n1
+            "#]],
+        );
+    }
+
+    #[test]
+    fn what_an_agent_takes_over_gets_no_younger() {
+        let folder = folder(&[("n1", "gone", 10, &["10.1.0.5"]), ("n1", "stays", 10, &["10.1.0.6"])]);
+        let mut publisher = Publisher::open(folder.path(), &"n1".into(), OnAgentDown::Closed).unwrap();
+        publisher.publish(&Workload {
+            uid: "stays".into(),
+            pod: ObjectRef::new("shop", "stays"),
+            workload: "stays".into(),
+            service_account: "default".into(),
+            identity: None,
+            addresses: addresses(&["10.1.0.6"]),
+            node: Some("n1".into()),
+            enrolment: Enrolment::Wanted,
+            mtls: MtlsMode::Permissive,
+            paths: None,
+        });
+        let told = read(&publisher.path).unwrap().pods;
+        let told: Vec<_> = told.iter().map(|pod| (&*pod.uid, pod.since)).collect();
+        assert_eq!(told, [("gone", 10), ("stays", 10)]);
+    }
+}

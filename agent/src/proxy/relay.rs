@@ -106,7 +106,7 @@ async fn both_ways(client: &TcpStream, upstream: &TcpStream, meter: &Meter) -> R
         let up = up.poll(cx, |n| meter.sent(n)).map_err(|broken| broken.of(Side::Client, Side::Upstream))?;
         let down =
             down.poll(cx, |n| meter.received(n)).map_err(|broken| broken.of(Side::Upstream, Side::Client))?;
-        if up == Progress::Ended && down == Progress::Ended { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
     .await
 }
@@ -129,15 +129,6 @@ struct Direction<'a> {
     full_reads: u32,
     /// That the sender breaks shows in no read while it is not read from. On the heap: an idle connection needs none.
     failure: Option<Pin<Box<dyn Future<Output = io::Error> + Send + 'a>>>,
-}
-
-/// How far a direction is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Progress {
-    /// It waits for one of the two.
-    Waiting,
-    /// The sender's stream has ended, and the receiver knows.
-    Ended,
 }
 
 enum State {
@@ -173,18 +164,19 @@ impl<'a> Direction<'a> {
         Self { from, to, state: State::Reading, full_reads: 0, failure: None }
     }
 
-    /// Moves bytes until one side is not ready, the turn is over or the direction has ended.
-    fn poll(&mut self, cx: &mut Context<'_>, count: impl Fn(usize)) -> Result<Progress, DirectionBroken> {
+    /// Moves bytes until one side is not ready or the turn is over. Ready when the direction has ended: the sender's
+    /// stream is over, and the receiver knows.
+    fn poll(&mut self, cx: &mut Context<'_>, count: impl Fn(usize)) -> Poll<Result<(), DirectionBroken>> {
         let moved = self.poll_move(cx, count)?;
         if matches!(self.state, State::Reading) {
             self.failure = None;
         } else {
             let failure = self.failure.get_or_insert_with(|| Box::pin(broken(self.from)));
             if let Poll::Ready(error) = failure.as_mut().poll(cx) {
-                return Err(DirectionBroken::Sender(error));
+                return Poll::Ready(Err(DirectionBroken::Sender(error)));
             }
         }
-        Ok(if moved.is_ready() { Progress::Ended } else { Progress::Waiting })
+        moved.map(Ok)
     }
 
     fn poll_move(

@@ -29,6 +29,11 @@ def literal(index, value):
     return bytes([index, len(value)]) + value.encode()
 
 
+def named(name, value):
+    """A literal header field without indexing, whose name is in no table."""
+    return bytes([0, len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+
+
 def connect_request(stream, authority, flags=END_HEADERS):
     return frame(HEADERS, flags, stream, literal(2, "CONNECT") + literal(1, authority))
 
@@ -93,6 +98,21 @@ def ask(args):
         headers += literal(4, "/") + literal(6, "https")
     tls.sendall(PREFACE + frame(SETTINGS) + frame(HEADERS, END_HEADERS, 1, headers))
     return verdict(tls)
+
+
+def claim(args):
+    """A CONNECT: AUTHORITY FORWARDED. Prints our own end of the connection, and the line that the application says."""
+    authority, forwarded = args.arguments
+    tls = shake(args)
+    headers = literal(2, "CONNECT") + literal(1, authority) + named("forwarded", forwarded)
+    tls.sendall(PREFACE + frame(SETTINGS) + frame(HEADERS, END_HEADERS, 1, headers))
+    status = verdict(tls)
+    said = b""
+    while status == "200" and not said.endswith(b"\n"):
+        kind, stream, payload = read_frame(tls)
+        said += payload if kind == DATA and stream == 1 else b""
+    own = tls.getsockname()
+    return "%s %s" % (("[%s]:%d" if ":" in own[0] else "%s:%d") % own[:2], said.decode().strip() or status)
 
 
 def hello(args):
@@ -225,7 +245,7 @@ def main():
     parser.add_argument("--certificate")
     parser.add_argument("--alpn", default="h2")
     parser.add_argument("--tls12", action="store_true")
-    whats = {what.__name__: what for what in (ask, hello, flood, silent, slow, garbage)}
+    whats = {what.__name__: what for what in (ask, claim, hello, flood, silent, slow, garbage)}
     parser.add_argument("what", choices=whats)
     parser.add_argument("arguments", nargs="*")
     args = parser.parse_args()

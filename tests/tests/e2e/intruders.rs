@@ -1,19 +1,21 @@
 //! On the tunnel's port: callers whom the mesh must not let in, servers whom it must not believe, and floods.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use undermesh_tests::lab::{Pod, PodSpec, Process, eventually};
+use serde_json::Value;
+use undermesh_tests::lab::{Agent, Lab, Pod, PodSpec, Process, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
 use crate::mesh::{LIMIT, Mesh, PORT, REFUSED, at, listen, names, witness};
 use crate::pki::{Authority, Leaf, SHOP_ID};
-use crate::tunnel::{HANDSHAKES, SOON, running};
+use crate::tunnel::{HANDSHAKES, SOON, running, start_with};
 
 /// A mesh with a tunnel, and a pod outside of it that calls the tunnel's port.
 struct Intrusion {
@@ -24,7 +26,10 @@ struct Intrusion {
 
 impl Intrusion {
     fn begin(name: &str) -> Result<Self> {
-        let mesh = running(name)?;
+        Self::into(running(name)?)
+    }
+
+    fn into(mesh: Mesh) -> Result<Self> {
         let outsider = mesh.nodes[0].add_pod(PodSpec::new("outside", "outsider"))?;
         let script = mesh.lab.dir().join("caller.py");
         fs::write(&script, include_str!("caller.py"))?;
@@ -179,6 +184,64 @@ fn a_tunnel_leads_to_its_own_pod_alone() -> Result<()> {
     Ok(())
 }
 
+/// Whoever is let in speaks for itself, and for the pods that have its identity: to the application, and in the log.
+#[test]
+fn nobody_speaks_in_the_name_of_another_pod() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent, Feature::Program("python3"));
+    let mut mesh = Mesh::create("um-e2e-intruders-name")?;
+    let log = mesh.lab.dir().join("access.json");
+    start_with(&mut mesh, &["--access-log", "json", "--access-log-file", &log.display().to_string()])?;
+    let intrusion = Intrusion::into(mesh)?;
+    let (outsider, client) = (&intrusion.outsider, &intrusion.mesh.client);
+    let ours = Authority::of_lab(&intrusion.mesh.lab)?;
+    let another = Leaf { id: "spiffe://cluster.local/ns/shop/sa/another", ..Leaf::GOOD };
+    let (another, same) = (intrusion.certificate(&ours, "another", another)?, intrusion.good_certificate()?);
+    let [far, far6] = [intrusion.far(), intrusion.mesh.far.ip6()];
+    const CLAIMED: u16 = 4321;
+    let mut heard = BTreeSet::new();
+    for (certificate, to, claimed, is_believed) in [
+        (&another, far, client.ip(), false),
+        (&another, far6, client.ip6(), false),
+        // The server's own pod, its loopback, its node, and nobody.
+        (&another, far, far, false),
+        (&another, far, "127.0.0.1".parse()?, false),
+        (&another, far6, "::1".parse()?, false),
+        (&another, far, intrusion.mesh.nodes[1].addresses()[0], false),
+        (&another, far, "192.0.2.1".parse()?, false),
+        // The application could make nothing of an address of the other family.
+        (&same, far, client.ip6(), false),
+        (&another, far, outsider.ip(), true),
+        (&another, far6, outsider.ip6(), true),
+        (&same, far, client.ip(), true),
+        (&same, far6, client.ip6(), true),
+        (&same, far, "127.0.0.1".parse()?, false),
+    ] {
+        let case = format!("{claimed} claimed at {to} with {certificate}");
+        let claimed = SocketAddr::new(claimed, CLAIMED);
+        let forwarded = format!("for=\"{claimed}\"");
+        let args = ["--certificate", certificate, "claim", &at(to, PORT), &forwarded];
+        let told = intrusion.call(to, &args)?;
+        let (own, greeting) = told.split_once(' ').with_context(|| told.clone())?;
+        let greeting: Value = serde_json::from_str(greeting).with_context(|| format!("{case}: {told}"))?;
+        let expected = if is_believed { claimed } else { own.parse()? };
+        for name in ["peer", "accepted"] {
+            let seen: SocketAddr = greeting[name].as_str().context("no name")?.parse()?;
+            // The server's socket is of both families.
+            let seen = SocketAddr::new(seen.ip().to_canonical(), seen.port());
+            ensure!(seen == expected, "{case}: the application's {name} is {seen}, not {expected}");
+        }
+        heard.insert(expected.to_string());
+    }
+    eventually(SOON, "the log has them all", || {
+        let text = fs::read_to_string(&log)?;
+        let lines = text.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+        let clients = lines.iter().filter_map(|line| line["client_address"].as_str());
+        let clients: BTreeSet<_> = clients.map(str::to_owned).collect();
+        ensure!(clients == heard, "{clients:#?}, not {heard:#?}");
+        Ok(())
+    })
+}
+
 /// A server that answers the tunnel's port of a pod, but is somebody else.
 #[test]
 fn only_the_workload_that_was_meant_is_believed() -> Result<()> {
@@ -187,7 +250,7 @@ fn only_the_workload_that_was_meant_is_believed() -> Result<()> {
     mesh.agents[1].terminate(SOON)?;
     // No agent serves it, but one could have said that it does.
     let impostor = mesh.nodes[1].add_pod(PodSpec::new("shop", "impostor"))?;
-    publish(&mesh, &impostor)?;
+    publish(&mesh.lab, mesh.agent(), &impostor)?;
     let ours = Authority::of_lab(&mesh.lab)?;
     let theirs = Authority::stranger("cluster.local")?;
     let another = Leaf { id: "spiffe://cluster.local/ns/shop/sa/another", ..Leaf::GOOD };
@@ -214,12 +277,12 @@ fn only_the_workload_that_was_meant_is_believed() -> Result<()> {
     Ok(())
 }
 
-/// Has the client's agent believe that the pod takes tunnels, as its node's agent would.
-fn publish(mesh: &Mesh, pod: &Pod) -> Result<()> {
+/// Has an agent believe that a pod of another node takes tunnels, as that node's agent would.
+pub fn publish(lab: &Lab, agent: &Agent, pod: &Pod) -> Result<()> {
     let node = pod.node().name();
-    let file = mesh.lab.dir().join(format!("state/enrolled-{node}.json"));
+    let file = lab.dir().join(format!("state/enrolled-{node}.json"));
     let uid = eventually(SOON, "the pod is known", || {
-        let config: serde_json::Value = serde_json::from_str(&mesh.agent().get("/debug/config")?.ok()?)?;
+        let config: Value = serde_json::from_str(&agent.get("/debug/config")?.ok()?)?;
         let workloads = config["workloads"].as_array().context("no workloads")?;
         let workload = workloads.iter().find(|workload| workload["pod"] == pod.name());
         Ok(workload.with_context(|| config.to_string())?["uid"].clone())

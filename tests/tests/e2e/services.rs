@@ -1,7 +1,9 @@
 //! Services: which endpoint a connection to a cluster IP gets, and how soon a change of the manifests shows.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +14,7 @@ use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
 use crate::kit::{Dialled, Mesh, PORT, SHOP, SOON, dial, dial_at_once, serve, undermesh};
+use crate::mesh::OPENED;
 
 /// A change of the manifests is in force after this long.
 const IN_FORCE: Duration = Duration::from_secs(1);
@@ -243,6 +246,65 @@ fn a_dead_endpoint_is_skipped() -> Result<()> {
     web.is_served_by(&["three"])?;
     web.servers[2].set_ready(false)?;
     web.is_refused("connect_refused")
+}
+
+/// A pod that is on its way out may still be enrolled when the network has given its address to another one.
+#[test]
+fn an_address_that_changed_hands_is_not_taken_for_its_former_pods() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::start("um-e2e-heir", 1, &[])?;
+    let (client, gone) = (mesh.pod(0, "client")?, mesh.pod(0, "gone")?);
+    // Of one Service: that connections are captured it takes one endpoint in the mesh.
+    let keeper = mesh.add(0, PodSpec::new(SHOP, "keeper").label("app", "web"))?;
+    let heir = PodSpec::new(SHOP, "heir").label("app", "web").label("undermesh.io/mesh", "disabled");
+    let heir = mesh.nodes[0].add_pod(heir)?;
+    mesh.lab.apply(&service())?;
+    let _servers = [&gone, &keeper, &heir].map(serve).into_iter().collect::<Result<Vec<_>>>()?;
+    mesh.ready()?;
+    let opened = |workload: &str, security: &str| -> Result<f64> {
+        let labels = [("destination_workload", workload), ("security", security), ("reporter", "source")];
+        Ok(mesh.agents[0].metrics()?.sum(OPENED, &labels))
+    };
+    dial(&client, gone.ip(), 1)?.all_served()?;
+    ensure!(opened("gone", "same_node")? == 1.0, "the pod is not enrolled");
+
+    let addresses = [gone.ip(), gone.ip6()];
+    for (pod, lines) in [
+        (&gone, format!("addr del {}/24 dev eth0\naddr del {}/64 dev eth0\n", addresses[0], addresses[1])),
+        (
+            &heir,
+            format!("addr add {}/24 dev eth0\naddr add {}/64 dev eth0 nodad\n", addresses[0], addresses[1]),
+        ),
+        (&client, "neigh flush dev eth0\n".to_owned()),
+    ] {
+        let batch = mesh.lab.dir().join("addresses");
+        fs::write(&batch, lines)?;
+        let mut ip = Command::new("ip");
+        ip.arg("-batch").arg(&batch);
+        pod.run(ip, SOON)?.success()?;
+    }
+    gone.update(|manifest| manifest.set("metadata.deletionTimestamp", json!("2026-01-02T00:00:00Z")))?;
+    heir.update(|manifest| {
+        manifest.set("metadata.creationTimestamp", json!("2026-01-02T00:00:00Z"));
+        manifest.set("status.podIP", json!(addresses[0]));
+        manifest.set("status.podIPs", json!(addresses.map(|ip| json!({ "ip": ip }))));
+    })?;
+    eventually(SOON, "the Service knows the address", || {
+        let config = mesh.agents[0].get("/debug/config")?.ok()?;
+        let knows = |ip: &IpAddr| config.contains(&format!("\"{}\"", SocketAddr::new(*ip, PORT)));
+        ensure!(addresses.iter().all(knows), "{config}");
+        Ok(())
+    })?;
+    let mut expected = 0.0;
+    for ip in cluster_ips() {
+        let served = dial_at_once(&client, SocketAddr::new(ip, PORT), 24, 24)?.all_served()?;
+        ensure!(served.keys().eq(["heir", "keeper"]), "{ip} is served by {served:?}");
+        expected += served["heir"] as f64;
+    }
+    ensure!(mesh.agents[0].metrics()?.sum("undermesh_pods_enrolled", &[]) == 3.0, "the pod has left already");
+    let told = (opened("heir", "plaintext")?, opened("heir", "same_node")?);
+    ensure!(told == (expected, 0.0), "{told:?} connections in plaintext and vouched for, not {expected}");
+    Ok(())
 }
 
 #[test]

@@ -1,16 +1,20 @@
 //! Tunnels that die, are told to go, or lead to a pod that leaves the mesh: what has begun goes on where it can, and
 //! nothing new is lost.
 
+use std::fs;
+use std::net::IpAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use undermesh_tests::lab::{Pod, PodSpec, binary};
+use undermesh_tests::lab::{Manifest, Pod, PodSpec, binary, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
-use crate::kit::{Mesh, Run, SHOP, SOON, Talk, dial, serve};
+use crate::intruders::publish;
+use crate::kit::{Mesh, PORT, Run, SHOP, SOON, Talk, dial, serve};
 use crate::mesh::{OPENED, REFUSED};
+use crate::pki::{Authority, Leaf};
 
 const TUNNELS: &str = "undermesh_tunnels_open";
 
@@ -72,6 +76,46 @@ fn a_tunnel_that_fell_silent_costs_seconds_and_no_connection() -> Result<()> {
     let took = began.elapsed();
     ensure!(took < Duration::from_secs(6), "the dead tunnel was found out only after {took:?}");
     ensure!(opened(&mesh, "plaintext")? == 0.0, "the connection went past the tunnel");
+    Ok(())
+}
+
+/// A tunnel may break when the stream is asked for already: another endpoint does better.
+#[test]
+fn a_tunnel_that_breaks_before_its_answer_costs_no_connection() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent, Feature::Program("python3"));
+    const COUNT: usize = 20;
+    let (mesh, client, far) = pair("um-e2e-tunnel-breaks", &[])?;
+    let addresses = [IpAddr::from([10, 96, 0, 10]), IpAddr::from([0xfd96, 0, 0, 0, 0, 0, 0, 0x10])];
+    let service = Manifest::service(SHOP, "till", &addresses, &[(PORT, PORT)], &[("app", far.name())]);
+    mesh.lab.apply(&service)?;
+    // Of the same service account as every pod here, so it is who its client expects.
+    let breaker = mesh.lab.add_node()?.add_pod(PodSpec::new(SHOP, "breaker").label("app", far.name()))?;
+    let certificate = Authority::of_lab(&mesh.lab)?.sign(&mesh.lab, "breaker", Leaf::GOOD)?;
+    let script = mesh.lab.dir().join("breaker.py");
+    fs::write(&script, include_str!("breaker.py"))?;
+    let mut python = Command::new("python3");
+    python.arg(&script).arg(&certificate);
+    let broken = breaker.spawn(python)?;
+    breaker.wait_listening(15008)?;
+    publish(&mesh.lab, &mesh.agents[0], &breaker)?;
+    let asked = || broken.output().lines().count();
+
+    for ip in addresses {
+        let before = asked();
+        let served = eventually(SOON, "the Service is known", || dial(&client, ip, 1)?.all_served())?;
+        ensure!(served.keys().eq(["far"]), "{ip} is served by {served:?}");
+        dial(&client, ip, COUNT)?.all_served()?;
+        ensure!(asked() > before, "{ip}: no tunnel broke");
+    }
+    // Where there is no other endpoint the client hears of it.
+    for ip in [breaker.ip(), breaker.ip6()] {
+        dial(&client, ip, COUNT)?.all_failed("ECONNRESET")?;
+    }
+    let labels =
+        [("reason", "connect_reset"), ("security", "mutual_tls"), ("destination_workload", "breaker")];
+    let refused = mesh.agents[0].metrics()?.sum(REFUSED, &labels);
+    ensure!(refused == 2.0 * COUNT as f64, "{refused} are counted");
+    ensure!(opened(&mesh, "plaintext")? == 0.0, "connections went past the tunnel");
     Ok(())
 }
 

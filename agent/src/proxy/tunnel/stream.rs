@@ -12,7 +12,6 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use h2::{Reason, RecvStream, SendStream};
-use socket2::SockRef;
 use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
@@ -149,9 +148,18 @@ impl Outgoing {
                     send.reserve_capacity(MOST);
                     *self = Self::Reserving;
                     // The end of the stream needs no room, and must not wait for others to make some.
-                    if send.capacity() == 0 && is_over(socket.as_ref()) {
-                        send.send_data(Bytes::new(), true).map_err(Broken::Tunnel)?;
-                        *self = Self::Ended;
+                    if send.capacity() == 0 {
+                        match poll_peek(cx, socket) {
+                            Poll::Ready(Ok(0)) => self.end(send)?,
+                            // Bytes need room; what broke the socket shows when it is read.
+                            Poll::Ready(_) => {}
+                            // What was read last was all that there is, and the end may come next.
+                            Poll::Pending => {
+                                send.reserve_capacity(0);
+                                *self = Self::Waiting;
+                                return Poll::Pending;
+                            }
+                        }
                     }
                 }
                 Self::Reserving => {
@@ -168,8 +176,7 @@ impl Outgoing {
                     if let Poll::Ready(Ok(bytes)) = &read
                         && bytes.is_empty()
                     {
-                        send.send_data(Bytes::new(), true).map_err(Broken::Tunnel)?;
-                        *self = Self::Ended;
+                        self.end(send)?;
                         continue;
                     }
                     let mut n = 0;
@@ -180,13 +187,11 @@ impl Outgoing {
                         moved += n;
                         send.send_data(bytes, false).map_err(Broken::Tunnel)?;
                     }
-                    if n == room {
-                        send.reserve_capacity(MOST);
-                    } else {
+                    if n < room {
                         // There is no more for now, and others may need what this stream does not.
                         send.reserve_capacity(0);
-                        *self = Self::Waiting;
                     }
+                    *self = Self::Waiting;
                 }
                 Self::Ended => return Poll::Ready(Ok(())),
             }
@@ -194,12 +199,19 @@ impl Outgoing {
         cx.waker().wake_by_ref();
         Poll::Pending
     }
+
+    /// Tells the tunnel that the socket has ended its stream.
+    fn end(&mut self, send: &mut SendStream<Bytes>) -> Result<(), Broken> {
+        send.send_data(Bytes::new(), true).map_err(Broken::Tunnel)?;
+        *self = Self::Ended;
+        Ok(())
+    }
 }
 
-/// Whether the socket has ended its stream, and all of it has been read.
-fn is_over(socket: &TcpStream) -> bool {
-    let mut byte = [std::mem::MaybeUninit::uninit()];
-    matches!(SockRef::from(socket).peek(&mut byte), Ok(0))
+/// How many bytes wait to be read, one at the most; 0 at the end of the stream.
+fn poll_peek(cx: &mut Context<'_>, socket: &mut ReadHalf<'_>) -> Poll<io::Result<usize>> {
+    let mut byte = [0];
+    socket.poll_peek(cx, &mut ReadBuf::new(&mut byte))
 }
 
 /// One read of what there is room for. A short one leaves the socket drained, without asking again.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -32,9 +33,14 @@ struct Tunnel {
 
 impl Tunnel {
     async fn new() -> Self {
+        Self::to(server::settings()).await
+    }
+
+    /// To a server with these settings.
+    async fn to(server: h2::server::Builder) -> Self {
         let (near, far) = tokio::io::duplex(256 * 1024);
         let (client, server) =
-            tokio::join!(client::settings().handshake(near), server::settings().handshake::<_, Bytes>(far));
+            tokio::join!(client::settings().handshake(near), server.handshake::<_, Bytes>(far));
         let ((requests, driver), mut server) = (client.unwrap(), server.unwrap());
         tokio::spawn(driver);
         let (sender, accepted) = mpsc::channel(1);
@@ -194,4 +200,73 @@ async fn a_slow_reader_holds_its_sender_and_nobody_else() {
     assert_eq!(read.len(), written);
     slow.server.shutdown().await.unwrap();
     assert_eq!(slow.reasons().await, [CloseReason::Done; 2]);
+}
+
+/// A stream in a tunnel without room, and the other end of it.
+struct Crowded {
+    client: TcpStream,
+    far: RecvStream,
+    /// Has got what fills the connection's window, and gives nothing back.
+    neighbour: RecvStream,
+    _alive: (Tunnel, [SendStream<Bytes>; 2]),
+}
+
+impl Crowded {
+    /// These last words fill what room there was.
+    async fn after(words: &'static str) -> Self {
+        let mut server = server::settings();
+        server.initial_connection_window_size(SMALL_WINDOW as u32);
+        let mut tunnel = Tunnel::to(server).await;
+        let [near, (far_send, mut far)] = tunnel.stream().await;
+        let [(mut send, _), (_, mut neighbour)] = tunnel.stream().await;
+        let (mut client, relayed) = sockets().await;
+        spawn(relayed, Side::Client, near);
+
+        send.reserve_capacity(SMALL_WINDOW);
+        while send.capacity() < SMALL_WINDOW {
+            timeout(PATIENCE, poll_fn(|cx| send.poll_capacity(cx))).await.expect("room").unwrap().unwrap();
+        }
+        let filling = SMALL_WINDOW - words.len();
+        send.send_data(vec![7; filling].into(), false).unwrap();
+        send.reserve_capacity(0);
+        let mut held = 0;
+        while held < filling {
+            held += timeout(PATIENCE, neighbour.data()).await.expect("data").unwrap().unwrap().len();
+        }
+        client.write_all(words.as_bytes()).await.unwrap();
+        if !words.is_empty() {
+            let heard = timeout(PATIENCE, far.data()).await.expect("there is room for that");
+            assert_eq!(heard.unwrap().unwrap(), words);
+        }
+        Self { client, far, neighbour, _alive: (tunnel, [far_send, send]) }
+    }
+}
+
+/// The least window that HTTP/2 has for a connection, in bytes.
+const SMALL_WINDOW: usize = 65_535;
+
+#[tokio::test]
+async fn the_end_of_a_stream_waits_for_no_room() {
+    for words in ["", "last words"] {
+        let Crowded { mut client, mut far, neighbour: _neighbour, _alive } = Crowded::after(words).await;
+        client.shutdown().await.unwrap();
+        let mut next = async || timeout(PATIENCE, far.data()).await.expect("the end comes");
+        // It is a frame of its own, without bytes.
+        while let Some(heard) = next().await {
+            assert_eq!(heard.unwrap(), "", "after {words:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn bytes_wait_for_room_and_get_it() {
+    for words in ["", "words"] {
+        let Crowded { mut client, mut far, mut neighbour, _alive } = Crowded::after(words).await;
+        client.write_all(b"more").await.unwrap();
+        let early = timeout(Duration::from_millis(200), far.data()).await;
+        assert!(early.is_err(), "{early:?} came without room for it, after {words:?}");
+        neighbour.flow_control().release_capacity(SMALL_WINDOW - words.len()).unwrap();
+        let heard = timeout(PATIENCE, far.data()).await.expect("it comes once there is room");
+        assert_eq!(heard.unwrap().unwrap(), "more", "after {words:?}");
+    }
 }
