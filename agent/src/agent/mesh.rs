@@ -16,7 +16,7 @@ use super::tunnel::Members;
 use crate::capture::Capture;
 use crate::model::{Enrolment, NodeInfo, Snapshot, Workload, WorkloadUid};
 use crate::proxy::{Fate, Workers};
-use crate::telemetry::{PodState, Telemetry};
+use crate::telemetry::{NotEnrolledReason, PodState, Telemetry};
 
 /// How often the agent looks after what ends by itself: pods that leave, codes out of use, pods whose processes
 /// are gone, pods whose cgroup or network namespace is another one now.
@@ -24,6 +24,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// How soon a pod whose enrolment failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a pod may be known to the API server and not to the machine, before that is told.
+const MISSING: Duration = Duration::from_secs(10);
 
 /// The pods of this node, as they are to be and as they are.
 pub(super) struct Mesh {
@@ -49,8 +52,7 @@ impl Mesh {
         snapshot: Arc<ArcSwap<Snapshot>>,
         reporters: Reporters,
         telemetry: Arc<Telemetry>,
-        capture: Capture,
-        workers: Workers,
+        (capture, workers): (Capture, Workers),
         members: Option<Members>,
     ) -> Self {
         Self {
@@ -67,8 +69,12 @@ impl Mesh {
         }
     }
 
-    /// Follows the snapshots for as long as there are any.
-    pub(super) async fn follow(&mut self, mut news: watch::Receiver<()>) -> anyhow::Result<()> {
+    /// Follows the snapshots for as long as there are any, and says whenever something has come of it.
+    pub(super) async fn follow(
+        &mut self,
+        mut news: watch::Receiver<()>,
+        applied: &watch::Sender<()>,
+    ) -> anyhow::Result<()> {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         let mut settled = false;
         loop {
@@ -89,6 +95,7 @@ impl Mesh {
                 _ = housekeeping.tick() => self.tidy().await?,
                 () = sleep_until(retry), if retry.is_some() => self.try_again().await?,
             }
+            applied.send_replace(());
         }
     }
 
@@ -140,6 +147,10 @@ impl Mesh {
             }
             return Ok(());
         }
+        if workload.paths.is_none() && self.reporters.announcer.is_some() {
+            self.miss(workload);
+            return Ok(());
+        }
         if self.capture.has_moved(workload) {
             self.unwant(&workload.uid);
         }
@@ -160,6 +171,23 @@ impl Mesh {
             return Ok(());
         }
         self.enrol(workload).await
+    }
+
+    /// The API server has the pod, and the machine does not show it: not yet, or never, as with a runtime that keeps its pods
+    /// elsewhere.
+    fn miss(&mut self, workload: &Arc<Workload>) {
+        let is_first = !self.failed.contains_key(&workload.uid);
+        self.unwant(&workload.uid);
+        self.wanted.insert(workload.uid.clone(), workload.clone());
+        self.failed.insert(workload.uid.clone(), Instant::now() + MISSING);
+        if is_first {
+            return self.reporters.pending(workload);
+        }
+        let detail = "no process of the pod is to be found in the kubelet's cgroups, and the container runtime has not \
+                      told of it; runtimes that keep pods elsewhere are not supported";
+        let state =
+            PodState::NotEnrolled { reason: NotEnrolledReason::NetnsUnavailable, detail: detail.into() };
+        self.reporters.pod(workload, state);
     }
 
     async fn enrol(&mut self, workload: &Arc<Workload>) -> anyhow::Result<()> {

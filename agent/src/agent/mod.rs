@@ -3,6 +3,7 @@
 mod enrolled;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod gate;
 mod mesh;
 mod report;
 mod source;
@@ -29,6 +30,7 @@ use crate::model::{MtlsMode, NodeInfo, Snapshot};
 use crate::proxy::{Proxy, ProxySettings, Workers};
 use crate::telemetry::{AccessLog, AccessLogSettings, Status, Telemetry, TelemetrySettings};
 
+use gate::Gate;
 use mesh::Mesh;
 use report::Reporters;
 use source::Source;
@@ -120,12 +122,14 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
         }
     };
 
+    let (applied, gate) = watch::channel(());
+    let gate = Gate { snapshot: snapshot.clone(), status: status.clone(), applied: gate, on_agent_down };
     let reporters = Reporters { status, announcer: announcer.clone() };
-    let mut mesh =
-        Mesh::new(settings.node, snapshot, reporters, telemetry.clone(), capture, workers, members);
+    let kernel_side = (capture, workers);
+    let mut mesh = Mesh::new(settings.node, snapshot, reporters, telemetry.clone(), kernel_side, members);
     let ended = tokio::select! {
-        result = mesh.follow(news) => result,
-        error = source.follow(publish, published, announcer) => Err(error),
+        result = mesh.follow(news, &applied) => result,
+        error = source.follow(publish, published, announcer, gate) => Err(error),
         () = in_background(background) => unreachable!("it runs for ever"),
         () = stop_signal() => {
             info!("stopping; enrolled pods stay in their down mode until the next agent takes over");

@@ -32,6 +32,12 @@ impl Reporters {
         self.status.set_pod(workload.uid.clone(), PodReport { pod: workload.pod.clone(), state });
     }
 
+    /// The pod will be in the mesh in a moment: nothing to tell the API server.
+    pub(super) fn pending(&self, workload: &Workload) {
+        let report = PodReport { pod: workload.pod.clone(), state: PodState::Pending };
+        self.status.set_pod(workload.uid.clone(), report);
+    }
+
     /// The pod asks for the mesh and cannot be in it, which the snapshot says as well.
     pub(super) fn impossible(&self, workload: &Workload, detail: &str) {
         if let Some(announcer) = &self.announcer {

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use tokio::sync::mpsc::{self, UnboundedSender};
 use tracing::error;
+
+use super::gate::Gate;
 
 use crate::config::Defaults;
 use crate::discovery::Publication;
@@ -13,6 +16,7 @@ use crate::discovery::directory::Directory;
 use crate::discovery::kubernetes::{self, Announcer, Cluster};
 use crate::discovery::node::Sighting;
 use crate::discovery::node::cgroups::Cgroups;
+use crate::discovery::node::nri::Nri;
 use crate::model::NodeInfo;
 use crate::proxy::tunnel::PublishedPods;
 
@@ -25,6 +29,8 @@ pub enum SourceSettings {
     Kubernetes {
         /// The cgroup2 tree in which the kubelet keeps its pods.
         cgroup_root: PathBuf,
+        /// Where the container runtime offers NRI.
+        nri_socket: PathBuf,
     },
 }
 
@@ -32,8 +38,16 @@ pub enum SourceSettings {
 pub(super) enum Source {
     /// A directory, read once.
     Directory(Box<Directory>),
-    /// The API server, and the machine's cgroups.
-    Cluster(Box<Cluster>, Box<Cgroups>, tokio::sync::mpsc::UnboundedSender<Sighting>),
+    /// The API server, and what the machine knows of its pods.
+    Cluster(Box<ClusterSource>),
+}
+
+/// The API server, and the two ways to the pods of the machine.
+pub(super) struct ClusterSource {
+    cluster: Cluster,
+    cgroups: Cgroups,
+    nri: Nri,
+    tell: UnboundedSender<Sighting>,
 }
 
 impl Source {
@@ -47,13 +61,14 @@ impl Source {
             SourceSettings::Directory(path) => {
                 Ok(Self::Directory(Box::new(Directory::open(path, node, defaults)?)))
             }
-            SourceSettings::Kubernetes { cgroup_root } => {
+            SourceSettings::Kubernetes { cgroup_root, nri_socket } => {
                 let cgroups = Cgroups::open(cgroup_root).with_context(|| {
                     format!("looking for pods in {} (--cgroup-root)", cgroup_root.display())
                 })?;
                 let (tell, sightings) = kubernetes::sightings();
                 let cluster = Cluster::connect(node, defaults, sightings).await?;
-                Ok(Self::Cluster(Box::new(cluster), Box::new(cgroups), tell))
+                let nri = Nri { socket: nri_socket.clone(), cgroup_root: cgroup_root.clone() };
+                Ok(Self::Cluster(Box::new(ClusterSource { cluster, cgroups, nri, tell })))
             }
         }
     }
@@ -62,7 +77,7 @@ impl Source {
     pub(super) fn announcer(&self) -> Option<Announcer> {
         match self {
             Self::Directory(_) => None,
-            Self::Cluster(cluster, ..) => Some(cluster.announcer()),
+            Self::Cluster(source) => Some(source.cluster.announcer()),
         }
     }
 
@@ -73,6 +88,7 @@ impl Source {
         mut publish: impl FnMut(Publication),
         published: Option<PublishedPods>,
         announcer: Option<Announcer>,
+        gate: Gate,
     ) -> anyhow::Error {
         match self {
             Self::Directory(directory) => {
@@ -80,7 +96,11 @@ impl Source {
                 let Err(error) = directory.follow(publish).await;
                 anyhow::Error::new(error).context("following the directory of manifests")
             }
-            Self::Cluster(cluster, cgroups, tell) => {
+            Self::Cluster(source) => {
+                let ClusterSource { cluster, cgroups, nri, tell } = *source;
+                let (arrive, arrivals) = mpsc::unbounded_channel();
+                let runtime = async { tokio::join!(nri.serve(tell.clone(), arrive), gate.keep(arrivals)) };
+                let tell = tell.clone();
                 let sightings = cgroups.follow(move |sighting| {
                     if tell.send(sighting).is_err() {
                         error!("nobody listens to what the machine says of its pods");
@@ -106,6 +126,7 @@ impl Source {
                     Err(error) = sightings => anyhow::Error::new(error).context("following the cgroups of pods"),
                     Err(error) = followed => error.context("following the Kubernetes API"),
                     never = told => match never {},
+                    _ = runtime => unreachable!("both go on for ever"),
                 }
             }
         }

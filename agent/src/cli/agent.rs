@@ -63,6 +63,15 @@ pub struct AgentArgs {
         env = "UNDERMESH_CGROUP_ROOT"
     )]
     cgroup_root: PathBuf,
+    /// Where the container runtime offers NRI, by which a pod is in the mesh before its first container runs.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/var/run/nri/nri.sock",
+        requires = "kubernetes",
+        env = "UNDERMESH_NRI_SOCKET"
+    )]
+    nri_socket: PathBuf,
     /// Folder on a bpffs for the pinned maps and links.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/undermesh", env = "UNDERMESH_BPFFS")]
     bpffs: PathBuf,
@@ -203,7 +212,10 @@ impl AgentArgs {
             },
             source: match &self.config_dir {
                 Some(directory) => SourceSettings::Directory(directory.clone()),
-                None => SourceSettings::Kubernetes { cgroup_root: self.cgroup_root.clone() },
+                None => SourceSettings::Kubernetes {
+                    cgroup_root: self.cgroup_root.clone(),
+                    nri_socket: self.nri_socket.clone(),
+                },
             },
             admin_address: self.admin_address,
             capture: CaptureSettings {

@@ -122,6 +122,11 @@ impl Status {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid)
     }
 
+    /// What was reported of one pod.
+    pub fn pod(&self, uid: &str) -> Option<PodState> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).get(uid).map(|report| report.state.clone())
+    }
+
     /// Every document that is rejected now, in place of those before.
     pub fn set_rejections(&self, rejections: Vec<Rejection>) {
         *self.rejections.write().unwrap_or_else(PoisonError::into_inner) = rejections.into();

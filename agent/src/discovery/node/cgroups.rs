@@ -103,22 +103,8 @@ impl Cgroups {
 
     /// Walks the directories that may lead to pods, and watches them.
     fn scan(&mut self) {
-        let mut pods = BTreeMap::new();
-        let mut directories = vec![self.root.clone()];
-        let mut seen = Vec::new();
-        while let Some(directory) = directories.pop() {
-            for path in children(&directory) {
-                let Some(file) = path.file_name().and_then(|file| file.to_str()) else { continue };
-                if let Some(uid) = name::pod(file) {
-                    seen.push(path.clone());
-                    pods.insert(uid, path);
-                } else if name::leads_to_pods(file) {
-                    directories.push(path);
-                }
-            }
-            seen.push(directory);
-        }
-        for path in seen {
+        let Walked { pods, on_the_way } = walk(&self.root);
+        for path in on_the_way.into_iter().chain(pods.values().cloned()) {
             self.watch(path);
         }
         self.watched.retain(|_, path| path.exists());
@@ -177,20 +163,46 @@ impl Cgroups {
     }
 }
 
+/// The directory of one pod.
+pub(super) fn find(root: &Path, uid: &str) -> Option<PathBuf> {
+    walk(root).pods.remove(uid)
+}
+
+/// What there is in a tree.
+struct Walked {
+    pods: BTreeMap<WorkloadUid, PathBuf>,
+    /// The directories in which there may be more.
+    on_the_way: Vec<PathBuf>,
+}
+
+fn walk(root: &Path) -> Walked {
+    let (mut pods, mut on_the_way) = (BTreeMap::new(), Vec::new());
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for path in children(&directory) {
+            let Some(file) = path.file_name().and_then(|file| file.to_str()) else { continue };
+            if let Some(uid) = name::pod(file) {
+                pods.insert(uid, path);
+            } else if name::leads_to_pods(file) {
+                directories.push(path);
+            }
+        }
+        on_the_way.push(directory);
+    }
+    Walked { pods, on_the_way }
+}
+
 /// Where the pod lives, once it has a process with a network.
 fn place(cgroup: &Path, before: Option<&Place>) -> Option<Place> {
     let mut found: Vec<PathBuf> = Vec::new();
     for pid in processes(cgroup).into_iter().take(PROCESSES) {
-        match namespaces::of_process(pid) {
-            Ok(Some(path)) => {
-                let is_pinned = !path.starts_with("/proc");
-                found.push(path);
-                if is_pinned {
-                    break;
-                }
+        // One that is gone, or on the host's network, tells nothing.
+        if let Ok(Some(path)) = namespaces::of_process(pid) {
+            let is_pinned = !path.starts_with("/proc");
+            found.push(path);
+            if is_pinned {
+                break;
             }
-            // On the host's network, or gone.
-            Ok(None) | Err(_) => {}
         }
     }
     let netns = match found.iter().find(|path| !path.starts_with("/proc")) {

@@ -6,8 +6,12 @@
 mod addresses;
 pub mod cgroups;
 mod namespaces;
+pub mod nri;
 
 use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
 
 use crate::model::{PodPaths, WorkloadUid};
 
@@ -18,6 +22,17 @@ pub struct Place {
     pub paths: PodPaths,
     /// The addresses of its interfaces. They are there before the API server has been told of them.
     pub addresses: Vec<IpAddr>,
+}
+
+/// A pod that has just come, and that runs nothing before it is decided what becomes of it.
+#[derive(Debug)]
+pub struct Arrival {
+    /// The pod.
+    pub uid: WorkloadUid,
+    /// How long is waited for the decision; then it starts anyway.
+    pub patience: Duration,
+    /// It may start, or it may not, for this reason.
+    pub decide: oneshot::Sender<Result<(), String>>,
 }
 
 /// What has been found out.

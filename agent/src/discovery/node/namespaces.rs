@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// Where runtimes pin the namespaces of pods: containerd and CRI-O, by their CNI libraries.
-const PINS: [&str; 2] = ["/run/netns", "/var/run/netns"];
+const PINS: &str = "/run/netns";
 
 /// A path to the namespace of a process, and not the node's own: `None` for one on the host's network. The runtime's
 /// pin, if there is one, outlives the process; else the way is through the process.
@@ -22,8 +22,13 @@ pub(super) fn of_process(pid: u32) -> io::Result<Option<PathBuf>> {
     Ok(Some(pinned(namespace).unwrap_or(through)))
 }
 
+/// A runtime's path to a pin as it is read here: `/var/run` is `/run`, by a link that a container may not have.
+pub(super) fn spelt_as_here(path: &Path) -> PathBuf {
+    path.strip_prefix("/var/run/netns").map_or_else(|_| path.to_owned(), |pin| Path::new(PINS).join(pin))
+}
+
 fn pinned(namespace: (u64, u64)) -> Option<PathBuf> {
-    let entries = PINS.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let entries = fs::read_dir(PINS).into_iter().flatten().flatten();
     entries.map(|entry| entry.path()).find(|path| id(path).is_ok_and(|other| other == namespace))
 }
 
