@@ -138,8 +138,8 @@ impl Grounds {
         network::ip(
             Some(&control),
             &format!(
-                "link add {part} type veth peer name eth0 netns {node}
-                 link set {part} master nodes up"
+                "link add node-{part} type veth peer name eth0 netns {node}
+                 link set node-{part} master nodes up"
             ),
         )?;
         let ([v4, v6], [gateway4, gateway6]) = (node_addresses(number), control_addresses());
