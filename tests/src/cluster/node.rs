@@ -229,6 +229,8 @@ fn containerd_config(lacks_controllers: bool) -> String {
         r#"version = 3
 [grpc]
 address = "{SOCKET}"
+[plugins."io.containerd.internal.v1.opt"]
+path = "/var/lib/containerd/opt"
 [plugins."io.containerd.cri.v1.images"]
 snapshotter = "{snapshotter}"
 [plugins."io.containerd.cri.v1.images".pinned_images]
@@ -273,6 +275,7 @@ fn kubelet_config() -> Value {
         "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
         "resolvConf": "/var/lib/kubelet/resolv.conf",
         "clusterDomain": "cluster.local",
+        "volumePluginDir": "/var/lib/kubelet/plugins-of-volumes",
         // There is no systemd in a node.
         "cgroupDriver": "cgroupfs", "enforceNodeAllocatable": ["none"],
         // The machine's disk and memory are not the node's: neither is a reason to evict a pod, or to remove images

@@ -22,7 +22,8 @@ struct Module {
     programs: &'static [(&'static str, &'static str)],
     /// The required module whose version the programs are to tell, and the variables that hold it.
     told: Option<(&'static str, &'static [&'static str])>,
-    /// Needs a C compiler.
+    /// Build tags, and whether a C compiler is needed.
+    tags: &'static str,
     cgo: bool,
 }
 
@@ -34,6 +35,7 @@ const MODULES: [Module; 7] = [
             ("runc-partial", "undermesh/tests/cluster/node/runc-partial"),
         ],
         told: None,
+        tags: "",
         cgo: false,
     },
     Module {
@@ -45,12 +47,15 @@ const MODULES: [Module; 7] = [
             ("portmap", "github.com/containernetworking/plugins/plugins/meta/portmap"),
         ],
         told: None,
+        tags: "",
         cgo: false,
     },
     Module {
         folder: "runc",
         programs: &[("runc", "github.com/opencontainers/runc")],
         told: Some(("github.com/opencontainers/runc", &["main.version"])),
+        // The pods' profiles are made by libseccomp.
+        tags: "seccomp",
         // It enters namespaces in C, before Go starts its threads.
         cgo: true,
     },
@@ -65,9 +70,16 @@ const MODULES: [Module; 7] = [
             "github.com/containerd/containerd/v2",
             &["github.com/containerd/containerd/v2/version.Version"],
         )),
+        tags: "",
         cgo: false,
     },
-    Module { folder: "etcd", programs: &[("etcd", "go.etcd.io/etcd/server/v3")], told: None, cgo: false },
+    Module {
+        folder: "etcd",
+        programs: &[("etcd", "go.etcd.io/etcd/server/v3")],
+        told: None,
+        tags: "",
+        cgo: false,
+    },
     Module {
         folder: "kubernetes",
         programs: &[
@@ -79,12 +91,14 @@ const MODULES: [Module; 7] = [
             ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
         ],
         told: Some(("k8s.io/kubernetes", &["k8s.io/component-base/version.gitVersion"])),
+        tags: "",
         cgo: false,
     },
     Module {
         folder: "helm",
         programs: &[("helm", "helm.sh/helm/v3/cmd/helm")],
         told: Some(("helm.sh/helm/v3", &["helm.sh/helm/v3/internal/version.version"])),
+        tags: "",
         cgo: false,
     },
 ];
@@ -125,7 +139,7 @@ impl Module {
             say::step(&format!("building {program}"));
             let mut build = go(self.folder);
             build.env("CGO_ENABLED", if self.cgo { "1" } else { "0" });
-            build.args(BUILD).args(["-ldflags", &flags, "-o"]);
+            build.args(BUILD).args(["-tags", self.tags, "-ldflags", &flags, "-o"]);
             let new = built.with_extension("new");
             build.arg(&new).arg(package);
             run(build)?;
@@ -164,7 +178,9 @@ fn folder() -> Result<PathBuf> {
     everything.extend(BUILD.concat().into_bytes());
     for module in &MODULES {
         for (program, package) in module.programs {
-            everything.extend(format!("{program} {package} {}", module.linker_flags()?).into_bytes());
+            everything.extend(
+                format!("{program} {package} {} {}", module.tags, module.linker_flags()?).into_bytes(),
+            );
         }
         let mut files = sources(&source().join(module.folder))?;
         files.sort();

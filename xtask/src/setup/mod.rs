@@ -59,6 +59,8 @@ const FOR_CLUSTER: Packages = &[
     ("util-linux", "enters nodes"),
     ("gcc", "builds the part of runc that is in C"),
     ("libc6-dev", "has the headers for it"),
+    ("libseccomp-dev", "makes the filters of system calls that pods get"),
+    ("pkg-config", "finds it"),
     ("busybox-static", "is what is in the pods of the tests"),
 ];
 
