@@ -152,6 +152,8 @@ fn controller_manager(grounds: &Grounds, access: &Access, token_key: &TokenKey) 
     file("cluster-signing-cert-file", &authority.certificate);
     file("cluster-signing-key-file", &authority.key);
     file("service-account-private-key-file", &token_key.private);
+    // It makes the folder, which is the machine's own if none is named.
+    file("flex-volume-plugin-dir", &grounds.data().join("control/volumes"));
     // Each node's range of pods is set with its network, before there is a control plane.
     manager.args(["--allocate-node-cidrs=false", "--use-service-account-credentials=true"]);
     manager.arg(format!("--cluster-cidr={PODS}")).arg(format!("--service-cluster-ip-range={SERVICES}"));

@@ -7,6 +7,7 @@
 
 mod certificates;
 mod control;
+mod dns;
 mod grounds;
 pub mod image;
 pub mod init;
@@ -14,6 +15,7 @@ mod node;
 mod relay;
 mod tools;
 
+use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -51,7 +53,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster of so many nodes, up to 26, and waits until they are ready. The name begins with `um-`;
+    /// Starts a cluster of so many nodes, up to 26, and waits until they are ready and names are resolved. The name begins with `um-`;
     /// clusters and labs of different names may live side by side. What an earlier run of the same name may have left
     /// is swept first.
     pub fn start(name: &str, nodes: usize, tools: Tools) -> Result<Self> {
@@ -71,8 +73,10 @@ impl Cluster {
         for _ in 0..nodes {
             cluster.boot_node(&access)?;
         }
-        cluster.import_pause()?;
+        cluster.import_program(node::PAUSE_IMAGE, "pause")?;
+        cluster.import_program(dns::IMAGE, "coredns")?;
         cluster.wait_ready()?;
+        cluster.start_dns()?;
         Ok(cluster)
     }
 
@@ -115,6 +119,22 @@ impl Cluster {
     /// The folder of the logs of the control plane and of the nodes' first processes; see [`Node::log`] for others.
     pub fn log_dir(&self) -> PathBuf {
         self.grounds.state.log_dir()
+    }
+
+    /// Copies all logs into a folder that outlives the cluster.
+    pub fn keep_logs(&self, into: &Path) -> Result<()> {
+        let mut folders = vec![(self.log_dir(), into.to_owned())];
+        folders.extend(self.nodes.iter().map(|node| (node.data().join("log"), into.join(node.name()))));
+        for (from, to) in folders {
+            fs::create_dir_all(&to)?;
+            for log in fs::read_dir(from)? {
+                let log = log?;
+                if log.file_type()?.is_file() {
+                    fs::copy(log.path(), to.join(log.file_name())).context("a log cannot be kept")?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The programs that it is made of, helm and kubectl among them.
@@ -199,7 +219,7 @@ impl Cluster {
     fn kubelet_logs(&self) -> String {
         let mut text = String::new();
         for node in &self.nodes {
-            let log = std::fs::read(node.log("kubelet")).unwrap_or_default();
+            let log = fs::read(node.log("kubelet")).unwrap_or_default();
             let log = String::from_utf8_lossy(&log);
             let lines: Vec<_> = log.lines().collect();
             text += &format!("{}:\n{}\n", node.name(), lines[lines.len().saturating_sub(15)..].join("\n"));
@@ -213,11 +233,21 @@ impl Cluster {
         Ok(())
     }
 
-    fn import_pause(&self) -> Result<()> {
-        let layer = Layer::default().file("/pause", 0o755, &self.tools().program("pause"))?;
-        let tar = self.grounds.data().join("pause.tar");
-        Image::new(node::PAUSE_IMAGE).layer(layer).entrypoint(&["/pause"]).write(&tar)?;
-        self.import(&tar)
+    /// Gives all nodes an image of one of the static programs.
+    fn import_program(&self, image: &str, program: &str) -> Result<()> {
+        let layer = Layer::default().file(program, 0o755, &self.tools().program(program))?;
+        let tar = self.grounds.data().join(format!("{program}.tar"));
+        Image::new(image).layer(layer).entrypoint(&[&format!("/{program}")]).write(&tar)?;
+        self.import(&tar)?;
+        fs::remove_file(tar)?;
+        Ok(())
+    }
+
+    fn start_dns(&self) -> Result<()> {
+        self.apply(&dns::manifests())?;
+        let rollout = ["rollout", "status", "deployment/coredns", "--namespace=kube-system", "--timeout=90s"];
+        self.kubectl(&rollout)?;
+        Ok(())
     }
 }
 

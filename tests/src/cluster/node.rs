@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::certificates::Subject;
 use super::control::Access;
+use super::dns;
 use super::grounds::{Grounds, PODS, node_addresses, part_of, pods_of};
 use super::init::{PROGRAMS, Service, Spec};
 use crate::lab::process::Place;
@@ -274,7 +275,7 @@ fn kubelet_config() -> Value {
         "tlsPrivateKeyFile": "/var/lib/kubelet/pki/serving.key",
         "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
         "resolvConf": "/var/lib/kubelet/resolv.conf",
-        "clusterDomain": "cluster.local",
+        "clusterDomain": "cluster.local", "clusterDNS": [dns::ADDRESS],
         "volumePluginDir": "/var/lib/kubelet/plugins-of-volumes",
         // There is no systemd in a node.
         "cgroupDriver": "cgroupfs", "enforceNodeAllocatable": ["none"],

@@ -15,10 +15,11 @@ pub struct Tools {
 }
 
 /// What a cluster is made of.
-pub const PROGRAMS: [&str; 18] = [
+pub const PROGRAMS: [&str; 19] = [
     "bridge",
     "containerd",
     "containerd-shim-runc-v2",
+    "coredns",
     "ctr",
     "etcd",
     "helm",

@@ -4,28 +4,37 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use undermesh_tests::cluster::{Cluster, Tools};
-use undermesh_tests::lab::{eventually, leftovers};
+use undermesh_tests::cluster::Cluster;
+use undermesh_tests::lab::eventually;
 use undermesh_tests::require;
 use undermesh_tests::require::Feature::Cluster as ACluster;
 
 use crate::kit;
-
-const NAME: &str = "um-e2e-kube";
 
 /// Serves a page, says so, and ends when it is asked to.
 const SERVE: &str =
     "trap 'echo ends; exit 0' TERM; httpd -p 8080 -h /www; echo serves; while :; do sleep 1 & wait $!; done";
 
 #[test]
-fn pods_reach_each_other_and_end_and_nothing_is_left() -> Result<()> {
+fn pods_reach_each_other_and_nodes_come_back_and_nothing_is_left() -> Result<()> {
     require!(ACluster);
-    let begun = Instant::now();
-    let mut cluster = Cluster::start(NAME, 2, Tools::of_environment()?)?;
-    eprintln!("both nodes are ready after {:.1} s", begun.elapsed().as_secs_f32());
-    kit::import_image(&cluster)?;
-    let nodes: Vec<_> = cluster.nodes().iter().map(|node| node.name().to_owned()).collect();
+    kit::on_cluster("um-e2e-kube", 2, |cluster| {
+        kit::import_image(cluster)?;
+        let nodes: Vec<_> = cluster.nodes().iter().map(|node| node.name().to_owned()).collect();
+        start_pods(cluster, &nodes)?;
+        pods_reach_each_other(cluster)?;
+        privileged_pods_see_their_node(cluster, &nodes[0])?;
+        print_memory(cluster)?;
+        a_node_that_was_unplugged_comes_back(cluster)?;
 
+        let begun = Instant::now();
+        cluster.kubectl(&["delete", "pod", "server", "--wait", "--timeout=60s"])?;
+        eprintln!("a pod has ended after {:.1} s", begun.elapsed().as_secs_f32());
+        Ok(())
+    })
+}
+
+fn start_pods(cluster: &Cluster, nodes: &[String]) -> Result<()> {
     let begun = Instant::now();
     cluster.apply(&kit::pod("client", &nodes[0], SERVE).to_string())?;
     cluster.apply(&kit::pod("server", &nodes[1], SERVE).to_string())?;
@@ -37,17 +46,6 @@ fn pods_reach_each_other_and_end_and_nothing_is_left() -> Result<()> {
     cluster.apply(&service.to_string())?;
     cluster.kubectl(&["wait", "--for=condition=Ready", "pod/client", "pod/server", "--timeout=60s"])?;
     eprintln!("both pods are ready after {:.1} s", begun.elapsed().as_secs_f32());
-
-    pods_reach_each_other(&cluster)?;
-    privileged_pods_see_their_node(&cluster, &nodes[0])?;
-    print_memory(&mut cluster)?;
-
-    let begun = Instant::now();
-    cluster.kubectl(&["delete", "pod", "server", "--wait", "--timeout=60s"])?;
-    eprintln!("a pod has ended after {:.1} s", begun.elapsed().as_secs_f32());
-    drop(cluster);
-    let left = leftovers(NAME)?;
-    ensure!(left.is_empty(), "left of the cluster: {left:?}");
     Ok(())
 }
 
@@ -69,6 +67,11 @@ fn pods_reach_each_other(cluster: &Cluster) -> Result<()> {
             Ok(())
         })?;
     }
+    let found = cluster.kubectl(&["exec", "client", "--", "nslookup", "server.default.svc.cluster.local"])?;
+    ensure!(
+        cluster_ips.iter().all(|ip| ip.as_str().is_some_and(|ip| found.contains(ip))),
+        "DNS says {found}"
+    );
     ensure!(cluster.kubectl(&["logs", "server"])?.contains("serves"));
     // The way that the API server takes to webhooks.
     let page = cluster.kubectl(&["get", "--raw", "/api/v1/namespaces/default/pods/server:8080/proxy/"])?;
@@ -121,6 +124,24 @@ fn privileged_pods_see_their_node(cluster: &Cluster, node: &str) -> Result<()> {
     see("ls /run/nri/nri.sock").context("no socket of NRI")?;
     see("grep -q kubelet /proc/*/comm").context("no kubelet among the node's processes")?;
     Ok(())
+}
+
+/// Its pods come back with it, and so do the rules that lead to them.
+fn a_node_that_was_unplugged_comes_back(cluster: &mut Cluster) -> Result<()> {
+    let started = "jsonpath={.status.containerStatuses[0].state.running.startedAt}";
+    let since = |cluster: &Cluster| cluster.kubectl(&["get", "pod", "server", "--output", started]);
+    let before = since(cluster)?;
+    cluster.node_mut(1).stop()?;
+    let begun = Instant::now();
+    cluster.node_mut(1).start()?;
+    eventually(Duration::from_secs(90), "the pod runs again", || {
+        let now = since(cluster)?;
+        ensure!(!now.is_empty() && now != before, "it is the one of {now}");
+        Ok(())
+    })?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/server", "--timeout=60s"])?;
+    eprintln!("a node and its pod are back after {:.1} s", begun.elapsed().as_secs_f32());
+    pods_reach_each_other(cluster)
 }
 
 fn print_memory(cluster: &mut Cluster) -> Result<()> {

@@ -5,7 +5,6 @@
 
 pub mod programs;
 
-use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -71,7 +70,9 @@ impl ClusterTask {
             }
         }
         if self.keep_logs {
-            say::step(&format!("the logs are in {}", keep_logs(&cluster)?));
+            let kept = paths::target().join("cluster-logs");
+            cluster.keep_logs(&kept)?;
+            say::step(&format!("the logs are in {}", kept.display()));
         }
         drop(cluster);
         say::step("the cluster is swept: no namespace, cgroup, mount or process is left");
@@ -130,21 +131,4 @@ fn show(cluster: &Cluster) -> Result<()> {
         println!("# {what}\n{command}\n");
     }
     Ok(())
-}
-
-/// Copies the logs to where the sweep does not go.
-fn keep_logs(cluster: &Cluster) -> Result<String> {
-    let kept = paths::target().join("cluster-logs");
-    let mut folders = vec![(cluster.log_dir(), kept.clone())];
-    folders.extend(cluster.nodes().iter().map(|node| (node.data().join("log"), kept.join(node.name()))));
-    for (from, to) in folders {
-        fs::create_dir_all(&to)?;
-        for log in fs::read_dir(from)? {
-            let log = log?;
-            if log.file_type()?.is_file() {
-                fs::copy(log.path(), to.join(log.file_name())).context("a log cannot be kept")?;
-            }
-        }
-    }
-    Ok(kept.display().to_string())
 }

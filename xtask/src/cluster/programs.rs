@@ -27,7 +27,7 @@ struct Module {
     cgo: bool,
 }
 
-const MODULES: [Module; 7] = [
+const MODULES: [Module; 8] = [
     Module {
         folder: "node",
         programs: &[
@@ -91,6 +91,13 @@ const MODULES: [Module; 7] = [
             ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
         ],
         told: Some(("k8s.io/kubernetes", &["k8s.io/component-base/version.gitVersion"])),
+        tags: "",
+        cgo: false,
+    },
+    Module {
+        folder: "coredns",
+        programs: &[("coredns", "github.com/coredns/coredns")],
+        told: None,
         tags: "",
         cgo: false,
     },
