@@ -58,6 +58,8 @@ impl Grounds {
         let grounds = Self { cgroup: root.join(name), state, tools, controllers };
         grounds.make_cgroups(&root)?;
         grounds.state.record("tree", grounds.data())?;
+        // After the machine was booted anew there is no journal, which is in /run, but this is still there.
+        sweep::remove_tree(&grounds.data())?;
         fs::create_dir_all(grounds.data())?;
         grounds.make_fabric()?;
         Ok(grounds)

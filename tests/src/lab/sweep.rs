@@ -77,7 +77,7 @@ fn attempt(stuck: &mut Vec<String>, path: &Path, remove: impl Fn(&Path) -> Resul
 }
 
 /// Like `remove_dir_all`, but fine with a tree that was never made.
-fn remove_tree(path: &Path) -> Result<()> {
+pub(crate) fn remove_tree(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => Ok(other?),

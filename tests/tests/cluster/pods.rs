@@ -23,6 +23,7 @@ fn pods_reach_each_other_and_nodes_come_back_and_nothing_is_left() -> Result<()>
         let nodes: Vec<_> = cluster.nodes().iter().map(|node| node.name().to_owned()).collect();
         start_pods(cluster, &nodes)?;
         pods_reach_each_other(cluster)?;
+        the_api_server_calls_webhooks(cluster)?;
         privileged_pods_see_their_node(cluster, &nodes[0])?;
         print_memory(cluster)?;
         a_node_that_was_unplugged_comes_back(cluster)?;
@@ -73,9 +74,30 @@ fn pods_reach_each_other(cluster: &Cluster) -> Result<()> {
         "DNS says {found}"
     );
     ensure!(cluster.kubectl(&["logs", "server"])?.contains("serves"));
-    // The way that the API server takes to webhooks.
     let page = cluster.kubectl(&["get", "--raw", "/api/v1/namespaces/default/pods/server:8080/proxy/"])?;
     ensure!(page == "a page\n", "the API server was answered {page:?}");
+    Ok(())
+}
+
+/// The pod does not speak TLS, which the API server can only know if it has reached it by the Service's name.
+fn the_api_server_calls_webhooks(cluster: &Cluster) -> Result<()> {
+    let hook = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": { "name": "hook" }, "webhooks": [{
+            "name": "hook.um.test", "admissionReviewVersions": ["v1"], "sideEffects": "None", "timeoutSeconds": 5,
+            "clientConfig": { "service": { "name": "server", "namespace": "default", "port": 80 } },
+            "rules": [{ "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"],
+                "resources": ["configmaps"] }],
+        }],
+    });
+    cluster.apply(&hook.to_string())?;
+    let create = || cluster.kubectl(&["create", "configmap", "any", "--dry-run=server"]);
+    eventually(Duration::from_secs(20), "the webhook is called", || {
+        let refused = create().err().context("it is not called yet")?.to_string();
+        ensure!(refused.contains("server gave HTTP response to HTTPS client"), "{refused}");
+        Ok(())
+    })?;
+    cluster.kubectl(&["delete", "validatingwebhookconfiguration", "hook"])?;
     Ok(())
 }
 
