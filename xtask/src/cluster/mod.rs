@@ -58,7 +58,7 @@ impl ClusterTask {
         build_init()?;
         // Before any thread is started, and after the builds, which handle Ctrl-C well themselves.
         sweep_on_signals()?;
-        say::step(&format!("starting a control plane and {} nodes", self.nodes));
+        say::step(&format!("starting a control plane and its nodes ({})", self.nodes));
         let begun = Instant::now();
         let cluster = Cluster::start(&self.name, self.nodes, tools)?;
         say::step(&format!("all nodes are ready after {:.1} s", begun.elapsed().as_secs_f32()));
