@@ -108,6 +108,12 @@ fn build_init() -> Result<()> {
     run(build)
 }
 
+/// What the cluster sets for programs that call it: also where they keep what must not outlive it.
+fn environment(command: &std::process::Command) -> String {
+    let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    set.map(|(name, value)| format!("{}={}", name.display(), value.display())).collect::<Vec<_>>().join(" ")
+}
+
 fn show(cluster: &Cluster) -> Result<()> {
     say::heading("A cluster");
     say::shown("kubectl get nodes --output wide", &cluster.kubectl(&["get", "nodes", "--output=wide"])?);
@@ -118,8 +124,8 @@ fn show(cluster: &Cluster) -> Result<()> {
         (
             "call it",
             format!(
-                "export KUBECONFIG={} PATH={}:$PATH",
-                cluster.kubeconfig().display(),
+                "export {} PATH={}:$PATH",
+                environment(&cluster.command("kubectl")),
                 tools.dir().display()
             ),
         ),
