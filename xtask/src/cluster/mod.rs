@@ -16,11 +16,6 @@ use crate::command::{cargo, run};
 use crate::{paths, say, setup};
 
 /// The arguments of `cargo xtask cluster`.
-///
-/// A control plane and nodes are started in namespaces of their own, from programs that are built from Go modules when
-/// they are not in the cache. Nothing of the machine's network is changed. The API server can be reached at a loopback
-/// port, by the kubeconfig that is printed. Ctrl-C ends the cluster and removes all of it; what a cluster that was
-/// killed has left is removed when the next of its name is started, or by `--sweep`. Needs root and Go.
 #[derive(Args)]
 pub struct ClusterTask {
     /// How many nodes it has.
