@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod command;
 mod demo;
 mod fuzz;
@@ -37,6 +38,15 @@ enum Task {
     Test(test::Test),
     /// Run end-to-end tests under other kernels, in a VM.
     Vm(vm::Vm),
+    /// Bring up a real Kubernetes on this machine, until Ctrl-C.
+    ///
+    /// A control plane and nodes are started in namespaces of their own, from programs that are built from Go modules
+    /// when they are not in the cache. Nothing of the machine's network is changed. The API server can be reached at a
+    /// loopback port, by the kubeconfig that is printed. Ctrl-C ends the cluster and removes all of it; what a cluster
+    /// that was killed has left is removed when the next of its name is started, or by `--sweep`. Needs root and Go.
+    Cluster(cluster::ClusterTask),
+    /// Run the tests that need a real Kubernetes, on one that is made for them.
+    E2e(cluster::E2e),
     /// Show the mesh at work on this machine.
     Demo(demo::Demo),
     /// Feed malformed input to every parser of what comes from outside.
@@ -54,6 +64,8 @@ fn main() -> ExitCode {
         Task::Lint => lint::run(),
         Task::Test(test) => test.run(),
         Task::Vm(vm) => vm.run(),
+        Task::Cluster(cluster) => cluster.run(),
+        Task::E2e(e2e) => e2e.run(),
         Task::Demo(demo) => demo.run(),
         Task::Fuzz(fuzz) => fuzz.run(),
         Task::Bench(bench) => bench.run(),
