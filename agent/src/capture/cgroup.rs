@@ -53,7 +53,8 @@ fn has_process(directory: &Path, pid: u32) -> bool {
     processes.lines().any(|line| line.parse() == Ok(pid))
 }
 
-fn find_process(root: &Path, pid: u32) -> Option<PathBuf> {
+/// The directory of another process.
+pub fn find_process(root: &Path, pid: u32) -> Option<PathBuf> {
     let mut directories = vec![root.to_owned()];
     while let Some(directory) = directories.pop() {
         if has_process(&directory, pid) {

@@ -17,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 use self::identity::{IdentityArgs, Mistake};
 use super::time::parse_time;
 use crate::agent::{self, AgentSettings, SourceSettings};
-use crate::capture::{CaptureSettings, OnAgentDown};
+use crate::capture::{CaptureSettings, KubeletCgroup, OnAgentDown};
 use crate::model::{MtlsMode, NodeInfo};
 use crate::proxy::ProxySettings;
 use crate::proxy::tunnel::UNFINISHED_HANDSHAKES;
@@ -73,6 +73,9 @@ pub struct AgentArgs {
         env = "UNDERMESH_NRI_SOCKET"
     )]
     nri_socket: PathBuf,
+    /// The kubelet's cgroup, whose probes pods that take no plaintext are to answer; that of the process `kubelet` unless given.
+    #[arg(long, value_name = "DIR", requires = "kubernetes", env = "UNDERMESH_KUBELET_CGROUP")]
+    kubelet_cgroup: Option<PathBuf>,
     /// Folder on a bpffs for the pinned maps and links.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/undermesh", env = "UNDERMESH_BPFFS")]
     bpffs: PathBuf,
@@ -230,6 +233,11 @@ impl AgentArgs {
                 on_agent_down: self.on_agent_down,
                 workers,
                 take_over: self.take_over,
+                kubelet: match (&self.kubelet_cgroup, self.kubernetes) {
+                    (Some(path), _) => KubeletCgroup::At(path.clone()),
+                    (None, true) => KubeletCgroup::Find,
+                    (None, false) => KubeletCgroup::None,
+                },
             },
             proxy: ProxySettings {
                 connect_timeout: Duration::from_secs(self.connect_timeout),
