@@ -118,7 +118,14 @@ async fn while_leading(mut leader: watch::Receiver<bool>, work: impl AsyncFn()) 
         }
         tokio::select! {
             () = work() => {}
-            _ = leader.wait_for(|leads| !*leads) => {}
+            lost = leader.wait_for(|leads| !*leads) => {
+                if lost.is_err() {
+                    return;
+                }
+            }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,10 +58,11 @@ pub(super) fn settings() -> ControllerSettings {
 pub(super) struct Question {
     pub(super) method: String,
     pub(super) path: String,
+    pub(super) query: String,
     pub(super) body: Value,
 }
 
-/// What it answers: a status code and a body; none: it never answers.
+/// What it answers: a status code and a body, in lines where it is a list; none: it never answers.
 pub(super) type Answer = Option<(u16, Value)>;
 
 type Answers = dyn Fn(&Question) -> Answer + Send + Sync;
@@ -101,12 +102,17 @@ impl Service<http::Request<Body>> for FakeApi {
             let question = Question {
                 method: head.method.to_string(),
                 path: head.uri.path().to_owned(),
+                query: head.uri.query().unwrap_or_default().to_owned(),
                 body: serde_json::from_slice(&body).unwrap_or_default(),
             };
             this.asked.lock().unwrap().push(question.clone());
             match (this.answers)(&question) {
                 Some((status, body)) => {
-                    let body = Body::from(serde_json::to_vec(&body).unwrap());
+                    let body = match &body {
+                        Value::Array(lines) => lines.iter().map(|line| format!("{line}\n")).collect(),
+                        one => one.to_string(),
+                    };
+                    let body = Body::from(body.into_bytes());
                     Ok(http::Response::builder().status(status).body(body).unwrap())
                 }
                 None => std::future::pending().await,
