@@ -110,6 +110,16 @@ pub async fn run(settings: ControllerSettings) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Asks the controller that keeps its root in this Secret for a new one, and tells by what name the request goes. The
+/// leader answers it.
+///
+/// # Errors
+/// When the API server cannot be reached, or refuses.
+pub async fn request_rotation(namespace: &str, secret: &str) -> anyhow::Result<String> {
+    let client = api::client().await?;
+    root::request_rotation(&client, namespace, secret).await
+}
+
 /// Does the work for as long as this replica leads, and drops it the moment it does not.
 async fn while_leading(mut leader: watch::Receiver<bool>, work: impl AsyncFn()) {
     loop {

@@ -33,16 +33,16 @@ pub(super) fn authorize(
 ) -> Result<Authorized, Refusal> {
     if caller.account != settings.agent {
         let why = format!("{} is not the service account of the agents, {}", caller.account, settings.agent);
-        return Err(Refusal::new(DenyReason::NotAnAgent, why));
+        return Err(Refusal::new(DenyReason::NotAnAgent, why).perhaps_on(caller.node.as_deref()));
     }
     let own = &settings.root.trust_domain;
     if !asked.is_of(own) {
         let why = format!("{asked} is not of the trust domain {own}");
-        return Err(Refusal::new(DenyReason::WrongTrustDomain, why));
+        return Err(Refusal::new(DenyReason::WrongTrustDomain, why).perhaps_on(caller.node.as_deref()));
     }
     if !pods.is_synced() {
         let why = "the pods of the cluster are not known yet".into();
-        return Err(Refusal::new(DenyReason::NotSynced, why));
+        return Err(Refusal::for_now(DenyReason::NotSynced, why).perhaps_on(caller.node.as_deref()));
     }
     let node = node_of(caller, pods)?;
     match pods.runs_on(&node, asked.namespace(), asked.service_account()) {
@@ -50,7 +50,7 @@ pub(super) fn authorize(
         false => {
             let (namespace, account) = (asked.namespace(), asked.service_account());
             let why = format!("no pod of the service account {namespace}/{account} is on the node {node}");
-            Err(Refusal::new(DenyReason::NoPodOnNode, why).on(&node))
+            Err(Refusal::for_now(DenyReason::NoPodOnNode, why).on(&node))
         }
     }
 }
@@ -66,7 +66,8 @@ fn node_of(caller: &Caller, pods: &Index) -> Result<String, Refusal> {
         return Err(unknown("the token is bound to no pod: it must be a projected one".into()));
     };
     let Some(place) = pods.place(uid) else {
-        return Err(unknown(format!("the pod that the token is bound to, {uid}, does not run")));
+        let why = format!("the pod that the token is bound to, {uid}, does not run");
+        return Err(Refusal { may_pass: true, ..unknown(why) });
     };
     let account = super::super::pods::Account::new(&caller.account.namespace, &caller.account.name);
     match place.account == account {

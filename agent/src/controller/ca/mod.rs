@@ -10,6 +10,7 @@ mod own;
 mod refusal;
 pub(super) mod server;
 mod service;
+mod waiting;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -30,6 +31,7 @@ use authorize::{Authorized, authorize};
 use caller::TokenReviews;
 use own::OwnCertificate;
 use refusal::Refusal;
+use waiting::WaitingRoom;
 
 /// Questions to the API server at one time.
 const AT_ONCE: usize = 128;
@@ -54,6 +56,7 @@ struct Shared {
     root: Arc<Root>,
     own: Arc<OwnCertificate>,
     telemetry: Arc<ControllerTelemetry>,
+    waiting: WaitingRoom,
     turns: Semaphore,
     queue: Semaphore,
 }
@@ -81,8 +84,8 @@ impl Ca {
     ) -> Self {
         let reviews = TokenReviews::new(client, settings.token_audience.clone(), telemetry.clone());
         let (turns, queue) = (Semaphore::new(AT_ONCE), Semaphore::new(AT_ONCE + WAITING));
-        let own = Arc::default();
-        Self(Arc::new(Shared { settings, reviews, pods, root, own, telemetry, turns, queue }))
+        let (own, waiting) = (Arc::default(), WaitingRoom::default());
+        Self(Arc::new(Shared { settings, reviews, pods, root, own, telemetry, waiting, turns, queue }))
     }
 
     /// Sees to it that there is always a certificate to show to callers.
@@ -130,11 +133,13 @@ impl Ca {
 
         let key = proven_key(&asked.csr).map_err(Refusal::bad_request)?;
         let id: SpiffeId = asked.identity.parse().map_err(Refusal::bad_request)?;
+        let node = caller.node.as_deref().or(caller.pod_uid.as_deref()).unwrap_or_default();
+        let seat = self.0.waiting.seat(node);
         let authorized = pods
             .wait_for(
-                POD_DELAY,
+                if seat.is_some() { POD_DELAY } else { Duration::ZERO },
                 |index| authorize(&caller, &id, settings, index),
-                |refusal| refusal.reason.may_pass(),
+                |refusal| refusal.may_pass,
             )
             .await?;
         self.sign(&authorized, &key, validity(asked.validity_seconds, settings.certificate_lifetime))

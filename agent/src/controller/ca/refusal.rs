@@ -12,11 +12,18 @@ pub(super) struct Refusal {
     pub(super) why: String,
     /// The caller's node, once it is proven.
     pub(super) node: Option<String>,
+    /// True if what is missing may be on its way here.
+    pub(super) may_pass: bool,
 }
 
 impl Refusal {
     pub(super) fn new(reason: DenyReason, why: String) -> Self {
-        Self { reason, why, node: None }
+        Self { reason, why, node: None, may_pass: false }
+    }
+
+    /// For want of something that may be on its way here.
+    pub(super) fn for_now(reason: DenyReason, why: String) -> Self {
+        Self { may_pass: true, ..Self::new(reason, why) }
     }
 
     pub(super) fn bad_request(error: impl std::fmt::Display) -> Self {
@@ -29,7 +36,12 @@ impl Refusal {
 
     /// On this node.
     pub(super) fn on(self, node: &str) -> Self {
-        Self { node: Some(node.to_owned()), ..self }
+        self.perhaps_on(Some(node))
+    }
+
+    /// On this node, if it is known.
+    pub(super) fn perhaps_on(self, node: Option<&str>) -> Self {
+        Self { node: node.map(str::to_owned), ..self }
     }
 
     /// As the caller is told. Callers go on asking after each of them; the code says whether somebody has to do
@@ -40,11 +52,6 @@ impl Refusal {
 }
 
 impl DenyReason {
-    /// True if what is missing may be on its way here.
-    pub(super) fn may_pass(self) -> bool {
-        matches!(self, Self::NoPodOnNode | Self::UnknownNode | Self::NotSynced)
-    }
-
     fn code(self) -> Code {
         match self {
             Self::NoToken | Self::TokenRefused => Code::Unauthenticated,

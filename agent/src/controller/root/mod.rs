@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -89,6 +90,21 @@ pub(super) async fn lead(client: &Client, root: &Root, leader: watch::Receiver<b
         }
     })
     .await;
+}
+
+/// Writes a request for a rotation onto the Secret. Nothing of what is in it is read.
+pub(super) async fn request_rotation(
+    client: &Client,
+    namespace: &str,
+    secret: &str,
+) -> anyhow::Result<String> {
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let request = jiff::Timestamp::now().to_string();
+    let patch = Patch::Merge(json!({ "metadata": { "annotations": { ROTATE: &request } } }));
+    let options = PatchParams::default();
+    let patched = secrets.patch_metadata(secret, &options, &patch);
+    api::ask(patched).await.with_context(|| format!("the Secret {namespace}/{secret}"))?;
+    Ok(request)
 }
 
 impl Root {
