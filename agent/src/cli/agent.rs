@@ -2,7 +2,6 @@
 
 mod identity;
 
-use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,9 +11,9 @@ use clap::{Args, ValueEnum};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::TcpKeepalive;
 use tracing::{error, info, warn};
-use tracing_subscriber::EnvFilter;
 
 use self::identity::{IdentityArgs, Mistake};
+use super::log::{LogFormat, in_one_sentence, start_log};
 use super::time::parse_time;
 use crate::agent::{self, AgentSettings, SourceSettings};
 use crate::capture::{CaptureSettings, KubeletCgroup, OnAgentDown};
@@ -152,13 +151,6 @@ pub struct AgentArgs {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    #[default]
-    Text,
-    Json,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum AccessLogChoice {
     #[default]
     Off,
@@ -190,19 +182,6 @@ pub fn run(args: &AgentArgs) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// The error and its causes, without those that the sentence already has.
-fn in_one_sentence(error: &anyhow::Error) -> String {
-    let mut sentence = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if sentence.is_empty() {
-            sentence = cause;
-        } else if !sentence.contains(&cause) {
-            sentence = format!("{sentence}: {cause}");
-        }
-    }
-    sentence
 }
 
 impl AgentArgs {
@@ -270,15 +249,6 @@ impl AgentArgs {
 
 fn drain_time(text: &str) -> Result<Duration, String> {
     if text == "0" { Ok(Duration::ZERO) } else { parse_time(text) }
-}
-
-fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("UNDERMESH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().init(),
-    }
 }
 
 fn default_workers() -> usize {
