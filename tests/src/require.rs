@@ -4,13 +4,15 @@ use std::path::Path;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::lab;
+use crate::{cluster, lab};
 
 /// Something that not every machine has.
 #[derive(Clone, Copy, Debug)]
 pub enum Feature {
     /// Root, iproute2 and cgroup2, and the wish to run tests that change the machine (`UNDERMESH_E2E=1`).
     Lab,
+    /// The programs of a Kubernetes cluster, beside all that a lab needs.
+    Cluster,
     /// The `undermesh` binary with the kernel programs in it.
     Agent,
     /// At least this kernel.
@@ -74,6 +76,8 @@ impl Feature {
         match self {
             Self::Lab => lack_of_lab(),
             Self::Agent => lab::binary("undermesh").err().map(|error| error.to_string()),
+            Self::Cluster => lack_of_lab()
+                .or_else(|| cluster::Tools::of_environment().err().map(|error| error.to_string())),
             Self::Kernel(major, minor) => {
                 let release = kernel_release();
                 let old = version(&release) < (major, minor);

@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod command;
 mod demo;
 mod fuzz;
@@ -37,6 +38,10 @@ enum Task {
     Test(test::Test),
     /// Run end-to-end tests under other kernels, in a VM.
     Vm(vm::Vm),
+    /// Bring up a real Kubernetes on this machine, until Ctrl-C.
+    Cluster(cluster::ClusterTask),
+    /// Run the tests that need a real Kubernetes, on one that is made for them.
+    E2e(cluster::E2e),
     /// Show the mesh at work on this machine.
     Demo(demo::Demo),
     /// Feed malformed input to every parser of what comes from outside.
@@ -54,6 +59,8 @@ fn main() -> ExitCode {
         Task::Lint => lint::run(),
         Task::Test(test) => test.run(),
         Task::Vm(vm) => vm.run(),
+        Task::Cluster(cluster) => cluster.run(),
+        Task::E2e(e2e) => e2e.run(),
         Task::Demo(demo) => demo.run(),
         Task::Fuzz(fuzz) => fuzz.run(),
         Task::Bench(bench) => bench.run(),

@@ -2,13 +2,14 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
+use undermesh_tests::cluster::PROGRAMS_VARIABLE;
 use undermesh_tests::require::{Feature, MOST_OPEN_FILES, is_installed};
 
 use crate::build::Build;
 use crate::command::{cargo, run};
 use crate::fuzz::Fuzz;
 use crate::vm::Vm;
-use crate::{say, setup, vm};
+use crate::{cluster, say, setup, vm};
 
 /// The arguments of `cargo xtask test`.
 #[derive(Args)]
@@ -27,6 +28,7 @@ impl Test {
             );
         }
         setup::for_tests()?;
+        setup::for_cluster()?;
         Build { release: false }.run()?;
         say::step("testing");
         let mut test = cargo();
@@ -37,6 +39,13 @@ impl Test {
         test.args(["--workspace", "--exclude", "undermesh-ebpf", "--exclude", "undermesh-fuzz"])
             .args(&self.filter);
         test.env("UNDERMESH_E2E", "1");
+        match cluster::programs::ensure() {
+            Ok(tools) => {
+                test.env(PROGRAMS_VARIABLE, tools.dir());
+            }
+            // What needs a cluster then skips, and says so; under CI it fails.
+            Err(error) => say::step(&format!("not tested on a cluster: {error:#}")),
+        }
         run(test)?;
         match self.filter {
             Some(_) => Ok(()),

@@ -23,7 +23,7 @@ pub fn root() -> Result<PathBuf> {
 }
 
 /// Mounts the BPF file system where the machine has not.
-pub(super) fn ensure_bpffs() -> Result<()> {
+pub(crate) fn ensure_bpffs() -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     if mount_point(&mounts, "bpf").is_some_and(|at| at == Path::new(BPFFS)) {
         return Ok(());
@@ -32,13 +32,40 @@ pub(super) fn ensure_bpffs() -> Result<()> {
         .with_context(|| format!("the BPF file system cannot be mounted at {BPFFS}"))
 }
 
-pub(super) fn create(path: &Path) -> Result<()> {
+pub(crate) fn create(path: &Path) -> Result<()> {
     let _gate = signals::gate();
     fs::create_dir_all(path).with_context(|| format!("the cgroup {} cannot be made", path.display()))
 }
 
+/// Lets the groups below this one have these controllers.
+pub(crate) fn give_controllers(path: &Path, names: &[String]) -> Result<()> {
+    let _gate = signals::gate();
+    for name in names {
+        fs::write(path.join("cgroup.subtree_control"), format!("+{name}"))
+            .with_context(|| format!("the controller {name} cannot be given to {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The controllers that this group may hand on.
+pub(crate) fn controllers(path: &Path) -> Result<Vec<String>> {
+    let file = path.join("cgroup.controllers");
+    let names = fs::read_to_string(&file).with_context(|| format!("no {}", file.display()))?;
+    Ok(names.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Takes a controller, named as if it were a child, back from the groups below its parent, unless another of them
+/// still uses it.
+pub(crate) fn withhold_controller(path: &Path) -> Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(()) };
+    match fs::write(parent.join("cgroup.subtree_control"), format!("-{}", name.display())) {
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(()),
+        other => Ok(other?),
+    }
+}
+
 /// Kills every process in the group and below, and waits until none is left.
-pub(super) fn kill(path: &Path) -> Result<()> {
+pub(crate) fn kill(path: &Path) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
@@ -55,7 +82,7 @@ pub(super) fn kill(path: &Path) -> Result<()> {
 }
 
 /// Removes an empty group and all below it.
-pub(super) fn remove(path: &Path) -> Result<()> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     for child in children(path)? {
         remove(&child)?;
     }

@@ -8,18 +8,18 @@
 //! The lab knows nothing of the mesh but the agent's command line and its admin endpoint.
 
 mod agent;
-mod cgroup;
+pub(crate) mod cgroup;
 mod http;
 pub mod manifest;
 mod metrics;
-mod netns;
-mod network;
+pub(crate) mod netns;
+pub(crate) mod network;
 mod node;
 mod pod;
-mod process;
-mod signals;
-mod state;
-mod sweep;
+pub(crate) mod process;
+pub(crate) mod signals;
+pub(crate) mod state;
+pub(crate) mod sweep;
 
 pub use agent::{ADMIN_ADDRESS, Agent, AgentOptions, binary};
 pub use cgroup::root as cgroup_root;
@@ -51,7 +51,7 @@ pub struct Lab {
 /// What a lab, its nodes and its pods hold together.
 #[derive(Debug)]
 struct Shared {
-    state: State,
+    state: Arc<State>,
     /// The lab's directory in the cgroup2 tree.
     cgroup: PathBuf,
     /// Numbers log files and pod uids.
@@ -72,19 +72,16 @@ impl Lab {
         state.record("cgroup", &cgroup)?;
         cgroup::create(&cgroup)?;
         network::create_fabric(&state)?;
+        let state = Arc::new(state);
+        signals::register(&state);
         let shared = Arc::new(Shared { state, cgroup, counter: AtomicU32::new(0), nodes: AtomicU32::new(0) });
-        signals::register(&shared);
         Ok(Self { shared })
     }
 
     /// Sweeps what a run that was killed left under this name.
     pub fn sweep(name: &str) -> Result<()> {
         require_root()?;
-        if !State::directory(name).exists() {
-            return Ok(());
-        }
-        let state = State::open(name)?;
-        sweep::everything(&state)
+        sweep::what_is_left_of(name)
     }
 
     /// The lab's name.
@@ -143,7 +140,7 @@ impl Drop for Lab {
             eprintln!("lab {}: {error:#}", self.shared.state.name);
         }
         // Only now: a signal during the sweep has the signal's thread end it.
-        signals::unregister(&self.shared);
+        signals::unregister(&self.shared.state);
     }
 }
 
@@ -184,7 +181,7 @@ pub fn eventually<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Res
     }
 }
 
-fn require_root() -> Result<()> {
+pub(crate) fn require_root() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("namespaces and cgroups need root: run this as root");
     }

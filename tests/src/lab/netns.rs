@@ -9,16 +9,16 @@ use nix::sched::{CloneFlags, setns};
 use super::network::ip;
 
 /// The file that opens the namespace.
-pub(super) fn path(name: &str) -> PathBuf {
+pub(crate) fn path(name: &str) -> PathBuf {
     Path::new("/run/netns").join(name)
 }
 
-pub(super) fn create(name: &str) -> Result<()> {
+pub(crate) fn create(name: &str) -> Result<()> {
     ip(None, &format!("netns add {name}"))
 }
 
 /// Takes the namespace's name away; the namespace ends with its last process and socket.
-pub(super) fn delete(path: &Path) -> Result<()> {
+pub(crate) fn delete(path: &Path) -> Result<()> {
     match path.file_name().filter(|_| path.exists()) {
         Some(name) => ip(None, &format!("netns del {}", name.to_string_lossy())),
         None => Ok(()),

@@ -136,7 +136,7 @@ pub(super) struct Attach<'a> {
 }
 
 /// Runs lines of `ip`, in a namespace if one is named.
-pub(super) fn ip(netns: Option<&str>, lines: &str) -> Result<()> {
+pub(crate) fn ip(netns: Option<&str>, lines: &str) -> Result<()> {
     let _gate = signals::gate();
     let mut command = Command::new("ip");
     if let Some(netns) = netns {
@@ -172,7 +172,7 @@ fn fabric(lab: &str) -> String {
     format!("{lab}-fabric")
 }
 
-fn new_namespace(state: &State, name: &str, switched_on: &[&str]) -> Result<()> {
+pub(crate) fn new_namespace(state: &State, name: &str, switched_on: &[&str]) -> Result<()> {
     state.record("netns", netns::path(name))?;
     netns::create(name)?;
     netns::enter(&netns::path(name), || {
@@ -185,7 +185,7 @@ fn new_namespace(state: &State, name: &str, switched_on: &[&str]) -> Result<()> 
     ip(Some(name), "link set lo up")
 }
 
-fn sysctl(key: &str, value: &str) -> Result<()> {
+pub(crate) fn sysctl(key: &str, value: &str) -> Result<()> {
     std::fs::write(format!("/proc/sys/{key}"), value).with_context(|| format!("sysctl {key} cannot be set"))
 }
 

@@ -23,9 +23,9 @@ use super::{patient, signals};
 
 /// Where a program runs.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
-    pub(super) netns: PathBuf,
-    pub(super) cgroup: PathBuf,
+pub(crate) struct Place {
+    pub(crate) netns: PathBuf,
+    pub(crate) cgroup: PathBuf,
 }
 
 /// A running program; killed when dropped.
@@ -40,7 +40,7 @@ pub struct Process {
 
 impl Process {
     /// Starts a program whose output goes to a file.
-    pub(super) fn start(place: &Place, mut command: Command, log: PathBuf) -> Result<Self> {
+    pub(crate) fn start(place: &Place, mut command: Command, log: PathBuf) -> Result<Self> {
         let what = describe(&command);
         let file = File::create(&log).with_context(|| format!("{} cannot be made", log.display()))?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
@@ -148,7 +148,7 @@ impl Output {
 }
 
 /// Runs a program to its end, or to the limit, in a place of the lab.
-pub(super) fn run_at(place: &Place, command: Command, limit: Duration) -> Result<Output> {
+pub(crate) fn run_at(place: &Place, command: Command, limit: Duration) -> Result<Output> {
     run(command, limit, |command| spawn_at(place, command))
 }
 

@@ -14,21 +14,26 @@ use super::signals;
 
 /// The folder of one lab, locked for as long as this process lives.
 #[derive(Debug)]
-pub(super) struct State {
-    pub(super) name: String,
-    pub(super) dir: PathBuf,
+pub(crate) struct State {
+    pub(crate) name: String,
+    pub(crate) dir: PathBuf,
     journal: Mutex<Option<File>>,
     _lock: Flock<File>,
 }
 
 impl State {
     /// Where the lab of this name keeps its folder.
-    pub(super) fn directory(name: &str) -> PathBuf {
+    pub(crate) fn directory(name: &str) -> PathBuf {
         Path::new("/run").join(name)
     }
 
+    /// Where what is too large for /run is kept, which may be memory.
+    pub(crate) fn data_directory(name: &str) -> PathBuf {
+        Path::new("/var/lib").join(name)
+    }
+
     /// Creates and locks the folder; fails where another process that lives has it.
-    pub(super) fn open(name: &str) -> Result<Self> {
+    pub(crate) fn open(name: &str) -> Result<Self> {
         check_name(name)?;
         let dir = Self::directory(name);
         let lock = lock(name, &dir)?;
@@ -36,7 +41,7 @@ impl State {
     }
 
     /// Starts an empty journal, once whatever the old one listed is gone.
-    pub(super) fn begin(&self) -> Result<()> {
+    pub(crate) fn begin(&self) -> Result<()> {
         fs::create_dir_all(self.config_dir())?;
         fs::create_dir_all(self.log_dir())?;
         let file = OpenOptions::new().create(true).append(true).open(self.journal_file())?;
@@ -46,7 +51,7 @@ impl State {
 
     /// Notes what is about to be made. Written before the deed: a thing listed but never made is swept for
     /// nothing, a thing made but not listed would stay.
-    pub(super) fn record(&self, kind: &str, what: impl AsRef<Path>) -> Result<()> {
+    pub(crate) fn record(&self, kind: &str, what: impl AsRef<Path>) -> Result<()> {
         let _gate = signals::gate();
         let line = format!("{kind} {}\n", what.as_ref().display());
         let mut journal = self.journal.lock().unwrap();
@@ -55,35 +60,35 @@ impl State {
     }
 
     /// What an earlier run, or this one, has noted of the kind.
-    pub(super) fn recorded(&self, kind: &str) -> Vec<PathBuf> {
+    pub(crate) fn recorded(&self, kind: &str) -> Vec<PathBuf> {
         let journal = fs::read_to_string(self.journal_file()).unwrap_or_default();
         let of_kind = journal.lines().filter_map(|line| line.strip_prefix(kind)?.strip_prefix(' '));
         of_kind.map(PathBuf::from).collect()
     }
 
-    pub(super) fn config_dir(&self) -> PathBuf {
+    pub(crate) fn config_dir(&self) -> PathBuf {
         self.dir.join("config")
     }
 
-    pub(super) fn log_dir(&self) -> PathBuf {
+    pub(crate) fn log_dir(&self) -> PathBuf {
         self.dir.join("log")
     }
 
     /// Puts a file into the configuration directory so that no reader ever sees half of it.
-    pub(super) fn apply(&self, file_name: &str, text: &str) -> Result<()> {
+    pub(crate) fn apply(&self, file_name: &str, text: &str) -> Result<()> {
         let hidden = self.config_dir().join(format!(".{file_name}.new"));
         fs::write(&hidden, text).with_context(|| format!("{} cannot be written", hidden.display()))?;
         fs::rename(&hidden, self.config_dir().join(file_name))?;
         Ok(())
     }
 
-    pub(super) fn delete(&self, file_name: &str) -> Result<()> {
+    pub(crate) fn delete(&self, file_name: &str) -> Result<()> {
         let path = self.config_dir().join(file_name);
         fs::remove_file(&path).with_context(|| format!("{} cannot be removed", path.display()))
     }
 
     /// Empties the folder, the lock's own file excepted.
-    pub(super) fn empty(&self) -> Result<()> {
+    pub(crate) fn empty(&self) -> Result<()> {
         for entry in fs::read_dir(&self.dir).into_iter().flatten() {
             let entry = entry?;
             if entry.file_type()?.is_dir() {

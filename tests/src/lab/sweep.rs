@@ -1,4 +1,5 @@
-//! Removes all that a lab's journal lists: first processes, then pins, namespaces, cgroups, and the folder last.
+//! Removes all that a lab's or a cluster's journal lists: first processes, then pins, namespaces, data, cgroups, and
+//! the folder last.
 
 use std::fs;
 use std::path::Path;
@@ -9,14 +10,22 @@ use super::state::State;
 use super::{cgroup, netns};
 
 /// Removes what the journal lists and the folder itself.
-pub(super) fn everything(state: &State) -> Result<()> {
+pub(crate) fn everything(state: &State) -> Result<()> {
     clear(state)?;
     remove_tree(&state.dir)
 }
 
+/// Removes what a run that was killed left under this name.
+pub(crate) fn what_is_left_of(name: &str) -> Result<()> {
+    if !State::directory(name).exists() {
+        return Ok(());
+    }
+    everything(&State::open(name)?)
+}
+
 /// Removes what the journal lists and empties the folder, but keeps it, and its lock. What cannot be removed
 /// stays in the journal, so that a later run tries again.
-pub(super) fn clear(state: &State) -> Result<()> {
+pub(crate) fn clear(state: &State) -> Result<()> {
     let mut stuck = Vec::new();
     for path in state.recorded("cgroup") {
         attempt(&mut stuck, &path, cgroup::kill);
@@ -27,8 +36,14 @@ pub(super) fn clear(state: &State) -> Result<()> {
     for path in state.recorded("netns") {
         attempt(&mut stuck, &path, netns::delete);
     }
+    for path in state.recorded("tree") {
+        attempt(&mut stuck, &path, remove_tree);
+    }
     for path in state.recorded("cgroup") {
         attempt(&mut stuck, &path, cgroup::remove);
+    }
+    for path in state.recorded("controller") {
+        attempt(&mut stuck, &path, cgroup::withhold_controller);
     }
     if !stuck.is_empty() {
         bail!("could not remove {}", stuck.join(", "));
@@ -47,7 +62,7 @@ pub fn leftovers(name: &str) -> Result<Vec<String>> {
             }
         }
     }
-    for path in [State::directory(name), cgroup::root()?.join(name)] {
+    for path in [State::directory(name), State::data_directory(name), cgroup::root()?.join(name)] {
         if path.exists() {
             left.push(path.display().to_string());
         }
@@ -62,7 +77,7 @@ fn attempt(stuck: &mut Vec<String>, path: &Path, remove: impl Fn(&Path) -> Resul
 }
 
 /// Like `remove_dir_all`, but fine with a tree that was never made.
-fn remove_tree(path: &Path) -> Result<()> {
+pub(crate) fn remove_tree(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         other => Ok(other?),

@@ -53,6 +53,17 @@ const FOR_TESTS: Packages = &[
     ("iptables", "drops packets"),
 ];
 
+const FOR_CLUSTER: Packages = &[
+    ("iproute2", "makes the nodes' networks"),
+    ("iptables", "leads to Services, by kube-proxy's rules"),
+    ("util-linux", "enters nodes"),
+    ("gcc", "builds the part of runc that is in C"),
+    ("libc6-dev", "has the headers for it"),
+    ("libseccomp-dev", "makes the filters of system calls that pods get"),
+    ("pkg-config", "finds it"),
+    ("busybox-static", "is what is in the pods of the tests"),
+];
+
 const FOR_VM: Packages = &[
     ("qemu-system-x86", "runs another kernel"),
     ("qemu-system-common", "has virtiofsd, which shows this machine's files to it"),
@@ -93,6 +104,11 @@ pub fn for_ztunnel() -> Result<()> {
 pub fn for_tests() -> Result<()> {
     apt::ensure(&[FOR_LAB, FOR_BENCH, FOR_TESTS])?;
     for_build()
+}
+
+/// What a cluster needs beside Go.
+pub fn for_cluster() -> Result<()> {
+    apt::ensure(&[FOR_CLUSTER])
 }
 
 /// What the fuzz targets need.

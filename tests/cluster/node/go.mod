@@ -1,0 +1,3 @@
+module undermesh/tests/cluster/node
+
+go 1.26

@@ -1,0 +1,5 @@
+//! Tests on a real Kubernetes, which each makes for itself. They need root, Go and some minutes: `cargo xtask e2e` runs
+//! them.
+
+mod kit;
+mod pods;

@@ -1,0 +1,134 @@
+//! `cargo xtask cluster`: a real Kubernetes on this machine, to look at and to try things with.
+//!
+//! The file tells what the user sees; `programs` builds what a cluster is made of, and `undermesh_tests::cluster` makes
+//! one of it.
+
+pub mod programs;
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use undermesh_tests::cluster::Cluster;
+use undermesh_tests::lab::sweep_on_signals;
+
+use crate::command::{cargo, run};
+use crate::{paths, say, setup};
+
+/// The arguments of `cargo xtask cluster`.
+///
+/// A control plane and nodes are started in namespaces of their own, from programs that are built from Go modules when
+/// they are not in the cache. Nothing of the machine's network is changed. The API server can be reached at a loopback
+/// port, by the kubeconfig that is printed. Ctrl-C ends the cluster and removes all of it; what a cluster that was
+/// killed has left is removed when the next of its name is started, or by `--sweep`. Needs root and Go.
+#[derive(Args)]
+pub struct ClusterTask {
+    /// How many nodes it has.
+    #[arg(long, default_value_t = 2)]
+    nodes: usize,
+    /// Its name, which begins with `um-`; its nodes are NAME-a, NAME-b and so on.
+    #[arg(long, default_value = "um-cluster")]
+    name: String,
+    /// End once all nodes are ready: what is measured is the start.
+    #[arg(long)]
+    no_hold: bool,
+    /// Only build the programs.
+    #[arg(long)]
+    build_only: bool,
+    /// Only remove what a cluster of this name has left.
+    #[arg(long)]
+    sweep: bool,
+    /// Keep the logs when it ends.
+    #[arg(long)]
+    keep_logs: bool,
+}
+
+impl ClusterTask {
+    /// Starts it, waits, removes it.
+    pub fn run(&self) -> Result<()> {
+        if self.sweep {
+            return Cluster::sweep(&self.name);
+        }
+        setup::for_cluster()?;
+        let tools = programs::ensure()?;
+        if self.build_only {
+            say::step(&format!("the programs are in {}", tools.dir().display()));
+            return Ok(());
+        }
+        build_init()?;
+        // Before any thread is started, and after the builds, which handle Ctrl-C well themselves.
+        sweep_on_signals()?;
+        say::step(&format!("starting a control plane and {} nodes", self.nodes));
+        let begun = Instant::now();
+        let cluster = Cluster::start(&self.name, self.nodes, tools)?;
+        say::step(&format!("all nodes are ready after {:.1} s", begun.elapsed().as_secs_f32()));
+        show(&cluster)?;
+        if !self.no_hold {
+            println!("Ctrl-C ends the cluster and removes it.");
+            loop {
+                std::thread::park();
+            }
+        }
+        if self.keep_logs {
+            let kept = paths::target().join("cluster-logs");
+            cluster.keep_logs(&kept)?;
+            say::step(&format!("the logs are in {}", kept.display()));
+        }
+        drop(cluster);
+        say::step("the cluster is swept: no namespace, cgroup, mount or process is left");
+        Ok(())
+    }
+}
+
+/// `cargo xtask e2e`: the tests that need a cluster.
+#[derive(Args)]
+pub struct E2e {
+    /// Run only the tests whose names have this in them.
+    filter: Option<String>,
+}
+
+impl E2e {
+    /// Builds, tests.
+    pub fn run(&self) -> Result<()> {
+        setup::for_cluster()?;
+        let tools = programs::ensure()?;
+        build_init()?;
+        let mut test = cargo();
+        test.args(["test", "--package", "undermesh-tests", "--test", "cluster"]).args(&self.filter);
+        test.args(["--", "--nocapture"]);
+        test.env("UNDERMESH_E2E", "1").env(undermesh_tests::cluster::PROGRAMS_VARIABLE, tools.dir());
+        run(test)
+    }
+}
+
+/// The nodes' first process is a program of the tests.
+fn build_init() -> Result<()> {
+    let mut build = cargo();
+    build.args(["build", "--package", "undermesh-tests", "--bin", "cluster-node"]);
+    run(build)
+}
+
+fn show(cluster: &Cluster) -> Result<()> {
+    say::heading("A cluster");
+    say::shown("kubectl get nodes --output wide", &cluster.kubectl(&["get", "nodes", "--output=wide"])?);
+    let (tools, node) = (cluster.tools(), &cluster.nodes()[0]);
+    let mut enter = node.command("sh").context("the first node is down")?;
+    enter.stdin(std::process::Stdio::inherit());
+    let hints = [
+        (
+            "call it",
+            format!(
+                "export KUBECONFIG={} PATH={}:$PATH",
+                cluster.kubeconfig().display(),
+                tools.dir().display()
+            ),
+        ),
+        ("a shell on the first node, outside of its pods", crate::command::describe(&enter)),
+        ("give it an image", format!("{} images import TAR", crate::command::describe(&node.ctr()))),
+        ("the logs", format!("ls {} {}", cluster.log_dir().display(), node.data().join("log").display())),
+    ];
+    for (what, command) in hints {
+        println!("# {what}\n{command}\n");
+    }
+    Ok(())
+}
