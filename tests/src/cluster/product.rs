@@ -43,22 +43,25 @@ pub enum Content {
 
 /// The image of the program.
 pub fn image(name: &str, program: &Path) -> Result<Image> {
-    let mut layer = Layer::default();
+    // The libraries change seldom: a node that has them from an earlier release fetches the program alone.
+    let (mut libraries, mut upper) = (Layer::default(), Layer::default());
     for ProductFile { path, content } in files(program)? {
         let path = path.to_str().context("a library with a strange name")?.to_owned();
-        layer = match content {
-            Content::Executable(from) => layer.file(&path, 0o755, &from)?,
-            Content::Text(text) => layer.text(&path, 0o644, text)?,
-        };
+        match content {
+            Content::Executable(from) if path == PROGRAM => upper = upper.file(&path, 0o755, &from)?,
+            Content::Executable(from) => libraries = libraries.file(&path, 0o755, &from)?,
+            Content::Text(text) => libraries = libraries.text(&path, 0o644, text)?,
+        }
     }
     let labels = [
         ("org.opencontainers.image.title", "Undermesh"),
         ("org.opencontainers.image.licenses", "Apache-2.0"),
     ];
-    Ok(Image::new(name).layer(layer).entrypoint(&[PROGRAM]).user(USER).labels(&labels))
+    let image = Image::new(name).layer(libraries).layer(upper);
+    Ok(image.entrypoint(&[PROGRAM]).user(USER).labels(&labels))
 }
 
-/// Everything in the image, in the order of the paths but for the program, which changes most often and is last.
+/// Everything in the image: the libraries in the order of their paths, then the program.
 pub fn files(program: &Path) -> Result<Vec<ProductFile>> {
     let executable = |path: PathBuf, from: &Path| -> Result<ProductFile> {
         let from = fs::canonicalize(from).with_context(|| format!("no {}", from.display()))?;
