@@ -45,6 +45,11 @@ enum Task {
     /// Write what is generated from the Helm chart.
     Manifests(manifests::Manifests),
     /// Bring up a real Kubernetes on this machine, until Ctrl-C.
+    ///
+    /// A control plane and nodes are started in namespaces of their own, from programs that are built from Go modules
+    /// when they are not in the cache. Nothing of the machine's network is changed. The API server can be reached at a
+    /// loopback port, by the kubeconfig that is printed. Ctrl-C ends the cluster and removes all of it; what a cluster
+    /// that was killed has left is removed when the next of its name is started, or by `--sweep`. Needs root and Go.
     Cluster(cluster::ClusterTask),
     /// Run the tests that need a real Kubernetes, on one that is made for them.
     E2e(cluster::E2e),

@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use super::report::{Reporters, obstacle};
 use super::tunnel::Members;
-use crate::capture::Capture;
+use crate::capture::{Capture, CaptureError, Succession};
 use crate::model::{Enrolment, NodeInfo, Snapshot, Workload, WorkloadUid};
 use crate::proxy::{Fate, Workers};
 use crate::telemetry::{NotEnrolledReason, PodState, Telemetry};
@@ -89,6 +89,7 @@ impl Mesh {
                             members.settle(|uid| self.wanted.contains_key(uid));
                         }
                         self.capture.forget_strangers(self.wanted.values().map(|workload| &**workload));
+                        self.capture.settled();
                     }
                 }
                 () = publish_next(&mut self.members) => {}
@@ -97,6 +98,25 @@ impl Mesh {
             }
             applied.send_replace(());
         }
+    }
+
+    /// Watches for an agent that wants this one's place.
+    pub(super) fn succession(&self) -> Result<Succession, CaptureError> {
+        self.capture.succession()
+    }
+
+    /// Lets another agent have the kernel side, and goes on serving what it has not taken yet.
+    pub(super) fn let_go(&mut self) {
+        self.capture.let_go();
+    }
+
+    /// Closes the listeners, once what waits in them is taken. What is open goes on.
+    pub(super) async fn close(&mut self) -> anyhow::Result<()> {
+        let served: Vec<_> = self.capture.served().cloned().collect();
+        for net in served {
+            self.workers.release(&net, Fate::GoOn).await?;
+        }
+        Ok(())
     }
 
     /// Clients learn of a pod after it is enrolled, and forget it before it is not. Costs what has changed, not what

@@ -25,13 +25,45 @@ pub fn is_populated(path: &Path) -> bool {
 }
 
 /// The directory of the calling process.
+///
+/// In a container with a cgroup namespace the kernel tells the way from the container's own directory, which is `/`, while
+/// what is mounted may be the machine's tree: there the process is looked for.
 pub fn own() -> io::Result<PathBuf> {
     let memberships = fs::read_to_string("/proc/self/cgroup")?;
     let inside = memberships
         .lines()
         .find_map(|line| line.strip_prefix("0::/"))
         .ok_or_else(|| io::Error::other("this process is in no cgroup2 tree"))?;
-    Ok(mount_point()?.join(inside))
+    let root = mount_point()?;
+    let told = root.join(inside);
+    if has_process(&told, std::process::id()) {
+        return Ok(told);
+    }
+    find_process(&root, std::process::id()).ok_or_else(|| {
+        let root = root.display();
+        io::Error::other(format!(
+            "this process is in no cgroup of {root}: in a container, mount the machine's tree there and share its process \
+             ids (hostPID)"
+        ))
+    })
+}
+
+fn has_process(directory: &Path, pid: u32) -> bool {
+    let processes = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    processes.lines().any(|line| line.parse() == Ok(pid))
+}
+
+fn find_process(root: &Path, pid: u32) -> Option<PathBuf> {
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        if has_process(&directory, pid) {
+            return Some(directory);
+        }
+        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        directories.extend(below.map(|entry| entry.path()));
+    }
+    None
 }
 
 /// Where a cgroup2 tree is mounted.

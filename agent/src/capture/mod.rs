@@ -5,6 +5,7 @@
 //! know why a pod is enrolled, nor what becomes of a connection.
 
 mod cgroup;
+mod charge;
 mod codes;
 mod counters;
 mod dial;
@@ -31,6 +32,7 @@ use tracing::{debug, info, warn};
 
 use crate::model::{Snapshot, Workload, WorkloadUid};
 
+pub use charge::Succession;
 pub use codes::{Code, CodeTable, bound_source};
 pub use counters::PodCounters;
 pub use dial::{Dial, Dialer};
@@ -63,6 +65,8 @@ pub struct CaptureSettings {
     pub on_agent_down: OnAgentDown,
     /// How many listeners share each pod's connections: one per worker.
     pub workers: usize,
+    /// Take over from an agent that runs, instead of refusing to start beside it.
+    pub take_over: bool,
 }
 
 /// Why something about a pod or the kernel could not be done. The message names the culprit and what to do.
@@ -417,6 +421,28 @@ impl Capture {
     /// A reader of what the kernel programs counted.
     pub fn counters(&self) -> Result<PodCounters, CaptureError> {
         PodCounters::open(&self.programs)
+    }
+
+    /// Every pod that is to be is enrolled: an agent whose place this one takes may close its listeners.
+    pub fn settled(&mut self) {
+        self.programs.charge().complete();
+    }
+
+    /// Watches for an agent that wants to take this one's place.
+    pub fn succession(&self) -> Result<Succession, CaptureError> {
+        self.programs.succession()
+    }
+
+    /// Lets another agent have the kernel side. Pods are enrolled by that one from here on, and accepted for as long as
+    /// their listeners are in the maps; nothing may be asked of `self` but [`Self::served`].
+    pub fn let_go(&mut self) {
+        self.programs.charge().let_go();
+    }
+
+    /// The pods that have listeners of this agent.
+    pub fn served(&self) -> impl Iterator<Item = &Arc<PodNet>> {
+        let enrolled = self.pods.values().chain(self.stranded.values());
+        enrolled.map(|pod| &pod.net).chain(self.leaving.iter().map(|(_, pod)| &pod.net))
     }
 
     /// How many workers the pods' connections are spread over.

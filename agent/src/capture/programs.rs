@@ -11,14 +11,13 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, SockOps};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 use undermesh_common::maps::{Agent, Counters, DEPARTED, LAYOUT, Voucher};
 use undermesh_common::{Endpoint, Tuple};
 
+use super::charge::{Charge, Succession};
 use super::{
     CaptureError, CaptureSettings, Heartbeat, OnAgentDown, Part, cgroup, error_chain, link, map_error,
 };
@@ -57,8 +56,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("UNDERMESH_EBPF_OBJECT")
 pub(super) struct Programs {
     ebpf: Ebpf,
     root: PathBuf,
-    /// Held for as long as this process lives.
-    _lock: Flock<File>,
+    charge: Charge,
 }
 
 impl Programs {
@@ -75,7 +73,8 @@ impl Programs {
         for dir in [&maps, &root.join("pods")] {
             fs::create_dir_all(dir).map_err(Part::Links.step(format!("making {}", dir.display())))?;
         }
-        let lock = lock(&root)?;
+        // Two agents with one folder of pins would take each other's pods.
+        let charge = Charge::take(&root, settings.take_over)?;
         drop_foreign_layout(&maps)?;
 
         let mut ebpf = load_object(&maps, 0)?;
@@ -83,11 +82,21 @@ impl Programs {
             load_program(&mut ebpf, name)?;
         }
         forward_log(&mut ebpf);
-        let mut programs = Self { ebpf, root, _lock: lock };
+        let mut programs = Self { ebpf, root, charge };
         programs.clear_leftovers()?;
         programs.heartbeat(settings.on_agent_down)?.beat(super::monotonic_ns())?;
         programs.vouch_for_own_dials()?;
         Ok(programs)
+    }
+
+    /// Who is in charge of the pins.
+    pub(super) fn charge(&mut self) -> &mut Charge {
+        &mut self.charge
+    }
+
+    /// Watches for an agent that wants to be.
+    pub(super) fn succession(&self) -> Result<Succession, CaptureError> {
+        Succession::watch(&self.root)
     }
 
     /// Opens a pinned map once more, for a reader or writer of its own.
@@ -275,18 +284,6 @@ impl Programs {
 /// The network namespace of the pod whose pins have this label.
 fn cookie_of(label: &str) -> Option<u64> {
     label.rsplit('_').next()?.parse().ok()
-}
-
-/// Two agents with one folder of pins would take each other's pods.
-fn lock(root: &Path) -> Result<Flock<File>, CaptureError> {
-    let folder = File::open(root).map_err(Part::Links.step(format!("opening {}", root.display())))?;
-    Flock::lock(folder, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => CaptureError::Preflight(format!(
-            "another agent uses the pins in {}; stop it, or name another folder with --bpffs",
-            root.display()
-        )),
-        errno => Part::Links.step(format!("locking {}", root.display()))(errno.into()),
-    })
 }
 
 /// Removes every pin below the folder, and the folder; says how many pods were enrolled.

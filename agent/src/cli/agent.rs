@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use self::identity::{IdentityArgs, Mistake};
+use super::time::parse_time;
 use crate::agent::{self, AgentSettings, SourceSettings};
 use crate::capture::{CaptureSettings, OnAgentDown};
 use crate::model::{MtlsMode, NodeInfo};
@@ -128,6 +129,12 @@ pub struct AgentArgs {
         env = "UNDERMESH_KEEPALIVE_PROBES",
     )]
     keepalive_probes: u32,
+    /// Take over from an agent that runs on this node, without losing a connection, instead of refusing to start.
+    #[arg(long, env = "UNDERMESH_TAKE_OVER")]
+    take_over: bool,
+    /// How long connections may go on that are open when the agent is to stop: a number with s, m, h or d.
+    #[arg(long, value_name = "TIME", value_parser = drain_time, default_value = "0", env = "UNDERMESH_DRAIN")]
+    drain: Duration,
     #[command(flatten)]
     identity: IdentityArgs,
     /// Format of the agent's own log, on standard error; filtered by the environment variable UNDERMESH_LOG.
@@ -222,6 +229,7 @@ impl AgentArgs {
                 bpffs: self.bpffs.clone(),
                 on_agent_down: self.on_agent_down,
                 workers,
+                take_over: self.take_over,
             },
             proxy: ProxySettings {
                 connect_timeout: Duration::from_secs(self.connect_timeout),
@@ -234,6 +242,7 @@ impl AgentArgs {
             mtls,
             tunnel,
             access_log: self.access_log_settings(),
+            drain: self.drain,
         })
     }
 
@@ -249,6 +258,10 @@ impl AgentArgs {
         };
         AccessLogSettings { output, format }
     }
+}
+
+fn drain_time(text: &str) -> Result<Duration, String> {
+    if text == "0" { Ok(Duration::ZERO) } else { parse_time(text) }
 }
 
 fn start_log(format: LogFormat) {

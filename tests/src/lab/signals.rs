@@ -31,7 +31,7 @@ pub fn sweep_on_signals() -> Result<()> {
         let signal = signals.wait();
         let _closed = GATE.write();
         SWEEPING.set(true);
-        eprintln!("\ninterrupted: sweeping the lab");
+        eprintln!("\ninterrupted: sweeping");
         for lab in labs().iter().filter_map(Weak::upgrade) {
             if let Err(error) = sweep::everything(&lab) {
                 eprintln!("lab {}: {error:#}", lab.name);

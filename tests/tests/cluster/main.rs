@@ -1,5 +1,6 @@
 //! Tests on a real Kubernetes, which each makes for itself. They need root, Go and some minutes: `cargo xtask e2e` runs
 //! them.
 
+mod killed;
 mod kit;
 mod pods;

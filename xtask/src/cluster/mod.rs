@@ -16,11 +16,6 @@ use crate::command::{cargo, run};
 use crate::{paths, say, setup};
 
 /// The arguments of `cargo xtask cluster`.
-///
-/// A control plane and nodes are started in namespaces of their own, from programs that are built from Go modules when
-/// they are not in the cache. Nothing of the machine's network is changed. The API server can be reached at a loopback
-/// port, by the kubeconfig that is printed. Ctrl-C ends the cluster and removes all of it; what a cluster that was
-/// killed has left is removed when the next of its name is started, or by `--sweep`. Needs root and Go.
 #[derive(Args)]
 pub struct ClusterTask {
     /// How many nodes it has.
@@ -58,7 +53,7 @@ impl ClusterTask {
         build_init()?;
         // Before any thread is started, and after the builds, which handle Ctrl-C well themselves.
         sweep_on_signals()?;
-        say::step(&format!("starting a control plane and {} nodes", self.nodes));
+        say::step(&format!("starting a control plane and its nodes ({})", self.nodes));
         let begun = Instant::now();
         let cluster = Cluster::start(&self.name, self.nodes, tools)?;
         say::step(&format!("all nodes are ready after {:.1} s", begun.elapsed().as_secs_f32()));
@@ -108,6 +103,12 @@ fn build_init() -> Result<()> {
     run(build)
 }
 
+/// What the cluster sets for programs that call it: also where they keep what must not outlive it.
+fn environment(command: &std::process::Command) -> String {
+    let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
+    set.map(|(name, value)| format!("{}={}", name.display(), value.display())).collect::<Vec<_>>().join(" ")
+}
+
 fn show(cluster: &Cluster) -> Result<()> {
     say::heading("A cluster");
     say::shown("kubectl get nodes --output wide", &cluster.kubectl(&["get", "nodes", "--output=wide"])?);
@@ -118,8 +119,8 @@ fn show(cluster: &Cluster) -> Result<()> {
         (
             "call it",
             format!(
-                "export KUBECONFIG={} PATH={}:$PATH",
-                cluster.kubeconfig().display(),
+                "export {} PATH={}:$PATH",
+                environment(&cluster.command("kubectl")),
                 tools.dir().display()
             ),
         ),

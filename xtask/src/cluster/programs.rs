@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
 use undermesh_tests::cluster::Tools;
 use undermesh_tests::cluster::image::sha256;
 use undermesh_tests::require::is_installed;
@@ -124,6 +125,11 @@ pub fn ensure() -> Result<Tools> {
     if let Ok(tools) = Tools::in_folder(&wanted) {
         return Ok(tools);
     }
+    let _alone = only_builder()?;
+    // Whoever built before us may have built these.
+    if let Ok(tools) = Tools::in_folder(&wanted) {
+        return Ok(tools);
+    }
     say::step("building the programs of a cluster (half an hour on one core, once)");
     // Beside it, and renamed when all are there. What an interrupted run has built is taken up again.
     let partial = wanted.with_extension("partial");
@@ -180,6 +186,16 @@ impl Module {
         }
         Ok(flags)
     }
+}
+
+/// Two checkouts share the cache: the second builder waits for the first.
+fn only_builder() -> Result<Flock<fs::File>> {
+    let cache = paths::cache()?;
+    fs::create_dir_all(&cache).with_context(|| format!("{} cannot be made", cache.display()))?;
+    let file = fs::File::create(cache.join("cluster.lock"))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .context("the cache cannot be locked")
 }
 
 /// The folder in the cache, by everything that goes into the programs.

@@ -72,7 +72,11 @@ impl World {
                 self.complete.insert(kind);
             }
             News::Gone(key) => {
-                self.known.entry(key.kind).or_default().remove(&key);
+                for objects in [&mut self.known, &mut self.listing] {
+                    if let Some(objects) = objects.get_mut(&key.kind) {
+                        objects.remove(&key);
+                    }
+                }
                 self.forget(&key);
             }
             News::Object(key, document, problems) => {
@@ -226,3 +230,6 @@ fn without_paths(pod: &Arc<Pod>) -> Arc<Pod> {
         Some(_) => Arc::new(Pod { paths: None, ..Pod::clone(pod) }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -290,3 +290,6 @@ impl Reply {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;
