@@ -1,11 +1,11 @@
-//! Formatting, lints, dependencies, architecture.
+//! Formatting, lints, dependencies, architecture, manifests.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 
 use crate::command::{self, cargo, command};
-use crate::{build, say, setup};
+use crate::{build, manifests, say, setup};
 
 /// Runs every check and stops at the first that fails.
 pub fn run() -> Result<()> {
@@ -40,6 +40,9 @@ pub fn run() -> Result<()> {
     let mut tidy = cargo();
     tidy.args(["test", "--quiet", "--package", "undermesh-tests", "--test", "tidy"]);
     command::run(tidy)?;
+
+    say::step("the Helm chart, and what is generated from it");
+    manifests::check()?;
 
     dependencies()
 }

@@ -6,8 +6,10 @@ mod cluster;
 mod command;
 mod demo;
 mod fuzz;
+mod image;
 mod interop;
 mod lint;
+mod manifests;
 mod paths;
 mod say;
 mod setup;
@@ -38,6 +40,10 @@ enum Task {
     Test(test::Test),
     /// Run end-to-end tests under other kernels, in a VM.
     Vm(vm::Vm),
+    /// Make the container image, without a daemon.
+    Image(image::ImageTask),
+    /// Write what is generated from the Helm chart.
+    Manifests(manifests::Manifests),
     /// Bring up a real Kubernetes on this machine, until Ctrl-C.
     ///
     /// A control plane and nodes are started in namespaces of their own, from programs that are built from Go modules
@@ -64,6 +70,8 @@ fn main() -> ExitCode {
         Task::Lint => lint::run(),
         Task::Test(test) => test.run(),
         Task::Vm(vm) => vm.run(),
+        Task::Image(image) => image.run(),
+        Task::Manifests(manifests) => manifests.run(),
         Task::Cluster(cluster) => cluster.run(),
         Task::E2e(e2e) => e2e.run(),
         Task::Demo(demo) => demo.run(),

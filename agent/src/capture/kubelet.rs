@@ -4,7 +4,6 @@
 //! host's network, and of whatever the node translates. The program stays attached while no agent runs.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
@@ -19,8 +18,8 @@ pub enum KubeletCgroup {
     /// There is none.
     #[default]
     None,
-    /// In the cgroup of the process that is called `kubelet`.
-    Find,
+    /// Below this directory, in the cgroup of the process that is called `kubelet`.
+    Find(PathBuf),
     /// There, as with distributions whose kubelet is part of another program.
     At(PathBuf),
 }
@@ -66,12 +65,12 @@ impl Kubelet {
     }
 
     fn attach(&self, programs: &mut Programs) -> Result<(PathBuf, FileId), String> {
-        let root = cgroup::mount_point().map_err(|error| error.to_string())?;
         let path = match &self.wanted {
             KubeletCgroup::At(path) => path.clone(),
-            _ => find(&root)?,
+            KubeletCgroup::Find(root) => find(root)?,
+            KubeletCgroup::None => return Err("there is none".into()),
         };
-        if is_same(&path, &root) {
+        if cgroup::is_root(&path) {
             return Err(
                 "the kubelet is in the root cgroup, with everybody else; give it one of its own".into()
             );
@@ -95,9 +94,4 @@ fn find(root: &Path) -> Result<PathBuf, String> {
     )?;
     cgroup::find_process(root, pid)
         .ok_or_else(|| format!("the kubelet (process {pid}) is in no cgroup of {}", root.display()))
-}
-
-fn is_same(a: &Path, b: &Path) -> bool {
-    let id = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
-    id(a).is_some() && id(a) == id(b)
 }

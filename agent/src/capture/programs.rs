@@ -277,7 +277,7 @@ impl Programs {
         let path = cgroup::own().map_err(Part::Cgroup.step("finding the agent's own cgroup"))?;
         let own = cgroup::open(&path)
             .map_err(Part::Cgroup.step(format!("opening the agent's own cgroup {}", path.display())))?;
-        if cgroup::mount_point().is_ok_and(|root| root == path) {
+        if cgroup::is_root(&path) {
             warn!(
                 "the agent is in the root cgroup, so its program sees every socket of this machine; give it one of its own"
             );

@@ -214,7 +214,7 @@ impl AgentArgs {
                 take_over: self.take_over,
                 kubelet: match (&self.kubelet_cgroup, self.kubernetes) {
                     (Some(path), _) => KubeletCgroup::At(path.clone()),
-                    (None, true) => KubeletCgroup::Find,
+                    (None, true) => KubeletCgroup::Find(self.cgroup_root.clone()),
                     (None, false) => KubeletCgroup::None,
                 },
             },

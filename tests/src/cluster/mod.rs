@@ -12,6 +12,7 @@ mod grounds;
 pub mod image;
 pub mod init;
 mod node;
+pub mod product;
 mod relay;
 mod tools;
 

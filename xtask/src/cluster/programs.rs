@@ -141,6 +141,11 @@ pub fn ensure() -> Result<Tools> {
     Tools::in_folder(&wanted)
 }
 
+/// The programs, if they are built.
+pub fn built() -> Option<Tools> {
+    is_installed("go").then(|| Tools::in_folder(&folder().ok()?).ok()).flatten()
+}
+
 impl Module {
     fn build(&self, into: &Path) -> Result<()> {
         let flags = self.linker_flags()?;
