@@ -141,3 +141,79 @@ async fn work_is_dropped_the_moment_somebody_else_may_lead() {
     drop(leads);
     work.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_taint_goes_from_the_node_as_it_is_and_not_as_it_was() {
+    let taint = json!({"key": "undermesh.io/agent-not-ready", "effect": "NoSchedule"});
+    let node = move |version: &str, others: &[&str]| {
+        let others = others.iter().map(|key| json!({"key": key, "effect": "NoExecute", "value": "v"}));
+        let taints: Vec<_> = std::iter::once(taint.clone()).chain(others).collect();
+        json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": "n1", "resourceVersion": version}, "spec": {"taints": taints},
+        })
+    };
+    let agent = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"uid": "a", "name": "a", "namespace": "undermesh-system", "resourceVersion": "2"},
+        "spec": {"nodeName": "n1", "containers": []},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+    });
+    // Lists that are streamed end with a bookmark.
+    let end = |kind: &str, version: &str| {
+        let annotations = json!({"k8s.io/initial-events-end": "true"});
+        let metadata = json!({"resourceVersion": version, "annotations": annotations});
+        json!({"type": "BOOKMARK", "object": {"apiVersion": "v1", "kind": kind, "metadata": metadata}})
+    };
+    let added = |object: Value| json!({"type": "ADDED", "object": object});
+    let patched = Arc::new(AtomicBool::new(false));
+    let done = patched.clone();
+    let api = FakeApi::new(move |question| {
+        let is_initial = question.query.contains("sendInitialEvents=true");
+        match (question.method.as_str(), question.path.as_str()) {
+            ("GET", "/api/v1/nodes") if is_initial => {
+                Some((200, json!([added(node("5", &[])), end("Node", "5")])))
+            }
+            // It changes once we have tried, and then nothing does.
+            ("GET", "/api/v1/nodes") if question.query.contains("resourceVersion=5") => {
+                Some((200, json!([{"type": "MODIFIED", "object": node("6", &["maintenance"])}])))
+            }
+            ("GET", "/api/v1/namespaces/undermesh-system/pods") if is_initial => {
+                assert!(question.query.contains("labelSelector="), "{}", question.query);
+                Some((200, json!([added(agent.clone()), end("Pod", "7")])))
+            }
+            ("PATCH", "/api/v1/nodes/n1") if question.body["metadata"]["resourceVersion"] != "6" => {
+                failure(409, "Conflict")
+            }
+            ("PATCH", "/api/v1/nodes/n1") => {
+                let left = json!([{"key": "maintenance", "effect": "NoExecute", "value": "v"}]);
+                assert_eq!(question.body["spec"]["taints"], left);
+                done.store(true, Ordering::SeqCst);
+                Some((
+                    200,
+                    json!({"metadata": {"name": "n1", "resourceVersion": "7"}, "spec": {"taints": left}}),
+                ))
+            }
+            ("GET", _) => None,
+            other => panic!("{other:?}"),
+        }
+    });
+    let (_leads, leader) = watch::channel(true);
+    let settings = ControllerSettings { settle: Duration::from_millis(20), ..settings() };
+    let telemetry = Arc::new(ControllerTelemetry::default());
+    let client = api.client();
+    let lead = taint::lead(&client, &settings, &telemetry, leader);
+    let until_patched = async {
+        while !patched.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Time for a second attempt, which there must not be.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    tokio::select! {
+        () = lead => panic!("it never ends by itself"),
+        outcome = tokio::time::timeout(Duration::from_secs(20), until_patched) => outcome.unwrap(),
+    }
+    let page = telemetry.scrape(crate::telemetry::MetricsFormat::PrometheusText);
+    assert!(page.contains("\nundermesh_controller_taints_removed_total 1\n"), "{page}");
+}

@@ -239,7 +239,7 @@ mod tests {
             telemetry.denied(reason);
         }
         telemetry.reviewed(ReviewResult::Refused);
-        telemetry.set_roots(2, SystemTime::now() + std::time::Duration::from_secs(100));
+        telemetry.set_roots(2, SystemTime::now() + std::time::Duration::from_secs(1_050));
         telemetry.set_leader(true);
         let text = telemetry.scrape(MetricsFormat::PrometheusText);
         for name in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
@@ -254,7 +254,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
-        assert!(text.contains("\nundermesh_ca_root_remaining_seconds 9"), "{text}");
+        assert!(text.contains("\nundermesh_ca_root_remaining_seconds 10"), "{text}");
         assert!(!text.contains("\nundermesh_ca_server_certificate_remaining_seconds "), "{text}");
     }
 }

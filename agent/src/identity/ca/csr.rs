@@ -39,8 +39,12 @@ pub fn proven_key(pem: &str) -> Result<Vec<u8>, CsrError> {
     if !matches!(pem.label.as_str(), "CERTIFICATE REQUEST" | "NEW CERTIFICATE REQUEST") {
         return Err(malformed(&format!("it is a {:?}", pem.label)));
     }
-    let (rest, request) =
-        X509CertificationRequest::from_der(&pem.contents).map_err(|error| malformed(&error))?;
+    proven_key_of_der(&pem.contents)
+}
+
+pub(in super::super) fn proven_key_of_der(der: &[u8]) -> Result<Vec<u8>, CsrError> {
+    let malformed = |why: &dyn std::fmt::Display| CsrError::Malformed(why.to_string());
+    let (rest, request) = X509CertificationRequest::from_der(der).map_err(|error| malformed(&error))?;
     if !rest.is_empty() {
         return Err(malformed(&"something follows it"));
     }
