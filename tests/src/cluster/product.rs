@@ -12,7 +12,7 @@ use super::image::{Image, Layer};
 use crate::lab::run_here;
 
 /// The image's name, as the chart has it.
-pub const IMAGE: &str = concat!("undermesh:", env!("CARGO_PKG_VERSION"));
+pub const IMAGE: &str = concat!("localhost/undermesh:", env!("CARGO_PKG_VERSION"));
 
 /// Where the program is in the image.
 const PROGRAM: &str = "/usr/bin/undermesh";
