@@ -1,6 +1,8 @@
 //! Tests on a real Kubernetes, which each makes for itself. They need root, Go and some minutes: `cargo xtask e2e` runs
 //! them.
 
+mod installed;
 mod killed;
 mod kit;
+mod mesh;
 mod pods;

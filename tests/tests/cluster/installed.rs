@@ -1,0 +1,193 @@
+//! A cluster with the mesh installed from its chart, and a shop on it: what the tests of the mesh have in common.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use undermesh_tests::cluster::image::{Image, Layer};
+use undermesh_tests::cluster::{Cluster, product};
+use undermesh_tests::lab::{Metrics, binary, eventually, run_here};
+
+pub(crate) const SYSTEM: &str = "undermesh-system";
+pub(crate) const SHOP: &str = "shop";
+pub(crate) const PORT: u16 = 7000;
+/// What the shop's pods run.
+const APP: &str = "um.test/app:1";
+pub(crate) const TRAFFIC: &str = "/usr/bin/traffic";
+
+pub(crate) const ENROLLED: &str = "undermesh.io/enrolled";
+
+/// Everything but what this machine's runtime cannot grant.
+const CAPABILITIES: &str = "agent.capabilities={BPF,NET_ADMIN,SYS_ADMIN,SYS_PTRACE}";
+
+/// How long a program of ours may take for a small thing.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Installs the mesh as a user does, and waits until it is ready.
+pub(crate) fn install(cluster: &Cluster, values: &[&str]) -> Result<()> {
+    import_images(cluster)?;
+    let begun = Instant::now();
+    let mut helm = cluster.command(cluster.tools().program("helm"));
+    helm.args(["install", "undermesh"]).arg(chart()).args(["--namespace", SYSTEM, "--create-namespace"]);
+    for value in [CAPABILITIES].iter().chain(values) {
+        helm.args(["--set", value]);
+    }
+    run_here(helm, LIMIT)?.success()?;
+    for what in ["deployment/undermesh-controller", "daemonset/undermesh-agent"] {
+        rolled_out(cluster, what)?;
+    }
+    eprintln!("the mesh is installed and ready after {:.1} s", begun.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// A namespace with a server on every node and a Service in front of them.
+pub(crate) fn open_shop(cluster: &Cluster) -> Result<()> {
+    let labels = json!({ "app": "web" });
+    let serve = json!({
+        "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": { "name": "web", "namespace": SHOP },
+        "spec": {
+            "selector": { "matchLabels": labels },
+            "template": { "metadata": { "labels": labels }, "spec": {
+                "terminationGracePeriodSeconds": 1,
+                "containers": [container(&[TRAFFIC, "serve", "--name", "web", "--port", &PORT.to_string()])],
+            } },
+        },
+    });
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "web", "namespace": SHOP },
+        "spec": { "selector": labels, "ports": [{ "port": 80, "targetPort": PORT }] },
+    });
+    cluster.kubectl(&["create", "namespace", SHOP])?;
+    cluster.apply(&serve.to_string())?;
+    cluster.apply(&service.to_string())?;
+    cluster.kubectl(&["rollout", "status", "daemonset/web", "--namespace", SHOP, "--timeout=60s"])?;
+    Ok(())
+}
+
+/// A pod of the shop on this node.
+pub(crate) fn pod(name: &str, node: &str, command: &[&str]) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": { "name": name, "namespace": SHOP },
+        "spec": {
+            "nodeName": node, "restartPolicy": "Never", "terminationGracePeriodSeconds": 5,
+            "containers": [container(command)],
+        },
+    })
+}
+
+pub(crate) fn container(command: &[&str]) -> Value {
+    json!({ "name": "main", "image": APP, "imagePullPolicy": "Never", "command": command })
+}
+
+/// Puts the shop into the mesh; how long it takes until every pod says that it is in.
+pub(crate) fn join(cluster: &Cluster) -> Result<Duration> {
+    let begun = Instant::now();
+    cluster.kubectl(&["label", "namespace", SHOP, "undermesh.io/mesh=enabled"])?;
+    eventually(Duration::from_secs(20), "every pod is enrolled", || {
+        let pods = cluster.get(&["pods", "--namespace", SHOP])?;
+        for pod in pods["items"].as_array().into_iter().flatten() {
+            ensure!(condition(pod)["status"] == "True", "{}: {}", pod["metadata"]["name"], condition(pod));
+            ensure!(pod["metadata"]["annotations"][ENROLLED] == "open", "{}", pod["metadata"]);
+        }
+        Ok(())
+    })?;
+    Ok(begun.elapsed())
+}
+
+/// The condition by which the agent says how the pod stands.
+pub(crate) fn condition(pod: &Value) -> Value {
+    let conditions = pod["status"]["conditions"].as_array();
+    let ours = conditions.into_iter().flatten().find(|condition| condition["type"] == ENROLLED);
+    ours.cloned().unwrap_or_default()
+}
+
+/// The servers' names and addresses, in the order of the nodes.
+pub(crate) fn servers(cluster: &Cluster) -> Result<Vec<(String, String)>> {
+    let pods = cluster.get(&["pods", "--namespace", SHOP, "--selector=app=web"])?;
+    let of = |node: &str| -> Result<(String, String)> {
+        let mut pods = pods["items"].as_array().into_iter().flatten();
+        let pod = pods.find(|pod| pod["spec"]["nodeName"] == node).context("no server")?;
+        let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
+        Ok((text(&pod["metadata"]["name"])?, text(&pod["status"]["podIP"])?))
+    };
+    cluster.nodes().iter().map(|node| of(node.name())).collect()
+}
+
+/// The address and port of the Service in front of the servers.
+pub(crate) fn service(cluster: &Cluster) -> Result<String> {
+    let service = cluster.get(&["service", "web", "--namespace", SHOP])?;
+    Ok(format!("{}:80", service["spec"]["clusterIP"].as_str().context("a Service without an address")?))
+}
+
+/// Connections from a pod of the shop, each of which must be served.
+pub(crate) fn dial(cluster: &Cluster, from: &str, to: &str, count: usize) -> Result<()> {
+    let count = count.to_string();
+    let told = cluster.kubectl(&[
+        "exec",
+        "--namespace",
+        SHOP,
+        from,
+        "--",
+        TRAFFIC,
+        "dial",
+        "--count",
+        &count,
+        to,
+    ])?;
+    let told: Value = serde_json::from_str(&told).with_context(|| told.clone())?;
+    ensure!(told["failed"].as_object().is_some_and(|failed| failed.is_empty()), "{from} to {to}: {told}");
+    Ok(())
+}
+
+/// What all agents that run now have counted.
+pub(crate) fn counted(cluster: &Cluster, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+    let agents =
+        cluster.get(&["pods", "--namespace", SYSTEM, "--selector=app.kubernetes.io/component=agent"])?;
+    let mut sum = 0.0;
+    for agent in agents["items"].as_array().into_iter().flatten() {
+        let pod = agent["metadata"]["name"].as_str().context("an agent without a name")?;
+        let page = format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:15020/proxy/metrics");
+        sum += Metrics::parse(&cluster.kubectl(&["get", "--raw", &page])?).sum(name, labels);
+    }
+    Ok(sum)
+}
+
+pub(crate) fn rolled_out(cluster: &Cluster, what: &str) -> Result<()> {
+    cluster
+        .kubectl(&["rollout", "status", what, "--namespace", SYSTEM, "--timeout=110s"])
+        .map(drop)
+        .with_context(|| {
+            let pods = cluster.kubectl(&["describe", "pods", "--namespace", SYSTEM]).unwrap_or_default();
+            format!("{what} is not ready:\n{pods}")
+        })
+}
+
+fn import_images(cluster: &Cluster) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let stripped = folder.path().join("undermesh");
+    let mut strip = Command::new("strip");
+    strip.arg("-o").arg(&stripped).arg(binary("undermesh")?);
+    run_here(strip, LIMIT)?.success()?;
+    let tar = folder.path().join("product.tar");
+    product::image(product::IMAGE, &stripped)?.write(&tar)?;
+    cluster.import(&tar)?;
+
+    let mut layer = Layer::default().file("/bin/busybox", 0o755, Path::new("/bin/busybox"))?;
+    layer = layer.link("/bin/sh", "busybox")?;
+    for file in product::files(&binary("traffic")?)? {
+        if let (Some(path), product::Content::Executable(from)) = (file.path.to_str(), &file.content) {
+            // The program is named after the product there.
+            let path = if path.ends_with("/undermesh") { TRAFFIC } else { path };
+            layer = layer.file(path, 0o755, from)?;
+        }
+    }
+    let tar = folder.path().join("app.tar");
+    Image::new(APP).layer(layer).write(&tar)?;
+    cluster.import(&tar)
+}
+
+fn chart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/undermesh")
+}

@@ -1,0 +1,260 @@
+//! The mesh on a real Kubernetes, installed from its chart: what its users do, and what happens to them.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use undermesh_tests::cluster::Cluster;
+use undermesh_tests::lab::{eventually, patient};
+use undermesh_tests::require;
+use undermesh_tests::require::Feature::Cluster as ACluster;
+
+use crate::installed::{
+    self, ENROLLED, PORT, SHOP, SYSTEM, TRAFFIC, condition, container, counted, dial, join, servers,
+};
+use crate::kit;
+
+const OPENED: &str = "undermesh_tcp_connections_opened_total";
+
+/// How soon running pods are to be in the mesh after their namespace has asked for it.
+const SOON: Duration = Duration::from_secs(2);
+
+const A_WHILE: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_label_takes_running_pods_in_and_out() -> Result<()> {
+    require!(ACluster);
+    kit::on_cluster("um-e2e-label", 2, |cluster| {
+        // Nodes that boot are registered with it, so that nothing runs there before the agent does.
+        for node in cluster.nodes() {
+            cluster.kubectl(&["taint", "node", node.name(), "undermesh.io/agent-not-ready=:NoSchedule"])?;
+        }
+        installed::install(cluster, &[])?;
+        the_startup_taint_goes(cluster)?;
+        installed::open_shop(cluster)?;
+        running_pods_join(cluster)?;
+        pods_that_take_no_plaintext_pass_their_probes(cluster)?;
+        traffic_goes_on_without_api_server_and_controller(cluster)?;
+        running_pods_leave(cluster)
+    })
+}
+
+fn the_startup_taint_goes(cluster: &Cluster) -> Result<()> {
+    eventually(A_WHILE, "the controller lifts the startup taint", || {
+        let nodes = cluster.get(&["nodes"])?;
+        for node in nodes["items"].as_array().into_iter().flatten() {
+            ensure!(node["spec"]["taints"].is_null(), "{}", node["spec"]["taints"]);
+        }
+        Ok(())
+    })
+}
+
+fn running_pods_join(cluster: &Cluster) -> Result<()> {
+    let before = cluster.get(&["pods", "--namespace", SHOP])?;
+    let took = join(cluster)?;
+    eprintln!("the pods of the namespace are in the mesh after {} ms", took.as_millis());
+    ensure!(took < patient(SOON), "it took {took:?}");
+    let after = cluster.get(&["pods", "--namespace", SHOP])?;
+    for (before, after) in
+        before["items"].as_array().into_iter().flatten().zip(after["items"].as_array().into_iter().flatten())
+    {
+        let started = |pod: &Value| pod["status"]["containerStatuses"][0]["containerID"].clone();
+        ensure!(started(before) == started(after), "a container was restarted: {after:#}");
+        ensure!(after["metadata"]["annotations"]["ambient.istio.io/redirection"] == "enabled", "{after:#}");
+        ensure!(condition(after)["reason"] == "Enrolled", "{after:#}");
+    }
+    eventually(A_WHILE, "an event tells of it", || {
+        let events =
+            cluster.kubectl(&["get", "events", "--namespace", SHOP, "--field-selector=reason=Enrolled"])?;
+        ensure!(events.contains("the pod is in the mesh"), "{events}");
+        Ok(())
+    })?;
+
+    let servers = servers(cluster)?;
+    let [(near, near_ip), (_, far_ip)] = &servers[..] else { anyhow::bail!("{servers:?}") };
+    dial(cluster, near, &format!("{near_ip}:{PORT}"), 5)?;
+    dial(cluster, near, &format!("{far_ip}:{PORT}"), 5)?;
+    dial(cluster, near, &installed::service(cluster)?, 10)?;
+    let identity = "spiffe://cluster.local/ns/shop/sa/default";
+    for (security, least) in [("same_node", 5.0), ("mutual_tls", 5.0)] {
+        let labels = [
+            ("reporter", "destination"),
+            ("security", security),
+            ("source_identity", identity),
+            ("destination_identity", identity),
+        ];
+        let opened = counted(cluster, OPENED, &labels)?;
+        ensure!(opened >= least, "{opened} connections by {security}");
+    }
+    let plaintext = counted(cluster, OPENED, &[("security", "plaintext")])?;
+    ensure!(plaintext == 0.0, "{plaintext} connections in plaintext");
+    Ok(())
+}
+
+/// A probe comes from the node's address, as does whoever runs on the node.
+fn pods_that_take_no_plaintext_pass_their_probes(cluster: &Cluster) -> Result<()> {
+    let node = &cluster.nodes()[0];
+    let port = PORT.to_string();
+    let mut strict =
+        installed::pod("strict", node.name(), &[TRAFFIC, "serve", "--name", "strict", "--port", &port]);
+    strict["metadata"]["annotations"] = json!({ "undermesh.io/mtls": "strict" });
+    let probe = json!({ "tcpSocket": { "port": PORT }, "periodSeconds": 1, "failureThreshold": 2 });
+    strict["spec"]["containers"][0]["readinessProbe"] = probe.clone();
+    strict["spec"]["containers"][0]["livenessProbe"] = probe;
+    cluster.apply(&strict.to_string())?;
+    cluster.kubectl(&[
+        "wait",
+        "--for=condition=Ready",
+        "pod/strict",
+        "--namespace",
+        SHOP,
+        "--timeout=30s",
+    ])?;
+    let found = cluster.get(&["pod", "strict", "--namespace", SHOP])?;
+    let ip = found["status"]["podIP"].as_str().context("no address")?;
+
+    let from_node =
+        node.run(&["timeout", "3", "bash", "-c", &format!("exec 3<>/dev/tcp/{ip}/{port}")], A_WHILE)?;
+    ensure!(from_node.success().is_err(), "the node got through in plaintext");
+    for (server, _) in servers(cluster)? {
+        dial(cluster, &server, &format!("{ip}:{PORT}"), 2)?;
+    }
+    // Long enough for probes to have failed.
+    std::thread::sleep(Duration::from_secs(3));
+    let found = cluster.get(&["pod", "strict", "--namespace", SHOP])?;
+    let status = &found["status"]["containerStatuses"][0];
+    ensure!(status["ready"] == true && status["restartCount"] == 0, "{status:#}");
+    cluster.kubectl(&["delete", "pod", "strict", "--namespace", SHOP, "--wait"])?;
+    Ok(())
+}
+
+fn traffic_goes_on_without_api_server_and_controller(cluster: &mut Cluster) -> Result<()> {
+    let servers = servers(cluster)?;
+    let nodes: Vec<_> = cluster.nodes().iter().map(|node| node.name().to_owned()).collect();
+    let far: SocketAddr = format!("{}:{PORT}", servers[1].1).parse()?;
+    start(cluster, "run", &nodes[0], &["run", &far.to_string()])?;
+    cluster.kubectl(&["scale", "deployment/undermesh-controller", "--namespace", SYSTEM, "--replicas=0"])?;
+    cluster.control_program("kube-apiserver")?.signal(Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(20));
+    cluster.control_program("kube-apiserver")?.signal(Signal::SIGCONT);
+    eventually(Duration::from_secs(60), "the API server answers", || {
+        cluster.kubectl(&["get", "nodes"]).map(drop)
+    })?;
+    let ran = ran(cluster, "run")?;
+    ensure!(ran["failed_in_all"] == 0 && ran["made"].as_u64() > Some(100), "{ran}");
+    eprintln!("without API server and controller: {} connections, none failed", ran["made"]);
+    cluster.kubectl(&["scale", "deployment/undermesh-controller", "--namespace", SYSTEM, "--replicas=2"])?;
+    installed::rolled_out(cluster, "deployment/undermesh-controller")
+}
+
+fn running_pods_leave(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&["label", "namespace", SHOP, "undermesh.io/mesh-"])?;
+    eventually(A_WHILE, "every pod says that it has left", || {
+        let pods = cluster.get(&["pods", "--namespace", SHOP, "--selector=app=web"])?;
+        for pod in pods["items"].as_array().into_iter().flatten() {
+            ensure!(condition(pod)["status"] == "False" && condition(pod)["reason"] == "Left", "{pod:#}");
+            ensure!(pod["metadata"]["annotations"][ENROLLED].is_null(), "{}", pod["metadata"]);
+        }
+        Ok(())
+    })?;
+    let before = counted(cluster, OPENED, &[])?;
+    let servers = servers(cluster)?;
+    dial(cluster, &servers[0].0, &format!("{}:{PORT}", servers[1].1), 5)?;
+    ensure!(counted(cluster, OPENED, &[])? == before, "the mesh still carries their connections");
+    Ok(())
+}
+
+/// Containers whose first act is to connect: their pods are in the mesh before they exist.
+#[test]
+fn nothing_of_a_new_pod_goes_out_unprotected() -> Result<()> {
+    const PODS: u32 = 200;
+    require!(ACluster);
+    kit::on_cluster("um-e2e-race", 2, |cluster| {
+        installed::install(cluster, &[])?;
+        installed::open_shop(cluster)?;
+        join(cluster)?;
+        let to = format!("{}:{PORT}", servers(cluster)?[1].1);
+        let mut command = container(&[TRAFFIC, "dial", "--count", "1", &to]);
+        command["name"] = json!("first");
+        let job = json!({
+            "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": "race", "namespace": SHOP },
+            "spec": { "completions": PODS, "parallelism": 10, "template": { "spec": {
+                "restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "containers": [command],
+            } } },
+        });
+        let begun = Instant::now();
+        cluster.apply(&job.to_string())?;
+        eventually(Duration::from_secs(600), "all have run", || {
+            std::thread::sleep(Duration::from_secs(1));
+            let job = cluster.get(&["job", "race", "--namespace", SHOP])?;
+            ensure!(job["status"]["succeeded"] == PODS, "{}", job["status"]);
+            Ok(())
+        })?;
+        let by =
+            |security: &str| counted(cluster, OPENED, &[("reporter", "destination"), ("security", security)]);
+        let (tunnelled, near, plaintext) = (by("mutual_tls")?, by("same_node")?, by("plaintext")?);
+        eprintln!(
+            "{PODS} pods in {:.0} s: {tunnelled} connections by mutual TLS, {near} on the node, {plaintext} in plaintext",
+            begun.elapsed().as_secs_f32()
+        );
+        ensure!(plaintext == 0.0 && tunnelled + near == f64::from(PODS), "not all were protected");
+        Ok(())
+    })
+}
+
+#[test]
+fn updating_the_agents_fails_no_connection() -> Result<()> {
+    require!(ACluster);
+    kit::on_cluster("um-e2e-update", 2, |cluster| {
+        installed::install(cluster, &["agent.drainSeconds=5"])?;
+        installed::open_shop(cluster)?;
+        join(cluster)?;
+        let servers = servers(cluster)?;
+        let nodes: Vec<_> = cluster.nodes().iter().map(|node| node.name().to_owned()).collect();
+        let to =
+            [servers[1].1.clone() + ":7000", servers[0].1.clone() + ":7000", installed::service(cluster)?];
+        let runs = ["run-far", "run-near", "run-service"];
+        for ((name, to), node) in runs.iter().zip(&to).zip([&nodes[0], &nodes[0], &nodes[1]]) {
+            start(cluster, name, node, &["run", "--clients", "2", to])?;
+        }
+        for _ in 0..5 {
+            cluster.kubectl(&["rollout", "restart", "daemonset/undermesh-agent", "--namespace", SYSTEM])?;
+            installed::rolled_out(cluster, "daemonset/undermesh-agent")?;
+        }
+        for name in runs {
+            let ran = ran(cluster, name)?;
+            eprintln!("{name}: {} connections over five updates", ran["made"]);
+            ensure!(ran["failed_in_all"] == 0 && ran["made"].as_u64() > Some(100), "{name}: {ran}");
+        }
+        Ok(())
+    })
+}
+
+/// A pod of the shop that runs this traffic; returns when it is in the mesh.
+fn start(cluster: &Cluster, name: &str, node: &str, arguments: &[&str]) -> Result<()> {
+    let command = [&[TRAFFIC], arguments].concat();
+    cluster.apply(&installed::pod(name, node, &command).to_string())?;
+    eventually(A_WHILE, "it is in the mesh", || {
+        let pod = cluster.get(&["pod", name, "--namespace", SHOP])?;
+        ensure!(
+            condition(&pod)["status"] == "True" && pod["status"]["phase"] == "Running",
+            "{}",
+            pod["status"]
+        );
+        Ok(())
+    })
+}
+
+/// Ends traffic, and returns what it says of itself.
+fn ran(cluster: &Cluster, name: &str) -> Result<Value> {
+    cluster.kubectl(&["exec", "--namespace", SHOP, name, "--", "sh", "-c", "kill -TERM 1"])?;
+    eventually(A_WHILE, "it has ended", || {
+        let pod = cluster.get(&["pod", name, "--namespace", SHOP])?;
+        ensure!(pod["status"]["phase"] == "Succeeded", "{}", pod["status"]["phase"]);
+        Ok(())
+    })?;
+    let told = cluster.kubectl(&["logs", "--namespace", SHOP, name, "--tail=1"])?;
+    serde_json::from_str(&told).with_context(|| told.clone())
+}
