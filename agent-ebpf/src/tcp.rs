@@ -1,4 +1,5 @@
-//! `vouch_dial` on the agent's own cgroup, `watch_tcp` on each pod's: who is on whose behalf, and how TCP is doing.
+//! `vouch_dial` on the agent's own cgroup, `vouch_probe` on the kubelet's, `watch_tcp` on each pod's: who is on whose behalf,
+//! and how TCP is doing.
 //!
 //! A dial is vouched for from the moment before its SYN leaves until the server's socket is gone, so that whoever
 //! receives it can trust the 4-tuple, and `getpeername` shows the true client as long as anybody can ask.
@@ -16,7 +17,7 @@ use undermesh_common::maps::Voucher;
 use undermesh_common::{Address, Endpoint, Tuple, code};
 
 use crate::context::address;
-use crate::maps::{DIALS, PODS, VOUCHED, count};
+use crate::maps::{DESTINATIONS, DIALS, PODS, VOUCHED, count};
 
 const DONE: u32 = 1;
 const IPPROTO_TCP: i32 = 6;
@@ -36,18 +37,41 @@ pub fn vouch_dial(ctx: SockOpsContext) -> u32 {
                 vouch(&ctx, client);
             }
         }
-        // As long as the server's side has no socket for it, nobody else would remove the voucher: nobody answered, or
-        // the connection was reset before it was accepted.
-        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => {
-            let tuple = dialled(&ctx);
-            // SAFETY: the entry is copied out at once.
-            if unsafe { VOUCHED.get(tuple) }.is_some_and(|voucher| voucher.accepted == 0) {
-                let _ = VOUCHED.remove(tuple);
-            }
-        }
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => forget_unaccepted(&ctx),
         _ => {}
     }
     DONE
+}
+
+/// Vouches for the kubelet's probes, each by its exact 4-tuple. The client that they stand for is the kubelet itself.
+#[sock_ops]
+pub fn vouch_probe(ctx: SockOpsContext) -> u32 {
+    match ctx.op() {
+        BPF_SOCK_OPS_TCP_CONNECT_CB => {
+            let tuple = dialled(&ctx);
+            // What the kubelet says to others, the API server first of all, is nobody's business.
+            // SAFETY: the entry is not read.
+            if unsafe { DESTINATIONS.get(tuple.destination) }.is_some()
+                && VOUCHED.insert(tuple, Voucher { client: local(&ctx), accepted: 0 }, 0).is_ok()
+            {
+                add_cb_flags(&ctx, BPF_SOCK_OPS_STATE_CB_FLAG as i32);
+            }
+        }
+        BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => forget_unaccepted(&ctx),
+        _ => {}
+    }
+    DONE
+}
+
+/// As long as the server's side has no socket for it, nobody else would remove the voucher: nobody answered, or the
+/// connection was reset before it was accepted.
+#[inline(always)]
+fn forget_unaccepted(ctx: &SockOpsContext) {
+    let tuple = dialled(ctx);
+    // SAFETY: the entry is copied out at once.
+    if unsafe { VOUCHED.get(tuple) }.is_some_and(|voucher| voucher.accepted == 0) {
+        let _ = VOUCHED.remove(tuple);
+    }
 }
 
 /// Only for a source that is the dialling pod's own: by routes or addresses of its making a pod could have the kernel

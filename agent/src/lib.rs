@@ -9,6 +9,7 @@ pub mod balance;
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod controller;
 pub mod discovery;
 pub mod identity;
 pub mod model;

@@ -20,7 +20,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("discovery", &["model", "config"]),
     ("proxy", &["model", "policy", "route", "balance", "identity", "capture", "telemetry"]),
     ("admin", &["model", "telemetry"]),
-    ("controller", &["model", "config", "identity", "policy", "telemetry"]),
+    // A role of its own, wired in its `mod.rs`: the authority is `identity`'s, its health and metrics are `admin`'s.
+    ("controller", &["model", "config", "identity", "policy", "telemetry", "admin"]),
     // Wiring happens here, so it may know everybody.
     ("agent", &EVERYBODY),
     ("cli", &EVERYBODY),

@@ -4,6 +4,7 @@
 //! configuration comes from, nor what the kernel does; it asks telemetry and the snapshot in force.
 
 mod accept;
+pub mod controller;
 mod listener;
 pub mod view;
 
@@ -93,19 +94,22 @@ impl Admin {
 
     /// Serves until `shutdown` is done, then lets answers under way end for a moment.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        let (drain, draining) = oneshot::channel::<()>();
-        let server =
-            axum::serve(LimitedListener::new(self.listener), router(self.telemetry, self.certificates))
-                .with_graceful_shutdown(async move { _ = draining.await })
-                .into_future();
-        tokio::pin!(server);
-        tokio::select! {
-            // It never ends by itself: errors of accepting are retried.
-            _ = &mut server => {}
-            () = shutdown => {
-                drop(drain);
-                _ = tokio::time::timeout(DRAIN, server).await;
-            }
+        serve(self.listener, router(self.telemetry, self.certificates), shutdown).await;
+    }
+}
+
+async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
+    let (drain, draining) = oneshot::channel::<()>();
+    let server = axum::serve(LimitedListener::new(listener), router)
+        .with_graceful_shutdown(async move { _ = draining.await })
+        .into_future();
+    tokio::pin!(server);
+    tokio::select! {
+        // It never ends by itself: errors of accepting are retried.
+        _ = &mut server => {}
+        () = shutdown => {
+            drop(drain);
+            _ = tokio::time::timeout(DRAIN, server).await;
         }
     }
 }
@@ -138,18 +142,25 @@ fn router(telemetry: Arc<Telemetry>, certificates: CertificatesPage) -> Router {
 
 async fn metrics(State(pages): State<Pages>, headers: HeaderMap) -> Response {
     let format = accept::metrics_format(&headers);
-    let content_type = match format {
-        MetricsFormat::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        MetricsFormat::PrometheusText => "text/plain; version=0.0.4; charset=utf-8",
-    };
     let mut response =
-        pages.render(content_type, move |telemetry| telemetry.scrape(format).into_bytes()).await;
+        pages.render(content_type(format), move |telemetry| telemetry.scrape(format).into_bytes()).await;
     response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept"));
     response
 }
 
+fn content_type(format: MetricsFormat) -> &'static str {
+    match format {
+        MetricsFormat::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        MetricsFormat::PrometheusText => "text/plain; version=0.0.4; charset=utf-8",
+    }
+}
+
 async fn readyz(State(pages): State<Pages>) -> Response {
-    let missing = pages.telemetry.status().missing();
+    readiness(&pages.telemetry.status().missing())
+}
+
+/// Ready, or what is missing, a line each.
+fn readiness(missing: &[String]) -> Response {
     if missing.is_empty() {
         return "ready\n".into_response();
     }
@@ -182,13 +193,17 @@ impl Pages {
             drop(turn);
             body
         });
-        match rendered.await {
-            Ok(body) => ([(header::CONTENT_TYPE, content_type)], body).into_response(),
-            Err(error) => {
-                tracing::error!(%error, "a page of the admin server could not be rendered");
-                (StatusCode::INTERNAL_SERVER_ERROR, "this page failed; the agent's log has the error\n")
-                    .into_response()
-            }
+        answer(content_type, rendered.await)
+    }
+}
+
+fn answer(content_type: &'static str, rendered: Result<Vec<u8>, tokio::task::JoinError>) -> Response {
+    match rendered {
+        Ok(body) => ([(header::CONTENT_TYPE, content_type)], body).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "a page of the admin server could not be rendered");
+            (StatusCode::INTERNAL_SERVER_ERROR, "this page failed; the agent's log has the error\n")
+                .into_response()
         }
     }
 }

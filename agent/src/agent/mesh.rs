@@ -72,7 +72,7 @@ impl Mesh {
     /// Follows the snapshots for as long as there are any, and says whenever something has come of it.
     pub(super) async fn follow(
         &mut self,
-        mut news: watch::Receiver<()>,
+        news: &mut watch::Receiver<()>,
         applied: &watch::Sender<()>,
     ) -> anyhow::Result<()> {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
@@ -108,6 +108,17 @@ impl Mesh {
     /// Lets another agent have the kernel side, and goes on serving what it has not taken yet.
     pub(super) fn let_go(&mut self) {
         self.capture.let_go();
+    }
+
+    /// Goes on as before if the agent that was to take over has died; false if it has not. What it may have changed of a pod
+    /// is changed back.
+    pub(super) async fn take_back(&mut self) -> anyhow::Result<bool> {
+        if !self.capture.take_back()? {
+            return Ok(false);
+        }
+        let uids = self.capture.enrolled_uids();
+        self.enrol_anew(uids, "the agent that was to take over has left it").await?;
+        Ok(true)
     }
 
     /// Closes the listeners, once what waits in them is taken. What is open goes on.
@@ -261,10 +272,16 @@ impl Mesh {
     /// Enrols anew the pods whose cgroup or network namespace was replaced under its path. Nobody tells of that, and
     /// without a look such a pod would leave the mesh in silence.
     async fn replace(&mut self) -> anyhow::Result<()> {
+        let displaced = self.capture.displaced();
+        self.enrol_anew(displaced, "its cgroup or network namespace is not the one that it was enrolled in")
+            .await
+    }
+
+    async fn enrol_anew(&mut self, uids: Vec<WorkloadUid>, why: &str) -> anyhow::Result<()> {
         let mut lost = Vec::new();
-        for uid in self.capture.displaced() {
+        for uid in uids {
             let Some(net) = self.capture.strand(&uid) else { continue };
-            warn!(pod = %net.pod, "the pod's cgroup or network namespace is not the one that it was enrolled in; enrolling it anew");
+            warn!(pod = %net.pod, "enrolling the pod anew: {why}");
             if let Some(workload) = self.wanted.get(&uid).cloned() {
                 self.enrol(&workload).await?;
             }

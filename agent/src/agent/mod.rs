@@ -4,6 +4,7 @@ mod enrolled;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod gate;
+mod life;
 mod mesh;
 mod report;
 mod source;
@@ -12,18 +13,17 @@ mod tunnel;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tokio::sync::{Notify, watch};
+use tracing::{error, info};
 
 use crate::admin::Admin;
 use crate::balance::AffinityTable;
-use crate::capture::{Capture, CaptureSettings, Succession};
+use crate::capture::{Capture, CaptureSettings};
 use crate::config::Defaults;
 use crate::discovery::Publication;
 use crate::model::{MtlsMode, NodeInfo, Snapshot};
@@ -31,15 +31,13 @@ use crate::proxy::{Proxy, ProxySettings, Workers};
 use crate::telemetry::{AccessLog, AccessLogSettings, Status, Telemetry, TelemetrySettings};
 
 use gate::Gate;
+use life::Life;
 use mesh::Mesh;
 use report::Reporters;
 use source::Source;
 pub use source::SourceSettings;
 use tunnel::Opened;
 pub use tunnel::{AuthoritySettings, TunnelSettings};
-
-/// How often it is looked whether the last connection has ended.
-const DRAIN_LOOK: Duration = Duration::from_millis(100);
 
 /// How long the access log may take to write its last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -132,76 +130,32 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let gate = Gate { snapshot: snapshot.clone(), status: status.clone(), applied: gate, on_agent_down };
     let reporters = Reporters { status, announcer: announcer.clone() };
     let kernel_side = (capture, workers);
-    let mut mesh = Mesh::new(settings.node, snapshot, reporters, telemetry.clone(), kernel_side, members);
-    let mut succession = mesh.succession()?;
-    let mut stop = std::pin::pin!(stop_signal());
-    let ended = tokio::select! {
-        result = mesh.follow(news, &applied) => result.map(|()| End::Stopped),
-        error = source.follow(publish, published, announcer, gate) => Err(error),
-        () = in_background(background) => unreachable!("it runs for ever"),
-        () = succeeded(&mut succession, gate_opens) => Ok(End::Succeeded),
-        () = &mut stop => Ok(End::Stopped),
+    let mesh = Mesh::new(settings.node, snapshot, reporters, telemetry.clone(), kernel_side, members);
+    let source = source.follow(publish, published, announcer, gate);
+    let stepped_down = Arc::new(Notify::new());
+    let life = Life {
+        mesh,
+        news,
+        applied,
+        gate_opens,
+        proxy,
+        drain: settings.drain,
+        stepped_down: stepped_down.clone(),
     };
-    let ended = match ended {
-        Ok(end) => leave(end, &mut mesh, &proxy, &mut succession, stop, settings.drain).await,
-        Err(error) => Err(error),
+    let source = async {
+        tokio::select! {
+            error = source => error,
+            // What comes to this node from here on is another agent's.
+            () = stepped_down.notified() => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
+        ended = life.live() => ended,
+        error = source => Err(error),
+        () = in_background(background) => unreachable!("it runs for ever"),
     };
     telemetry.access_log().flush(LAST_LINES);
     ended
-}
-
-/// Why an agent leaves.
-enum End {
-    /// It was told to.
-    Stopped,
-    /// Another one takes its place.
-    Succeeded,
-}
-
-/// Leaves what is open for as long as it may take. Where another agent takes over, nobody notices.
-async fn leave(
-    end: End,
-    mesh: &mut Mesh,
-    proxy: &Proxy,
-    succession: &mut Succession,
-    stop: impl Future<Output = ()>,
-    drain: Duration,
-) -> anyhow::Result<()> {
-    match end {
-        End::Succeeded => {
-            info!("another agent takes over; serving what is open until told to stop");
-            mesh.let_go();
-            succession.settled().await;
-            mesh.close().await?;
-            stop.await;
-        }
-        End::Stopped => {
-            info!("stopping; enrolled pods stay in their down mode until the next agent takes over");
-            if !drain.is_zero() {
-                mesh.let_go();
-                mesh.close().await?;
-            }
-        }
-    }
-    let drained = async {
-        while proxy.open.load(Ordering::Relaxed) > 0 {
-            tokio::time::sleep(DRAIN_LOOK).await;
-        }
-    };
-    if tokio::time::timeout(drain, drained).await.is_err() && !drain.is_zero() {
-        let open = proxy.open.load(Ordering::Relaxed);
-        warn!(open, "connections are broken off: they have outlived the time to drain");
-    }
-    Ok(())
-}
-
-/// Returns when another agent wants this one's place, which it cannot before this one has its own.
-async fn succeeded(succession: &mut Succession, mut applied: watch::Receiver<()>) {
-    if applied.changed().await.is_err() {
-        return std::future::pending().await;
-    }
-    succession.settled().await;
-    succession.claimed().await;
 }
 
 async fn in_background(background: Option<tunnel::Background>) {
@@ -225,16 +179,4 @@ fn watch_workers(capture: &Capture, workers: &Workers) -> anyhow::Result<()> {
         }
     })?;
     Ok(())
-}
-
-async fn stop_signal() {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }

@@ -53,7 +53,14 @@ fn has_process(directory: &Path, pid: u32) -> bool {
     processes.lines().any(|line| line.parse() == Ok(pid))
 }
 
-fn find_process(root: &Path, pid: u32) -> Option<PathBuf> {
+/// Whether it is the root of the machine's tree, which alone has no state of its own (cgroup-v2.rst, "Core Interface
+/// Files"). A container may see its own cgroup as the root of a tree.
+pub fn is_root(directory: &Path) -> bool {
+    !directory.join("cgroup.events").exists()
+}
+
+/// The directory of another process.
+pub fn find_process(root: &Path, pid: u32) -> Option<PathBuf> {
     let mut directories = vec![root.to_owned()];
     while let Some(directory) = directories.pop() {
         if has_process(&directory, pid) {

@@ -58,6 +58,12 @@ impl Charge {
         self.claim = None;
     }
 
+    /// Takes charge again where nobody is: the agent that wanted to be next has died over it. False if it has not.
+    pub(super) fn take_back(&mut self, root: &Path) -> Result<bool, CaptureError> {
+        self.pins = lock(root)?;
+        Ok(self.pins.is_some())
+    }
+
     /// Lets the next agent have the pins. Nothing of the kernel side may be changed from here on.
     pub(super) fn let_go(&mut self) {
         self.pins = None;
@@ -151,6 +157,28 @@ mod tests {
         second.complete();
         succession.settled().await;
         assert!(lock(&root).unwrap().is_none(), "the second is in charge");
+    }
+
+    /// It cannot load its programs, say.
+    #[tokio::test]
+    async fn one_that_dies_on_its_way_leaves_the_other_in_charge() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().to_owned();
+        let mut first = Charge::take(&root, false).unwrap();
+        let mut succession = Succession::watch(&root).unwrap();
+        for lives in [false, true] {
+            let claim = root.clone();
+            let second = std::thread::spawn(move || Charge::take(&claim, true).unwrap());
+            succession.claimed().await;
+            first.let_go();
+            let mut second = second.join().unwrap();
+            if lives {
+                second.complete();
+            }
+            let _in_charge = lives.then_some(second);
+            succession.settled().await;
+            assert_eq!(first.take_back(&root).unwrap(), !lives);
+        }
     }
 
     /// The kernel lets go for it.

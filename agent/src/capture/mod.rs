@@ -9,6 +9,7 @@ mod charge;
 mod codes;
 mod counters;
 mod dial;
+mod kubelet;
 mod link;
 mod listener;
 mod netns;
@@ -36,6 +37,7 @@ pub use charge::Succession;
 pub use codes::{Code, CodeTable, bound_source};
 pub use counters::PodCounters;
 pub use dial::{Dial, Dialer};
+pub use kubelet::KubeletCgroup;
 pub use listener::PodListeners;
 pub use netns::{Netns, leave_unless as leave_netns_unless};
 pub use pod::PodNet;
@@ -43,6 +45,7 @@ pub use preflight::Preflight;
 pub use undermesh_common::maps::Counters;
 
 use codes::Codes;
+use kubelet::Kubelet;
 use pod::Enrolled;
 use programs::Programs;
 
@@ -67,6 +70,8 @@ pub struct CaptureSettings {
     pub workers: usize,
     /// Take over from an agent that runs, instead of refusing to start beside it.
     pub take_over: bool,
+    /// Whose connections are probes.
+    pub kubelet: KubeletCgroup,
 }
 
 /// Why something about a pod or the kernel could not be done. The message names the culprit and what to do.
@@ -137,6 +142,7 @@ pub struct Capture {
     retiring: Vec<Arc<PodNet>>,
     /// A pod has left whose vouched connections nobody removes any more.
     vouched_stale: bool,
+    kubelet: Kubelet,
 }
 
 /// A pod that was just enrolled: its listeners wait to be served, one set per worker.
@@ -153,7 +159,9 @@ impl Capture {
     /// stay as they are, captured or in their down mode, until they are enrolled again or [`Self::forget_strangers`].
     pub fn start(settings: CaptureSettings) -> Result<Self, CaptureError> {
         Preflight::check(&settings.bpffs)?;
-        let programs = Programs::load(&settings)?;
+        let mut programs = Programs::load(&settings)?;
+        let mut kubelet = Kubelet::new(settings.kubelet.clone());
+        kubelet.attend(&mut programs);
         let codes = Codes::adopt(&programs)?;
         let captured = codes.addresses();
         if !captured.is_empty() {
@@ -170,6 +178,7 @@ impl Capture {
             stranded: HashMap::new(),
             retiring: Vec::new(),
             vouched_stale: false,
+            kubelet,
         })
     }
 
@@ -369,6 +378,7 @@ impl Capture {
     /// Housekeeping, every few seconds: codes that no connection shows any more, namespaces of pods that have gone.
     pub fn tidy(&mut self, now: Instant) {
         self.codes.tidy(now);
+        self.kubelet.attend(&mut self.programs);
         if std::mem::take(&mut self.vouched_stale) {
             self.forget_vouched();
         }
@@ -437,6 +447,16 @@ impl Capture {
     /// their listeners are in the maps; nothing may be asked of `self` but [`Self::served`].
     pub fn let_go(&mut self) {
         self.programs.charge().let_go();
+    }
+
+    /// Has the kernel side again, if the agent that it was left to has died. False if it has not.
+    pub fn take_back(&mut self) -> Result<bool, CaptureError> {
+        self.programs.take_back()
+    }
+
+    /// Every enrolled pod.
+    pub fn enrolled_uids(&self) -> Vec<WorkloadUid> {
+        self.pods.keys().cloned().collect()
     }
 
     /// The pods that have listeners of this agent.

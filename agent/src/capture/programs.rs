@@ -35,6 +35,9 @@ pub(super) const STEER: &str = "steer";
 
 const VOUCH_DIAL: &str = "vouch_dial";
 
+/// The program of the kubelet's cgroup.
+pub(super) const VOUCH_PROBE: &str = "vouch_probe";
+
 const MAPS: [&str; 9] = [
     "agents",
     "destinations",
@@ -78,7 +81,7 @@ impl Programs {
         drop_foreign_layout(&maps)?;
 
         let mut ebpf = load_object(&maps, 0)?;
-        for name in COOKIE_FREE.into_iter().chain([VOUCH_DIAL]) {
+        for name in COOKIE_FREE.into_iter().chain([VOUCH_DIAL, VOUCH_PROBE]) {
             load_program(&mut ebpf, name)?;
         }
         forward_log(&mut ebpf);
@@ -92,6 +95,11 @@ impl Programs {
     /// Who is in charge of the pins.
     pub(super) fn charge(&mut self) -> &mut Charge {
         &mut self.charge
+    }
+
+    /// As [`Charge::take_back`].
+    pub(super) fn take_back(&mut self) -> Result<bool, CaptureError> {
+        self.charge.take_back(&self.root)
     }
 
     /// Watches for an agent that wants to be.
@@ -139,8 +147,15 @@ impl Programs {
         pins: &Path,
     ) -> Result<(), CaptureError> {
         let link = attach_to_cgroup(&mut self.ebpf, name, cgroup)
-            .map_err(Part::Links.step(format!("attaching {name} to the pod's cgroup")))?;
+            .map_err(Part::Links.step(format!("attaching {name} to the cgroup")))?;
         pin_over(link, &pins.join(name))
+    }
+
+    /// Attaches [`VOUCH_PROBE`] to the kubelet's cgroup and pins the link.
+    pub(super) fn attach_to_kubelet(&mut self, cgroup: &File) -> Result<(), CaptureError> {
+        let pins = self.root.join("kubelet");
+        fs::create_dir_all(&pins).map_err(Part::Links.step(format!("making {}", pins.display())))?;
+        self.attach_to_cgroup(VOUCH_PROBE, cgroup, &pins)
     }
 
     /// Loads an instance of [`STEER`] for one namespace, attaches it there and pins the link.
@@ -262,7 +277,7 @@ impl Programs {
         let path = cgroup::own().map_err(Part::Cgroup.step("finding the agent's own cgroup"))?;
         let own = cgroup::open(&path)
             .map_err(Part::Cgroup.step(format!("opening the agent's own cgroup {}", path.display())))?;
-        if cgroup::mount_point().is_ok_and(|root| root == path) {
+        if cgroup::is_root(&path) {
             warn!(
                 "the agent is in the root cgroup, so its program sees every socket of this machine; give it one of its own"
             );
@@ -377,7 +392,7 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), CaptureError>
     let mut load = || -> Result<(), ProgramError> {
         match name {
             STEER => program::<SkLookup>(ebpf, name)?.load(),
-            VOUCH_DIAL | "watch_tcp" => program::<SockOps>(ebpf, name)?.load(),
+            VOUCH_DIAL | VOUCH_PROBE | "watch_tcp" => program::<SockOps>(ebpf, name)?.load(),
             _ => program::<CgroupSockAddr>(ebpf, name)?.load(),
         }
     };
@@ -387,7 +402,7 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), CaptureError>
 fn attach_to_cgroup(ebpf: &mut Ebpf, name: &'static str, cgroup: &File) -> io::Result<FdLink> {
     let attach = |ebpf: &mut Ebpf| -> Result<FdLink, ProgramError> {
         let mode = CgroupAttachMode::Single;
-        if name == "watch_tcp" {
+        if matches!(name, VOUCH_PROBE | "watch_tcp") {
             let program: &mut SockOps = program(ebpf, name)?;
             let id = program.attach(cgroup, mode)?;
             Ok(program.take_link(id)?.try_into().map_err(|_| ProgramError::NotAttached)?)

@@ -2,7 +2,6 @@
 
 mod identity;
 
-use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,12 +11,12 @@ use clap::{Args, ValueEnum};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::TcpKeepalive;
 use tracing::{error, info, warn};
-use tracing_subscriber::EnvFilter;
 
 use self::identity::{IdentityArgs, Mistake};
+use super::log::{LogFormat, in_one_sentence, start_log};
 use super::time::parse_time;
 use crate::agent::{self, AgentSettings, SourceSettings};
-use crate::capture::{CaptureSettings, OnAgentDown};
+use crate::capture::{CaptureSettings, KubeletCgroup, OnAgentDown};
 use crate::model::{MtlsMode, NodeInfo};
 use crate::proxy::ProxySettings;
 use crate::proxy::tunnel::UNFINISHED_HANDSHAKES;
@@ -73,6 +72,9 @@ pub struct AgentArgs {
         env = "UNDERMESH_NRI_SOCKET"
     )]
     nri_socket: PathBuf,
+    /// The kubelet's cgroup, whose probes pods that take no plaintext are to answer; that of the process `kubelet` unless given.
+    #[arg(long, value_name = "DIR", requires = "kubernetes", env = "UNDERMESH_KUBELET_CGROUP")]
+    kubelet_cgroup: Option<PathBuf>,
     /// Folder on a bpffs for the pinned maps and links.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/undermesh", env = "UNDERMESH_BPFFS")]
     bpffs: PathBuf,
@@ -149,13 +151,6 @@ pub struct AgentArgs {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum LogFormat {
-    #[default]
-    Text,
-    Json,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 enum AccessLogChoice {
     #[default]
     Off,
@@ -189,19 +184,6 @@ pub fn run(args: &AgentArgs) -> ExitCode {
     }
 }
 
-/// The error and its causes, without those that the sentence already has.
-fn in_one_sentence(error: &anyhow::Error) -> String {
-    let mut sentence = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if sentence.is_empty() {
-            sentence = cause;
-        } else if !sentence.contains(&cause) {
-            sentence = format!("{sentence}: {cause}");
-        }
-    }
-    sentence
-}
-
 impl AgentArgs {
     fn settings(&self) -> Result<AgentSettings, Mistake> {
         let tunnel = self.identity.tunnel_settings(self.kubernetes)?;
@@ -230,6 +212,11 @@ impl AgentArgs {
                 on_agent_down: self.on_agent_down,
                 workers,
                 take_over: self.take_over,
+                kubelet: match (&self.kubelet_cgroup, self.kubernetes) {
+                    (Some(path), _) => KubeletCgroup::At(path.clone()),
+                    (None, true) => KubeletCgroup::Find(self.cgroup_root.clone()),
+                    (None, false) => KubeletCgroup::None,
+                },
             },
             proxy: ProxySettings {
                 connect_timeout: Duration::from_secs(self.connect_timeout),
@@ -262,15 +249,6 @@ impl AgentArgs {
 
 fn drain_time(text: &str) -> Result<Duration, String> {
     if text == "0" { Ok(Duration::ZERO) } else { parse_time(text) }
-}
-
-fn start_log(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("UNDERMESH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().init(),
-    }
 }
 
 fn default_workers() -> usize {

@@ -6,9 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 
+use super::log::in_one_sentence;
 use super::print;
 use super::table::{age, table};
 use super::time::parse_time;
+use crate::controller;
 use crate::identity::TrustDomain;
 use crate::identity::ca::directory::{self, CaState, DirectoryError, InitOptions, Phase};
 
@@ -39,8 +41,24 @@ enum CaCommand {
     /// Make a new root, trusted at once, signing after the overlap. The old one goes when its leaves have expired.
     Rotate {
         /// The authority's directory.
-        #[arg(long, value_name = "DIR", env = "UNDERMESH_CA_DIR")]
-        ca_dir: PathBuf,
+        #[arg(
+            long,
+            value_name = "DIR",
+            required_unless_present = "kubernetes",
+            conflicts_with = "kubernetes",
+            env = "UNDERMESH_CA_DIR"
+        )]
+        ca_dir: Option<PathBuf>,
+        /// Ask the controller of the cluster that KUBECONFIG leads to, instead of --ca-dir. How long things take is then
+        /// the controller's to say.
+        #[arg(long, requires = "namespace", conflicts_with_all = ["overlap", "root_life"])]
+        kubernetes: bool,
+        /// With --kubernetes: the controller's namespace.
+        #[arg(short, long, value_name = "NAME", env = "UNDERMESH_NAMESPACE")]
+        namespace: Option<String>,
+        /// With --kubernetes: the Secret that holds the root.
+        #[arg(long, value_name = "NAME", default_value = "undermesh-root", requires = "kubernetes")]
+        root_secret: String,
         /// Time for the new root to reach every agent before it signs: a minute where they share the directory, longer
         /// where it is copied to them.
         #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_time)]
@@ -59,7 +77,22 @@ enum CaCommand {
 
 /// Runs the command.
 pub fn run(args: &CaArgs) -> ExitCode {
+    if let CaCommand::Rotate { kubernetes: true, namespace: Some(namespace), root_secret, .. } = &args.command
+    {
+        return print::outcome(ask_controller(namespace, root_secret));
+    }
     print::outcome(carry_out(&args.command, SystemTime::now()))
+}
+
+fn ask_controller(namespace: &str, secret: &str) -> Result<String, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let request = runtime
+        .block_on(controller::request_rotation(namespace, secret))
+        .map_err(|error| in_one_sentence(&error))?;
+    Ok(format!(
+        "asked for a new root (undermesh.io/rotate: {request}); the controller's log says when it signs\n"
+    ))
 }
 
 fn carry_out(command: &CaCommand, now: SystemTime) -> Result<String, DirectoryError> {
@@ -73,7 +106,9 @@ fn carry_out(command: &CaCommand, now: SystemTime) -> Result<String, DirectoryEr
             let state = directory::init(ca_dir, &options, now)?;
             Ok(as_text(ca_dir, &state, now))
         }
-        CaCommand::Rotate { ca_dir, overlap, root_life } => {
+        CaCommand::Rotate { ca_dir, overlap, root_life, .. } => {
+            // The parser sees to it that there is one.
+            let Some(ca_dir) = ca_dir else { return Err(DirectoryError::None(PathBuf::new())) };
             let state = directory::rotate(ca_dir, *overlap, *root_life, now)?;
             Ok(as_text(ca_dir, &state, now))
         }
@@ -130,7 +165,10 @@ mod tests {
             leaf_life: Duration::from_secs(3_600),
         };
         let rotate = || CaCommand::Rotate {
-            ca_dir: ca_dir.clone(),
+            ca_dir: Some(ca_dir.clone()),
+            kubernetes: false,
+            namespace: None,
+            root_secret: String::new(),
             overlap: Duration::from_secs(60),
             root_life: Duration::from_secs(8_640_000),
         };

@@ -6,7 +6,9 @@ pub mod ca;
 pub mod certs;
 pub mod check;
 pub mod connections;
+pub mod controller;
 pub mod detach;
+mod log;
 mod print;
 pub mod status;
 mod table;
@@ -27,6 +29,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Agent(Box<agent::AgentArgs>),
+    Controller(Box<controller::ControllerArgs>),
     Check(check::CheckArgs),
     Status(status::StatusArgs),
     Connections(connections::ConnectionsArgs),
@@ -39,6 +42,7 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Agent(args) => agent::run(&args),
+        Command::Controller(args) => controller::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Connections(args) => connections::run(&args),

@@ -1,6 +1,6 @@
 //! Doors for the fuzz targets (`tests/fuzz`), compiled for them alone.
 
-use super::{crl, x509};
+use super::{ca::csr, crl, x509};
 
 /// A certificate as a peer shows it: whatever is in it, it has an identity or an error.
 pub fn certificate(der: &[u8]) {
@@ -21,4 +21,12 @@ pub fn bundle(pem: &[u8]) {
 /// A revocation list, in PEM or DER.
 pub fn revocation_list(bytes: &[u8]) {
     let _ = crl::parse(bytes);
+}
+
+/// A request for a certificate as anybody may send it, in PEM or DER.
+pub fn certificate_request(bytes: &[u8]) {
+    let _ = csr::proven_key_of_der(bytes);
+    if let Ok(pem) = std::str::from_utf8(bytes) {
+        let _ = csr::proven_key(pem);
+    }
 }

@@ -29,6 +29,11 @@ impl PrivateKey {
         KeyPair::from_pkcs8_pem_and_sign_algo(pem, &rcgen::PKCS_ECDSA_P256_SHA256).map(Self).map_err(failed)
     }
 
+    /// The one of a PEM text of somebody else's making: PKCS #8, SEC 1 or PKCS #1, on a curve or RSA.
+    pub(super) fn from_foreign_pem(pem: &str) -> Result<Self, KeyError> {
+        KeyPair::from_pem(pem).map(Self).map_err(failed)
+    }
+
     /// As PEM, for the roots of the embedded authority: the only keys that are ever written down.
     pub(super) fn to_pem(&self) -> zeroize::Zeroizing<String> {
         self.0.serialize_pem().into()

@@ -102,6 +102,25 @@ pub(super) fn certificates_of_pem(pem: &[u8]) -> Result<Vec<CertificateDer<'stat
     }
 }
 
+/// Certificates as one PEM text, in their order.
+pub(super) fn pem_of_certificates<'a>(
+    certificates: impl IntoIterator<Item = &'a CertificateDer<'a>>,
+) -> String {
+    use base64::Engine as _;
+    let mut pem = String::new();
+    for certificate in certificates {
+        let text = base64::engine::general_purpose::STANDARD.encode(certificate);
+        pem.push_str("-----BEGIN CERTIFICATE-----\n");
+        // RFC 7468, section 2: lines of 64 characters. Base64 is ASCII, so no character is cut.
+        for at in (0..text.len()).step_by(64) {
+            pem.push_str(&text[at..text.len().min(at + 64)]);
+            pem.push('\n');
+        }
+        pem.push_str("-----END CERTIFICATE-----\n");
+    }
+    pem
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -25,8 +25,13 @@ use super::{CloseReason, RefuseReason, Reporter, Telemetry, TunnelEnd, Tunnels};
 
 /// All metrics of the agent in OpenMetrics text, `# EOF` included.
 pub(super) fn openmetrics(telemetry: &Telemetry) -> String {
+    text_of(Scrape::of(telemetry))
+}
+
+/// What a collector has, in OpenMetrics text.
+pub(super) fn text_of(collector: impl Collector) -> String {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Scrape::of(telemetry)));
+    registry.register_collector(Box::new(collector));
     let mut text = String::new();
     // Writing to a String cannot fail, and the collector makes no error of its own.
     let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
@@ -92,7 +97,7 @@ impl Collector for Scrape {
         self.pods(&mut out)?;
         self.certificates(&mut out)?;
         self.agent(&mut out)?;
-        self.process(&mut out)
+        process(&mut out, &self.process)
     }
 }
 
@@ -286,30 +291,30 @@ impl Scrape {
         let help = "Lines of the access log that were not written, for its output was too slow or broken.";
         out.one_counter("undermesh_access_log_dropped", help, self.access_log_dropped)
     }
+}
 
-    fn process(&self, out: &mut Out<'_>) -> fmt::Result {
-        let process = &self.process;
-        if let Some(seconds) = process.cpu_seconds {
-            out.one_counter("process_cpu_seconds", "User and system CPU time of the agent.", seconds)?;
-        }
-        if let Some(bytes) = process.resident_bytes {
-            out.one_gauge("process_resident_memory_bytes", "Resident memory of the agent.", bytes)?;
-        }
-        if let Some(count) = process.open_fds {
-            out.one_gauge("process_open_fds", "Descriptors that the agent has open.", count)?;
-        }
-        if let Some(count) = process.max_fds {
-            out.one_gauge("process_max_fds", "Descriptors that the agent may have open.", count)?;
-        }
-        if let Some(seconds) = process.start_time {
-            out.one_gauge("process_start_time_seconds", "When the agent started, since the epoch.", seconds)?;
-        }
-        Ok(())
+/// What every role tells of its process.
+pub(super) fn process(out: &mut Out<'_>, process: &ProcessFigures) -> fmt::Result {
+    if let Some(seconds) = process.cpu_seconds {
+        out.one_counter("process_cpu_seconds", "User and system CPU time of the process.", seconds)?;
     }
+    if let Some(bytes) = process.resident_bytes {
+        out.one_gauge("process_resident_memory_bytes", "Resident memory of the process.", bytes)?;
+    }
+    if let Some(count) = process.open_fds {
+        out.one_gauge("process_open_fds", "Descriptors that the process has open.", count)?;
+    }
+    if let Some(count) = process.max_fds {
+        out.one_gauge("process_max_fds", "Descriptors that the process may have open.", count)?;
+    }
+    if let Some(seconds) = process.start_time {
+        out.one_gauge("process_start_time_seconds", "When the process started, since the epoch.", seconds)?;
+    }
+    Ok(())
 }
 
 /// Starts families; shortens what the encoder wants to be told.
-struct Out<'a>(DescriptorEncoder<'a>);
+pub(super) struct Out<'a>(pub(super) DescriptorEncoder<'a>);
 
 impl Out<'_> {
     fn family<'s>(
@@ -322,26 +327,39 @@ impl Out<'_> {
     }
 
     /// `name` is without `_total`, which the encoder adds to the samples.
-    fn counter<'s>(&'s mut self, name: &'s str, help: &'s str) -> Result<MetricEncoder<'s>, fmt::Error> {
+    pub(super) fn counter<'s>(
+        &'s mut self,
+        name: &'s str,
+        help: &'s str,
+    ) -> Result<MetricEncoder<'s>, fmt::Error> {
         self.family(name, help, MetricType::Counter)
     }
 
-    fn gauge<'s>(&'s mut self, name: &'s str, help: &'s str) -> Result<MetricEncoder<'s>, fmt::Error> {
+    pub(super) fn gauge<'s>(
+        &'s mut self,
+        name: &'s str,
+        help: &'s str,
+    ) -> Result<MetricEncoder<'s>, fmt::Error> {
         self.family(name, help, MetricType::Gauge)
     }
 
-    fn one_counter(&mut self, name: &str, help: &str, value: impl EncodeCounterValue) -> fmt::Result {
+    pub(super) fn one_counter(
+        &mut self,
+        name: &str,
+        help: &str,
+        value: impl EncodeCounterValue,
+    ) -> fmt::Result {
         self.counter(name, help)?.encode_counter::<NoLabelSet, _, f64>(&value, None)
     }
 
-    fn one_gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
+    pub(super) fn one_gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
         self.gauge(name, help)?.encode_gauge(&value)
     }
 }
 
-type Label<'a> = (&'static str, &'a str);
+pub(super) type Label<'a> = (&'static str, &'a str);
 
-fn counter<const N: usize>(
+pub(super) fn counter<const N: usize>(
     family: &mut MetricEncoder<'_>,
     labels: &[Label<'_>; N],
     value: u64,
@@ -349,7 +367,7 @@ fn counter<const N: usize>(
     family.encode_family(labels)?.encode_counter::<NoLabelSet, _, f64>(&value, None)
 }
 
-fn gauge<const N: usize>(
+pub(super) fn gauge<const N: usize>(
     family: &mut MetricEncoder<'_>,
     labels: &[Label<'_>; N],
     value: impl EncodeGaugeValue,

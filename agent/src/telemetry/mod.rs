@@ -6,6 +6,7 @@
 mod access_log;
 mod certificates;
 mod connection;
+mod controller;
 mod duration;
 mod exposition;
 mod kernel;
@@ -20,6 +21,7 @@ mod tunnels;
 pub use access_log::{AccessLog, AccessLogFormat, AccessLogOutput, AccessLogSettings};
 pub use certificates::{CertificateFigures, CertificateLifetime};
 pub use connection::{Connection, ConnectionFacts, OpenConnection, Peer, Reporter, Security};
+pub use controller::{ControllerTelemetry, DenyReason, ReviewResult};
 pub use kernel::{KernelCounters, PodTcp};
 pub use reason::{CloseReason, RefuseReason};
 pub use status::{NotEnrolledReason, PodReport, PodStanding, PodState, Rejection, Status};
@@ -73,6 +75,15 @@ pub enum MetricsFormat {
     PrometheusText,
     /// OpenMetrics text, version 1.0.0.
     OpenMetrics,
+}
+
+impl MetricsFormat {
+    fn of_openmetrics(self, text: String) -> String {
+        match self {
+            Self::OpenMetrics => text,
+            Self::PrometheusText => prometheus_text::from_openmetrics(&text),
+        }
+    }
 }
 
 impl Telemetry {
@@ -146,11 +157,7 @@ impl Telemetry {
         let hooks = self.on_scrape.lock().unwrap_or_else(PoisonError::into_inner).clone();
         hooks.iter().for_each(|hook| hook(self));
         self.table.for_each(|connection| connection.count_bytes());
-        let text = exposition::openmetrics(self);
-        match format {
-            MetricsFormat::OpenMetrics => text,
-            MetricsFormat::PrometheusText => prometheus_text::from_openmetrics(&text),
-        }
+        format.of_openmetrics(exposition::openmetrics(self))
     }
 
     /// What the agent reports of itself.

@@ -3,9 +3,11 @@
 //! An authority answers requests and says which roots it wants trusted. It does not know when to be asked, nor what
 //! becomes of the answer: `store` does, and believes none of it unchecked.
 
+pub mod csr;
 pub mod directory;
 mod files;
 pub mod grpc;
+pub mod keyring;
 pub(super) mod sign;
 mod state;
 

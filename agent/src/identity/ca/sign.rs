@@ -69,14 +69,37 @@ impl Signer {
         now: SystemTime,
         not_after: SystemTime,
     ) -> Result<CertificateDer<'static>, SignError> {
-        let issuer = Issuer::from_ca_cert_der(&self.certificate, self.key.pair()).map_err(failed)?;
         let mut params = validity(now, not_after);
         params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().map_err(failed)?)];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        self.end_entity(params, public_key)
+    }
+
+    /// Signs the certificate of a server with these DNS names or addresses, which no mesh peer takes for a workload's:
+    /// it has no SPIFFE id.
+    pub(in super::super) fn server(
+        &self,
+        names: &[String],
+        public_key: &[u8],
+        now: SystemTime,
+        not_after: SystemTime,
+    ) -> Result<CertificateDer<'static>, SignError> {
+        let mut params = validity(now, not_after);
+        params.subject_alt_names = CertificateParams::new(names.to_vec()).map_err(failed)?.subject_alt_names;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.end_entity(params, public_key)
+    }
+
+    fn end_entity(
+        &self,
+        mut params: CertificateParams,
+        public_key: &[u8],
+    ) -> Result<CertificateDer<'static>, SignError> {
+        let issuer = Issuer::from_ca_cert_der(&self.certificate, self.key.pair()).map_err(failed)?;
         // Says that it is no authority, and makes a subject key identifier.
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(SerialNumber::from_slice(&serial()?));
         let key = SubjectPublicKeyInfo::from_der(public_key).map_err(failed)?;

@@ -19,15 +19,6 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- end -}}
 {{- end }}
 
-{{/* Where the kubelet, on the same node, asks an agent how it is. */}}
-{{- define "undermesh.agent.probeHost" -}}
-{{- $host := .Values.agent.admin.host | trimPrefix "[" | trimSuffix "]" -}}
-{{- if eq $host "0.0.0.0" -}}127.0.0.1
-{{- else if eq $host "::" -}}::1
-{{- else -}}{{ $host }}
-{{- end -}}
-{{- end }}
-
 {{/* host:port, with brackets for IPv6. */}}
 {{- define "undermesh.agent.admin" -}}
 {{- $host := .Values.agent.admin.host | trimPrefix "[" | trimSuffix "]" -}}
@@ -42,8 +33,8 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- if and .Values.agent.mountBpffs.enabled (not .Values.agent.mountBpffs.image) -}}
 {{- fail "agent.mountBpffs.image is needed with agent.mountBpffs.enabled: an image with sh, grep and mount" -}}
 {{- end -}}
-{{- if and .Values.podMonitor.enabled (has (include "undermesh.agent.probeHost" .) (list "127.0.0.1" "::1" "localhost")) (not (has .Values.agent.admin.host (list "0.0.0.0" "::" "[::]"))) -}}
-{{- fail "podMonitor.enabled needs agent.admin.host to be reachable from Prometheus, as 0.0.0.0 or [::]; it is a loopback address" -}}
+{{- if has .Values.agent.admin.host (list "127.0.0.1" "::1" "[::1]") -}}
+{{- fail (printf "agent.admin.host is %s, where the kubelet cannot ask the agent how it is: its pod has a network of its own" .Values.agent.admin.host) -}}
 {{- end -}}
 {{- if and .Values.priorityClass.create (ne .Values.agent.priorityClassName .Values.priorityClass.name) -}}
 {{- fail (printf "priorityClass.create makes %q, and agent.priorityClassName names %q" .Values.priorityClass.name .Values.agent.priorityClassName) -}}

@@ -3,7 +3,7 @@
 //! One connection, made when it is needed. The token is read at each call, the authority's root whenever its file has
 //! changed: Kubernetes replaces both while we run.
 
-mod message;
+pub mod message;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};

@@ -1,0 +1,99 @@
+//! How an agent comes to its end: it is told to stop, or another one takes its place.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tracing::{info, warn};
+
+use super::mesh::Mesh;
+use crate::capture::Succession;
+use crate::proxy::Proxy;
+
+/// How often it is looked whether the last connection has ended.
+const DRAIN_LOOK: Duration = Duration::from_millis(100);
+
+/// An agent that runs.
+pub(super) struct Life {
+    pub(super) mesh: Mesh,
+    /// There is a new snapshot.
+    pub(super) news: watch::Receiver<()>,
+    /// It has been applied, as far as it could be.
+    pub(super) applied: watch::Sender<()>,
+    pub(super) gate_opens: watch::Receiver<()>,
+    pub(super) proxy: Arc<Proxy>,
+    /// How long connections may go on that are open at the end.
+    pub(super) drain: Duration,
+    /// Told when another agent has taken over.
+    pub(super) stepped_down: Arc<Notify>,
+}
+
+impl Life {
+    /// Lives until it is told to stop, and what is open has ended.
+    pub(super) async fn live(mut self) -> anyhow::Result<()> {
+        let mut succession = self.mesh.succession()?;
+        let mut stop = std::pin::pin!(stop_signal());
+        loop {
+            tokio::select! {
+                result = self.mesh.follow(&mut self.news, &self.applied) => return result,
+                () = &mut stop => {
+                    info!("stopping; enrolled pods stay in their down mode until the next agent takes over");
+                    if !self.drain.is_zero() {
+                        self.mesh.let_go();
+                        self.mesh.close().await?;
+                    }
+                    return self.drained().await;
+                }
+                () = claimed(&mut succession, self.gate_opens.clone()) => {}
+            }
+            info!("another agent wants to take over");
+            self.mesh.let_go();
+            succession.settled().await;
+            if self.mesh.take_back().await? {
+                warn!("the agent that was to take over has ended before it could; going on");
+                continue;
+            }
+            info!("another agent has taken over; serving what is open until told to stop");
+            self.stepped_down.notify_one();
+            self.mesh.close().await?;
+            stop.await;
+            return self.drained().await;
+        }
+    }
+
+    async fn drained(&self) -> anyhow::Result<()> {
+        let drained = async {
+            while self.proxy.open.load(Ordering::Relaxed) > 0 {
+                tokio::time::sleep(DRAIN_LOOK).await;
+            }
+        };
+        if tokio::time::timeout(self.drain, drained).await.is_err() && !self.drain.is_zero() {
+            let open = self.proxy.open.load(Ordering::Relaxed);
+            warn!(open, "connections are broken off: they have outlived the time to drain");
+        }
+        Ok(())
+    }
+}
+
+/// Returns when another agent wants this one's place, which it cannot before this one has its own.
+async fn claimed(succession: &mut Succession, mut applied: watch::Receiver<()>) {
+    if applied.changed().await.is_err() {
+        return std::future::pending().await;
+    }
+    succession.settled().await;
+    succession.claimed().await;
+}
+
+async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
