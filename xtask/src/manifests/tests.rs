@@ -7,8 +7,10 @@ use serde_json::Value;
 use super::*;
 
 /// A template, and the sources that have the flags which it gives.
-const FLAGS: &[(&str, &[&str])] =
-    &[("templates/agent/daemonset.yaml", &["agent/src/cli/agent.rs", "agent/src/cli/agent/identity.rs"])];
+const FLAGS: &[(&str, &[&str])] = &[
+    ("templates/agent/daemonset.yaml", &["agent/src/cli/agent.rs", "agent/src/cli/agent/identity.rs"]),
+    ("templates/controller/deployment.yaml", &["agent/src/cli/controller.rs"]),
+];
 
 /// What asks for metrics.
 const METRICS: &[&str] = &["templates/monitoring/rules.yaml", "files/dashboard.json"];

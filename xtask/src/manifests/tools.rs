@@ -9,6 +9,7 @@ use undermesh_tests::require::is_installed;
 
 use crate::cluster::programs;
 use crate::command::{command, output};
+use crate::setup;
 
 /// The oldest Kubernetes that the chart is for: what it renders for that one it renders for all.
 const KUBERNETES: &str = "1.30.0";
@@ -28,7 +29,10 @@ impl Tools {
     pub(super) fn find() -> Result<Option<Self>> {
         let home = tempfile::tempdir()?;
         let built = match std::env::var_os("CI") {
-            Some(_) => Some(programs::ensure()?),
+            Some(_) => {
+                setup::for_cluster()?;
+                Some(programs::ensure()?)
+            }
             None => programs::built(),
         };
         if let Some(built) = built {
