@@ -16,7 +16,7 @@ use std::time::Duration;
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{Place, Sighting, addresses, namespaces};
 use crate::model::{PodPaths, WorkloadUid};
@@ -65,6 +65,9 @@ impl Cgroups {
         let mut cgroups =
             Self { root: root.to_owned(), inotify, watches, watched: HashMap::new(), pods: BTreeMap::new() };
         fs::read_dir(root)?;
+        if let Err(error) = namespaces::can_look() {
+            warn!(%error, "pods are found only as far as the container runtime tells of them: grant CAP_SYS_PTRACE and share the node's process ids");
+        }
         cgroups.scan();
         Ok(cgroups)
     }

@@ -8,6 +8,11 @@ use std::path::{Path, PathBuf};
 /// Where runtimes pin the namespaces of pods: containerd and CRI-O, by their CNI libraries.
 const PINS: &str = "/run/netns";
 
+/// Whether processes that are not our own can be looked at.
+pub(super) fn can_look() -> io::Result<()> {
+    id(Path::new("/proc/1/ns/net")).map(drop)
+}
+
 /// A path to the namespace of a process, and not the node's own: `None` for one on the host's network. The runtime's
 /// pin, if there is one, outlives the process; else the way is through the process.
 ///
