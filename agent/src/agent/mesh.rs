@@ -154,7 +154,7 @@ impl Mesh {
         }
         for item in gone.into_iter().chain(current) {
             match item {
-                DiffItem::Remove(uid, _) => self.unwant(uid),
+                DiffItem::Remove(uid, _) => _ = self.unwant(uid),
                 DiffItem::Add(_, workload) | DiffItem::Update { new: (_, workload), .. } => {
                     self.judge(workload).await?
                 }
@@ -170,11 +170,14 @@ impl Mesh {
     /// A workload that is new or has changed.
     async fn judge(&mut self, workload: &Arc<Workload>) -> anyhow::Result<()> {
         if !is_wanted(&self.node, workload) {
-            self.unwant(&workload.uid);
-            if let Enrolment::Impossible(detail) = &workload.enrolment
-                && workload.node.as_ref() == Some(&self.node.name)
-            {
-                self.reporters.impossible(workload, detail);
+            let was_known = self.unwant(&workload.uid);
+            match &workload.enrolment {
+                Enrolment::Impossible(detail) if workload.node.as_ref() == Some(&self.node.name) => {
+                    self.reporters.impossible(workload, detail);
+                }
+                Enrolment::NotWanted if was_known => self.reporters.left(workload),
+                // It is another node's, or has no address for the moment.
+                _ => {}
             }
             return Ok(());
         }
@@ -245,16 +248,18 @@ impl Mesh {
         Ok(())
     }
 
-    fn unwant(&mut self, uid: &WorkloadUid) {
+    /// True if anything was known of the pod.
+    fn unwant(&mut self, uid: &WorkloadUid) -> bool {
         self.wanted.remove(uid);
         self.failed.remove(uid);
-        self.reporters.left(uid);
+        let was_known = self.reporters.forget(uid);
         if let Some(members) = &mut self.members {
             members.left(uid);
         }
         if let Some(net) = self.capture.unenrol(uid, Instant::now()) {
             info!(pod = %net.pod, "not enrolled any more");
         }
+        was_known
     }
 
     async fn try_again(&mut self) -> anyhow::Result<()> {

@@ -47,14 +47,18 @@ impl Reporters {
         }
     }
 
-    /// The pod is not to be in the mesh, or has gone.
-    pub(super) fn left(&self, uid: &WorkloadUid) {
-        let known = self.status.remove_pod(uid);
-        if let Some((announcer, report)) = self.announcer.as_ref().zip(known) {
+    /// The pod does not ask for the mesh any more.
+    pub(super) fn left(&self, workload: &Workload) {
+        if let Some(announcer) = &self.announcer {
             let message = "the pod, or its namespace, does not ask for the mesh any more".into();
             let left = Condition { is_enrolled: false, reason: "Left".into(), message };
-            announcer.condition(uid, &report.pod, left);
+            announcer.condition(&workload.uid, &workload.pod, left);
         }
+    }
+
+    /// The pod is not to be in the mesh now, or has gone. True if anything was known of it.
+    pub(super) fn forget(&self, uid: &WorkloadUid) -> bool {
+        self.status.remove_pod(uid).is_some()
     }
 }
 

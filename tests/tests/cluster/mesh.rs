@@ -205,6 +205,11 @@ fn nothing_of_a_new_pod_goes_out_unprotected() -> Result<()> {
             begun.elapsed().as_secs_f32()
         );
         ensure!(plaintext == 0.0 && tunnelled + near == f64::from(PODS), "not all were protected");
+        // They have come to their end in the mesh, and that is what is told of them.
+        let pods = cluster.get(&["pods", "--namespace", SHOP, "--selector=job-name=race"])?;
+        for pod in pods["items"].as_array().into_iter().flatten() {
+            ensure!(condition(pod)["reason"] == "Enrolled", "{pod:#}");
+        }
         Ok(())
     })
 }
