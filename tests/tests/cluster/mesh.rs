@@ -35,6 +35,7 @@ fn a_label_takes_running_pods_in_and_out() -> Result<()> {
         the_startup_taint_goes(cluster)?;
         installed::open_shop(cluster)?;
         running_pods_join(cluster)?;
+        a_policy_that_closes_the_tunnel_is_told_of(cluster)?;
         pods_that_take_no_plaintext_pass_their_probes(cluster)?;
         traffic_goes_on_without_api_server_and_controller(cluster)?;
         running_pods_leave(cluster)
@@ -91,6 +92,30 @@ fn running_pods_join(cluster: &Cluster) -> Result<()> {
     let plaintext = counted(cluster, OPENED, &[("security", "plaintext")])?;
     ensure!(plaintext == 0.0, "{plaintext} connections in plaintext");
     Ok(())
+}
+
+fn a_policy_that_closes_the_tunnel_is_told_of(cluster: &Cluster) -> Result<()> {
+    let policy = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": { "name": "only-web", "namespace": SHOP },
+        "spec": { "podSelector": { "matchLabels": { "app": "web" } }, "policyTypes": ["Ingress"],
+            "ingress": [{ "ports": [{ "port": PORT }] }] },
+    });
+    let status = || {
+        let agent = ["exec", "--namespace", SYSTEM, "daemonset/undermesh-agent", "--", "undermesh", "status"];
+        cluster.kubectl(&agent)
+    };
+    let tells = |told: bool| {
+        eventually(A_WHILE, "the status tells of it", || {
+            let status = status()?;
+            ensure!((status.contains("shop/only-web") && status.contains("15008")) == told, "{status}");
+            Ok(())
+        })
+    };
+    cluster.apply(&policy.to_string())?;
+    tells(true)?;
+    cluster.kubectl(&["delete", "networkpolicy", "only-web", "--namespace", SHOP])?;
+    tells(false)
 }
 
 /// A probe comes from the node's address, as does whoever runs on the node.

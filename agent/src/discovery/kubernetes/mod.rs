@@ -5,6 +5,7 @@
 //! write a pod capture another. It comes from [`super::node`].
 
 mod announce;
+mod policies;
 mod version;
 mod watch;
 mod world;

@@ -1,9 +1,11 @@
 //! One watch for each kind of object. What comes is read into documents at once: the objects themselves are larger by far.
 
+use std::collections::HashSet;
 use std::fmt::Debug;
 
 use futures_util::{Stream, StreamExt as _};
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::api::{Api, PartialObjectMeta};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -12,8 +14,10 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
+use super::policies::Policy;
 use super::{Tell, Version};
 use crate::config::{Document, Key, Kind, Problem};
+use crate::model::ObjectRef;
 
 /// What a watch tells.
 #[derive(Debug)]
@@ -26,6 +30,12 @@ pub(super) enum News {
     Object(Key, Option<Document>, Vec<Problem>),
     /// It is gone.
     Gone(Key),
+    /// A NetworkPolicy.
+    Policy(Policy),
+    /// It is gone, or has become one that cannot be understood.
+    NoPolicy(ObjectRef),
+    /// All NetworkPolicies there are.
+    Policies(HashSet<ObjectRef>),
 }
 
 /// Watches everything that the mesh is made from. The tasks end with the set.
@@ -46,7 +56,51 @@ pub(super) fn all(client: &Client, version: Version, tell: &Tell) -> JoinSet<()>
     watches.spawn(follow(objects(client, version), Kind::Pod, tell.clone(), |object, problems| {
         Document::pod(&object, problems)
     }));
+    watches.spawn(follow_policies(objects(client, version), tell.clone()));
     watches
+}
+
+/// The mesh does without them: they only tell what stands in its way.
+async fn follow_policies(
+    events: impl Stream<Item = watcher::Result<Event<NetworkPolicy>>> + Send,
+    tell: Tell,
+) {
+    let mut events = std::pin::pin!(events.default_backoff());
+    let (mut listing, mut is_away) = (HashSet::new(), false);
+    while let Some(event) = events.next().await {
+        let news = match event {
+            Ok(Event::Init) => {
+                listing.clear();
+                continue;
+            }
+            Ok(Event::InitDone) => News::Policies(std::mem::take(&mut listing)),
+            Ok(Event::Delete(policy)) => News::NoPolicy(object_ref(&policy)),
+            Ok(Event::InitApply(policy)) => {
+                listing.insert(object_ref(&policy));
+                policy_news(&policy)
+            }
+            Ok(Event::Apply(policy)) => policy_news(&policy),
+            Err(error) => {
+                if !std::mem::replace(&mut is_away, true) {
+                    warn!(%error, "NetworkPolicies are not known; one that closes the mesh's port goes unnoticed");
+                }
+                continue;
+            }
+        };
+        is_away = false;
+        if tell.send(news).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn policy_news(policy: &NetworkPolicy) -> News {
+    Policy::read(policy).map_or_else(|| News::NoPolicy(object_ref(policy)), News::Policy)
+}
+
+fn object_ref(policy: &NetworkPolicy) -> ObjectRef {
+    let text = |text: &Option<String>| text.as_deref().unwrap_or_default().to_owned();
+    ObjectRef::new(text(&policy.metadata.namespace), text(&policy.metadata.name))
 }
 
 fn objects<K>(

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::policies::Policies;
 use super::watch::News;
 use super::{ClusterNews, Publication, Told};
 use crate::config::document::Pod;
@@ -23,6 +24,10 @@ pub(super) struct World {
     complete: HashSet<Kind>,
     rejections: BTreeMap<Key, Vec<Rejection>>,
     has_new_rejections: bool,
+    policies: Policies,
+    has_new_policies: bool,
+    /// What policies do to the pods of this node that are to be in the mesh.
+    complaints: Vec<Rejection>,
     /// The pods of this node as the API server has them.
     own: HashMap<ObjectRef, Arc<Pod>>,
     names: HashMap<WorkloadUid, ObjectRef>,
@@ -47,6 +52,9 @@ impl World {
             complete: HashSet::new(),
             rejections: BTreeMap::new(),
             has_new_rejections: false,
+            policies: Policies::default(),
+            has_new_policies: false,
+            complaints: Vec::new(),
             own: HashMap::new(),
             names: HashMap::new(),
             places: HashMap::new(),
@@ -62,6 +70,18 @@ impl World {
     /// Takes in what a watch tells; in force with the next [`Self::apply`].
     pub(super) fn take(&mut self, news: News) {
         match news {
+            News::Policy(policy) => {
+                self.policies.put(policy);
+                self.has_new_policies = true;
+            }
+            News::NoPolicy(id) => {
+                self.policies.remove(&id);
+                self.has_new_policies = true;
+            }
+            News::Policies(listed) => {
+                self.policies.retain(|id| listed.contains(id));
+                self.has_new_policies = true;
+            }
             News::Begins(kind) => drop(self.listing.insert(kind, HashSet::new())),
             News::Complete(kind) => {
                 let listed = self.listing.remove(&kind).unwrap_or_default();
@@ -123,9 +143,14 @@ impl World {
         if has_new_world {
             self.latest.snapshot = Arc::new(self.compiler.snapshot());
         }
+        let has_new_policies = std::mem::take(&mut self.has_new_policies);
+        if has_new_policies || has_new_world {
+            self.complain();
+        }
         let has_new_rejections = std::mem::take(&mut self.has_new_rejections);
         if has_new_rejections {
-            self.latest.rejections = self.rejections.values().flatten().cloned().collect();
+            let rejections = self.rejections.values().flatten();
+            self.latest.rejections = rejections.chain(&self.complaints).cloned().collect();
         }
         let has_new_statements = std::mem::take(&mut self.has_new_statements);
         let is_first = !std::mem::replace(&mut self.is_published, true);
@@ -134,6 +159,19 @@ impl World {
             published: self.published.clone(),
             told: self.told.clone(),
         })
+    }
+
+    fn complain(&mut self) {
+        let workloads = &self.latest.snapshot.workloads;
+        let is_wanted = |pod: &&Arc<Pod>| {
+            let workload = pod.uid.as_ref().and_then(|uid| workloads.get(uid));
+            workload.is_some_and(|workload| workload.enrolment.is_wanted())
+        };
+        let mut complaints: Vec<_> =
+            self.own.values().filter(is_wanted).flat_map(|pod| self.policies.complaints(pod)).collect();
+        complaints.sort();
+        self.has_new_rejections |= self.complaints != complaints;
+        self.complaints = complaints;
     }
 
     fn take_pod(&mut self, pod: Arc<Pod>) {
