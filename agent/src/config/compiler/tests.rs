@@ -266,6 +266,14 @@ metadata: {name: mesh, labels: {undermesh.io/mesh: enabled}, annotations: {under
 ---
 {kind: Pod, metadata: {name: i, namespace: mesh}, status: {phase: Succeeded, podIP: 10.1.0.1}}
 ---
+{kind: Pod, metadata: {name: j, namespace: mesh, labels: {kubevirt.io: virt-launcher}}}
+---
+{kind: Pod, metadata: {name: k, namespace: mesh}, spec: {containers: [{name: app}, {name: istio-proxy}]}}
+---
+{kind: Pod, metadata: {name: l, namespace: mesh}, spec: {containers: [], initContainers: [{name: linkerd-proxy, restartPolicy: Always}]}}
+---
+{kind: Pod, metadata: {name: m, namespace: mesh, labels: {app.kubernetes.io/name: undermesh}}}
+---
 {kind: Pod, metadata: {name: a, namespace: typo}}
 ---
 {kind: Pod, metadata: {name: b, namespace: typo, labels: {undermesh.io/mesh: enabled}}}
@@ -286,6 +294,10 @@ metadata: {name: mesh, labels: {undermesh.io/mesh: enabled}, annotations: {under
         mesh/f of f: the pod is static: the kubelet runs it from a file, without the API server's say, strict
         mesh/g of g: wanted, strict, /run/netns/g
         mesh/h of h: wanted, strict
+        mesh/j of j: the pod is a virtual machine of KubeVirt, whose traffic does not come from the pod's sockets, strict
+        mesh/k of k: the pod has a sidecar of Istio (istio-proxy); take it out of that mesh first, strict
+        mesh/l of l: the pod has a sidecar of Linkerd (linkerd-proxy); take it out of that mesh first, strict
+        mesh/m of m: the pod is the mesh's own, which cannot carry itself, strict
         typo/a of a: not wanted, strict
         typo/b of b: wanted, strict
         10.1.0.9: default/a

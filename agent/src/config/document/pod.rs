@@ -17,6 +17,7 @@ const CGROUP: &str = "undermesh.io/cgroup";
 const TRUST_DOMAIN: &str = "undermesh.io/trust-domain";
 /// Set by the kubelet on the API server's image of a static pod.
 const MIRROR: &str = "kubernetes.io/config.mirror";
+const APP: &str = "app.kubernetes.io/name";
 /// KubeVirt names the domain of the virtual machine in it.
 const KUBEVIRT: &str = "kubevirt.io";
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -149,6 +150,9 @@ fn obstacle(id: &ObjectRef, meta: &ObjectMeta, spec: Option<&core::PodSpec>) -> 
         )
     } else if os == Some("windows") {
         Some("the pod runs on Windows, which has no eBPF that could capture it")
+    } else if meta.labels.as_ref().is_some_and(|labels| labels.get(APP).is_some_and(|app| app == "undermesh"))
+    {
+        Some("the pod is the mesh's own, which cannot carry itself")
     } else if meta.labels.as_ref().is_some_and(|labels| labels.contains_key(KUBEVIRT)) {
         Some("the pod is a virtual machine of KubeVirt, whose traffic does not come from the pod's sockets")
     } else if let Some(sidecar) = spec.and_then(sidecar) {

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask, Watches};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
@@ -64,7 +65,12 @@ impl Cgroups {
         let inotify = unsafe { AsyncFd::register(inotify) }.map_err(io::Error::from)?;
         let mut cgroups =
             Self { root: root.to_owned(), inotify, watches, watched: HashMap::new(), pods: BTreeMap::new() };
-        fs::read_dir(root)?;
+        if statfs(root)?.filesystem_type() != CGROUP2_SUPER_MAGIC {
+            return Err(io::Error::other(
+                "it is no cgroup2 tree; on a node whose controllers are those of cgroup v1 the kubelet keeps pods \
+                 where no program can be attached: boot it with systemd.unified_cgroup_hierarchy=1",
+            ));
+        }
         if let Err(error) = namespaces::can_look() {
             warn!(%error, "pods are found only as far as the container runtime tells of them: grant CAP_SYS_PTRACE and share the node's process ids");
         }
