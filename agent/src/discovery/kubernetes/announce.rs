@@ -286,3 +286,77 @@ impl std::fmt::Debug for Announcer {
         f.debug_struct("Announcer").field("node", &self.node).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pods() -> (Pods, ObjectRef, WorkloadUid) {
+        (Pods::default(), ObjectRef::new("shop", "web"), "uid".into())
+    }
+
+    /// As if the API server had been told.
+    fn told(pods: &mut Pods) -> Vec<Announcement> {
+        let due = pods.due();
+        pods.has.extend(due.iter().cloned());
+        due.into_iter().map(|(_, announcement)| announcement).collect()
+    }
+
+    #[test]
+    fn what_the_api_server_has_is_not_told_again() {
+        let (mut pods, web, uid) = pods();
+        assert!(pods.due().is_empty());
+        pods.want(&uid, &web).enrolled = Some("open".into());
+        assert_eq!(told(&mut pods).len(), 1);
+        assert!(pods.due().is_empty());
+        // Somebody has taken it away.
+        pods.has.get_mut(&uid).unwrap().enrolled = None;
+        assert_eq!(told(&mut pods)[0].enrolled.as_deref(), Some("open"));
+        assert!(pods.due().is_empty());
+    }
+
+    #[test]
+    fn what_is_withdrawn_is_told_once_also_of_what_another_agent_has_told() {
+        let (mut pods, web, uid) = pods();
+        assert!(!pods.withdraw(&uid), "nothing is known of it");
+        // By an agent before this one.
+        pods.has.insert(
+            uid.clone(),
+            Announcement { enrolled: Some("closed".into()), ..Announcement::nothing(&web) },
+        );
+        assert!(pods.withdraw(&uid));
+        assert_eq!(told(&mut pods)[0].enrolled, None);
+        assert!(!pods.withdraw(&uid));
+        assert!(pods.due().is_empty());
+    }
+
+    #[test]
+    fn a_patch_is_for_one_pod_and_says_all_or_takes_all_back() {
+        let (_, web, uid) = pods();
+        let condition =
+            Condition { is_enrolled: true, reason: "Enrolled".into(), message: "it is in".into() };
+        let enrolled = Announcement {
+            enrolled: Some("open".into()),
+            condition: Some(condition),
+            ..Announcement::nothing(&web)
+        };
+        let mut patch = enrolled.patch(&uid);
+        let time = patch["status"]["conditions"][0]["lastTransitionTime"].take();
+        assert!(time.as_str().is_some_and(|time| time.ends_with('Z') && !time.contains('.')), "{time}");
+        let expected = json!({
+            "metadata": { "uid": "uid", "annotations": {
+                "undermesh.io/enrolled": "open", "ambient.istio.io/redirection": "enabled",
+            } },
+            "status": { "conditions": [{
+                "type": "undermesh.io/enrolled", "status": "True", "reason": "Enrolled", "message": "it is in",
+                "lastTransitionTime": null, "lastProbeTime": null,
+            }] },
+        });
+        assert_eq!(patch, expected);
+        let left = Announcement::nothing(&web).patch(&uid);
+        let expected = json!({ "metadata": { "uid": "uid", "annotations": {
+            "undermesh.io/enrolled": null, "ambient.istio.io/redirection": null,
+        } } });
+        assert_eq!(left, expected);
+    }
+}
