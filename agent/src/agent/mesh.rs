@@ -236,6 +236,11 @@ impl Mesh {
                 self.workers.serve(pod).await?;
                 PodState::Enrolled { since: SystemTime::now() }
             }
+            Err(_) if self.is_over(workload) => {
+                self.failed.insert(workload.uid.clone(), Instant::now() + RETRY);
+                self.reporters.pending(workload);
+                return Ok(());
+            }
             Err(error) => {
                 // The same failure every second would say nothing new.
                 if self.failed.insert(workload.uid.clone(), Instant::now() + RETRY).is_none() {
@@ -246,6 +251,13 @@ impl Mesh {
         };
         self.reporters.pod(workload, state);
         Ok(())
+    }
+
+    /// The runtime has taken the pod's network away, and the API server has not heard yet that the pod has ended. (In manifests of
+    /// a directory a namespace that is not there is a mistake.)
+    fn is_over(&self, workload: &Workload) -> bool {
+        let netns = workload.paths.as_ref().map(|paths| &paths.netns);
+        self.reporters.announcer.is_some() && netns.is_some_and(|netns| !netns.exists())
     }
 
     /// True if anything was known of the pod.
@@ -286,12 +298,22 @@ impl Mesh {
         let mut lost = Vec::new();
         for uid in uids {
             let Some(net) = self.capture.strand(&uid) else { continue };
-            warn!(pod = %net.pod, "enrolling the pod anew: {why}");
+            let is_over = self.is_over(&net.workload);
+            if !is_over {
+                warn!(pod = %net.pod, "enrolling the pod anew: {why}");
+            }
             if let Some(workload) = self.wanted.get(&uid).cloned() {
                 self.enrol(&workload).await?;
             }
-            if !self.capture.is_enrolled(&uid) {
-                lost.push(uid);
+            match (self.capture.is_enrolled(&uid), is_over) {
+                (true, _) => {}
+                (false, false) => lost.push(uid),
+                // Nobody connects to it any more, so nobody has to be told before its time.
+                (false, true) => {
+                    if let Some(members) = &mut self.members {
+                        members.left(&uid);
+                    }
+                }
             }
         }
         if let Some(members) = &mut self.members
