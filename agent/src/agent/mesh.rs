@@ -44,6 +44,8 @@ pub(super) struct Mesh {
     wanted: HashMap<WorkloadUid, Arc<Workload>>,
     /// Of these, the ones whose enrolment failed, and when to try again.
     failed: HashMap<WorkloadUid, Instant>,
+    /// And those that the machine does not show, since when.
+    missing: HashMap<WorkloadUid, Instant>,
 }
 
 impl Mesh {
@@ -66,6 +68,7 @@ impl Mesh {
             applied: OrdMap::new(),
             wanted: HashMap::new(),
             failed: HashMap::new(),
+            missing: HashMap::new(),
         }
     }
 
@@ -185,6 +188,7 @@ impl Mesh {
             self.miss(workload);
             return Ok(());
         }
+        self.missing.remove(&workload.uid);
         if self.capture.has_moved(workload) {
             self.unwant(&workload.uid);
         }
@@ -210,11 +214,13 @@ impl Mesh {
     /// The API server has the pod, and the machine does not show it: not yet, or never, as with a runtime that keeps its pods
     /// elsewhere.
     fn miss(&mut self, workload: &Arc<Workload>) {
-        let is_first = !self.failed.contains_key(&workload.uid);
+        let now = Instant::now();
+        let since = self.missing.get(&workload.uid).copied().unwrap_or(now);
         self.unwant(&workload.uid);
+        self.missing.insert(workload.uid.clone(), since);
         self.wanted.insert(workload.uid.clone(), workload.clone());
-        self.failed.insert(workload.uid.clone(), Instant::now() + MISSING);
-        if is_first {
+        self.failed.insert(workload.uid.clone(), now + MISSING);
+        if now.duration_since(since) < MISSING {
             return self.reporters.pending(workload);
         }
         let detail = "no process of the pod is to be found in the kubelet's cgroups, and the container runtime has not \
@@ -264,6 +270,7 @@ impl Mesh {
     fn unwant(&mut self, uid: &WorkloadUid) -> bool {
         self.wanted.remove(uid);
         self.failed.remove(uid);
+        self.missing.remove(uid);
         let was_known = self.reporters.forget(uid);
         if let Some(members) = &mut self.members {
             members.left(uid);
