@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::report::{Reporters, obstacle};
 use super::tunnel::Members;
@@ -44,7 +44,7 @@ pub(super) struct Mesh {
     wanted: HashMap<WorkloadUid, Arc<Workload>>,
     /// Of these, the ones whose enrolment failed, and when to try again.
     failed: HashMap<WorkloadUid, Instant>,
-    /// And those that the machine does not show, since when.
+    /// And those that the machine does not show, or shows without what it takes, since when.
     missing: HashMap<WorkloadUid, Instant>,
 }
 
@@ -188,7 +188,6 @@ impl Mesh {
             self.miss(workload);
             return Ok(());
         }
-        self.missing.remove(&workload.uid);
         if self.capture.has_moved(workload) {
             self.unwant(&workload.uid);
         }
@@ -235,6 +234,7 @@ impl Mesh {
             Ok(pod) => {
                 info!(pod = %workload.pod, "enrolled");
                 self.failed.remove(&workload.uid);
+                self.missing.remove(&workload.uid);
                 // Its certificate is asked for before the first connection needs it.
                 if let Some(members) = &mut self.members {
                     members.enrolled(workload);
@@ -242,7 +242,8 @@ impl Mesh {
                 self.workers.serve(pod).await?;
                 PodState::Enrolled { since: SystemTime::now() }
             }
-            Err(_) if self.is_over(workload) => {
+            Err(error) if self.may_be_over(workload) => {
+                debug!(pod = %workload.pod, %error, "cannot enrol the pod, which may be at its end; trying again");
                 self.failed.insert(workload.uid.clone(), Instant::now() + RETRY);
                 self.reporters.pending(workload);
                 return Ok(());
@@ -264,6 +265,14 @@ impl Mesh {
     fn is_over(&self, workload: &Workload) -> bool {
         let netns = workload.paths.as_ref().map(|paths| &paths.netns);
         self.reporters.announcer.is_some() && netns.is_some_and(|netns| !netns.exists())
+    }
+
+    /// The runtime takes a pod apart piece by piece before the API server has heard that it has ended: what fails then is told of
+    /// only if it goes on failing.
+    fn may_be_over(&mut self, workload: &Workload) -> bool {
+        let now = Instant::now();
+        let since = *self.missing.entry(workload.uid.clone()).or_insert(now);
+        self.reporters.announcer.is_some() && now.duration_since(since) < MISSING
     }
 
     /// True if anything was known of the pod.
