@@ -25,8 +25,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// How soon a pod whose enrolment failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long a pod may be known to the API server and not to the machine, before that is told.
-const MISSING: Duration = Duration::from_secs(10);
+/// How long the API server and the machine may differ about a pod, before that is told.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// The pods of this node, as they are to be and as they are.
 pub(super) struct Mesh {
@@ -42,10 +42,23 @@ pub(super) struct Mesh {
     applied: OrdMap<WorkloadUid, Arc<Workload>>,
     /// Those of this node that are to be enrolled and have what it takes.
     wanted: HashMap<WorkloadUid, Arc<Workload>>,
-    /// Of these, the ones whose enrolment failed, and when to try again.
-    failed: HashMap<WorkloadUid, Instant>,
-    /// And those that the machine does not show, or shows without what it takes, since when.
-    missing: HashMap<WorkloadUid, Instant>,
+    /// Of these, the ones that could not be enrolled, or updated.
+    failures: HashMap<WorkloadUid, Failure>,
+}
+
+/// What stands in a pod's way.
+struct Failure {
+    since: Instant,
+    /// When to try again.
+    retry: Instant,
+    /// Whether the log has it.
+    is_told: bool,
+}
+
+impl Failure {
+    fn new(now: Instant) -> Self {
+        Self { since: now, retry: now, is_told: false }
+    }
 }
 
 impl Mesh {
@@ -67,8 +80,7 @@ impl Mesh {
             members,
             applied: OrdMap::new(),
             wanted: HashMap::new(),
-            failed: HashMap::new(),
-            missing: HashMap::new(),
+            failures: HashMap::new(),
         }
     }
 
@@ -81,7 +93,7 @@ impl Mesh {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         let mut settled = false;
         loop {
-            let retry = self.failed.values().min().copied();
+            let retry = self.failures.values().map(|failure| failure.retry).min();
             tokio::select! {
                 changed = news.changed() => {
                     changed.context("the source of the configuration has ended")?;
@@ -193,71 +205,70 @@ impl Mesh {
         }
         self.wanted.insert(workload.uid.clone(), workload.clone());
         if self.capture.is_enrolled(&workload.uid) {
-            match self.capture.update(workload) {
-                Ok(()) => {
-                    if let Some(members) = &mut self.members {
-                        members.updated(workload);
-                    }
-                    self.failed.remove(&workload.uid)
-                }
-                Err(error) => {
-                    error!(pod = %workload.pod, %error, "cannot update the pod in the kernel; trying again");
-                    self.failed.insert(workload.uid.clone(), Instant::now() + RETRY)
-                }
-            };
+            self.update(workload);
             return Ok(());
         }
         self.enrol(workload).await
     }
 
+    fn update(&mut self, workload: &Arc<Workload>) {
+        let now = Instant::now();
+        match self.capture.update(workload) {
+            Ok(()) => {
+                if let Some(members) = &mut self.members {
+                    members.updated(workload);
+                }
+                self.failures.remove(&workload.uid);
+            }
+            Err(error) => {
+                error!(pod = %workload.pod, %error, "cannot update the pod in the kernel; trying again");
+                self.failures.entry(workload.uid.clone()).or_insert(Failure::new(now)).retry = now + RETRY;
+            }
+        }
+    }
+
     /// The API server has the pod, and the machine does not show it: not yet, or never, as with a runtime that keeps its pods
     /// elsewhere.
     fn miss(&mut self, workload: &Arc<Workload>) {
-        let now = Instant::now();
-        let since = self.missing.get(&workload.uid).copied().unwrap_or(now);
-        self.unwant(&workload.uid);
-        self.missing.insert(workload.uid.clone(), since);
+        self.let_leave(&workload.uid);
         self.wanted.insert(workload.uid.clone(), workload.clone());
-        self.failed.insert(workload.uid.clone(), now + MISSING);
-        if now.duration_since(since) < MISSING {
-            return self.reporters.pending(workload);
-        }
         let detail = "no process of the pod is to be found in the kubelet's cgroups, and the container runtime has not \
                       told of it; runtimes that keep pods elsewhere are not supported";
-        let state =
-            PodState::NotEnrolled { reason: NotEnrolledReason::NetnsUnavailable, detail: detail.into() };
-        self.reporters.pod(workload, state);
+        self.fail(workload, GRACE, NotEnrolledReason::NetnsUnavailable, detail.into());
     }
 
     async fn enrol(&mut self, workload: &Arc<Workload>) -> anyhow::Result<()> {
-        let state = match self.capture.enrol(workload) {
+        match self.capture.enrol(workload) {
             Ok(pod) => {
                 info!(pod = %workload.pod, "enrolled");
-                self.failed.remove(&workload.uid);
-                self.missing.remove(&workload.uid);
+                self.failures.remove(&workload.uid);
                 // Its certificate is asked for before the first connection needs it.
                 if let Some(members) = &mut self.members {
                     members.enrolled(workload);
                 }
                 self.workers.serve(pod).await?;
-                PodState::Enrolled { since: SystemTime::now() }
+                self.reporters.pod(workload, PodState::Enrolled { since: SystemTime::now() });
             }
-            Err(error) if self.may_be_over(workload) => {
-                debug!(pod = %workload.pod, %error, "cannot enrol the pod, which may be at its end; trying again");
-                self.failed.insert(workload.uid.clone(), Instant::now() + RETRY);
-                self.reporters.pending(workload);
-                return Ok(());
-            }
-            Err(error) => {
-                // The same failure every second would say nothing new.
-                if self.failed.insert(workload.uid.clone(), Instant::now() + RETRY).is_none() {
-                    warn!(pod = %workload.pod, %error, "cannot enrol the pod; trying again");
-                }
-                PodState::NotEnrolled { reason: obstacle(&error), detail: error.to_string() }
-            }
-        };
-        self.reporters.pod(workload, state);
+            Err(error) => self.fail(workload, RETRY, obstacle(&error), error.to_string()),
+        }
         Ok(())
+    }
+
+    /// Why the pod is not in the mesh, and when to try again. The API server tells of a pod before the machine shows it, and of
+    /// its end after the runtime has begun to take it apart: where that is the source, nothing is said for a while.
+    fn fail(&mut self, workload: &Arc<Workload>, retry: Duration, reason: NotEnrolledReason, detail: String) {
+        let now = Instant::now();
+        let failure = self.failures.entry(workload.uid.clone()).or_insert(Failure::new(now));
+        failure.retry = now + retry;
+        if self.reporters.announcer.is_some() && now.duration_since(failure.since) < GRACE {
+            debug!(pod = %workload.pod, detail, "the pod cannot be enrolled, or is at its end; trying again");
+            return self.reporters.pending(workload);
+        }
+        // The same every second would say nothing new.
+        if !std::mem::replace(&mut failure.is_told, true) {
+            warn!(pod = %workload.pod, detail, "cannot enrol the pod; trying again");
+        }
+        self.reporters.pod(workload, PodState::NotEnrolled { reason, detail });
     }
 
     /// The runtime has taken the pod's network away, and the API server has not heard yet that the pod has ended. (In manifests of
@@ -267,33 +278,31 @@ impl Mesh {
         self.reporters.announcer.is_some() && netns.is_some_and(|netns| !netns.exists())
     }
 
-    /// The runtime takes a pod apart piece by piece before the API server has heard that it has ended: what fails then is told of
-    /// only if it goes on failing.
-    fn may_be_over(&mut self, workload: &Workload) -> bool {
-        let now = Instant::now();
-        let since = *self.missing.entry(workload.uid.clone()).or_insert(now);
-        self.reporters.announcer.is_some() && now.duration_since(since) < MISSING
-    }
-
     /// True if anything was known of the pod.
     fn unwant(&mut self, uid: &WorkloadUid) -> bool {
         self.wanted.remove(uid);
-        self.failed.remove(uid);
-        self.missing.remove(uid);
-        let was_known = self.reporters.forget(uid);
+        self.failures.remove(uid);
+        self.let_leave(uid);
+        self.reporters.forget(uid)
+    }
+
+    fn let_leave(&mut self, uid: &WorkloadUid) {
         if let Some(members) = &mut self.members {
             members.left(uid);
         }
         if let Some(net) = self.capture.unenrol(uid, Instant::now()) {
             info!(pod = %net.pod, "not enrolled any more");
         }
-        was_known
     }
 
     async fn try_again(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
-        let due: Vec<_> =
-            self.failed.iter().filter(|(_, at)| **at <= now).map(|(uid, _)| uid.clone()).collect();
+        let due: Vec<_> = self
+            .failures
+            .iter()
+            .filter(|(_, failure)| failure.retry <= now)
+            .map(|(uid, _)| uid.clone())
+            .collect();
         for uid in due {
             if let Some(workload) = self.wanted.get(&uid).cloned() {
                 self.judge(&workload).await?;
