@@ -12,6 +12,8 @@ pub mod config;
 pub mod controller;
 pub mod discovery;
 pub mod identity;
+pub mod kubernetes;
 pub mod model;
 pub mod proxy;
+mod sentence;
 pub mod telemetry;

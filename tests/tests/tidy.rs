@@ -10,24 +10,26 @@ use std::path::{Path, PathBuf};
 /// The modules of `agent/src`, and which others each may import. `self` is always allowed.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
+    ("sentence", &[]),
+    ("kubernetes", &["sentence"]),
     ("policy", &["model"]),
     ("route", &["model"]),
     ("balance", &["model"]),
     ("config", &["model", "policy", "route", "balance"]),
-    ("identity", &["model"]),
-    ("capture", &["model"]),
+    ("identity", &["model", "sentence"]),
+    ("capture", &["model", "sentence"]),
     ("telemetry", &["model"]),
-    ("discovery", &["model", "config"]),
+    ("discovery", &["model", "config", "kubernetes"]),
     ("proxy", &["model", "policy", "route", "balance", "identity", "capture", "telemetry"]),
     ("admin", &["model", "telemetry"]),
     // A role of its own, wired in its `mod.rs`: the authority is `identity`'s, its health and metrics are `admin`'s.
-    ("controller", &["model", "config", "identity", "policy", "telemetry", "admin"]),
+    ("controller", &["model", "config", "identity", "policy", "telemetry", "admin", "kubernetes"]),
     // Wiring happens here, so it may know everybody.
     ("agent", &EVERYBODY),
     ("cli", &EVERYBODY),
 ];
 
-const EVERYBODY: [&str; 13] = [
+const EVERYBODY: [&str; 15] = [
     "agent",
     "model",
     "policy",
@@ -41,14 +43,16 @@ const EVERYBODY: [&str; 13] = [
     "proxy",
     "admin",
     "controller",
+    "kubernetes",
+    "sentence",
 ];
 
 /// What only some modules may name, and which.
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("aya::", &["capture"]),
     ("aya_log", &["capture"]),
-    ("kube::", &["discovery", "controller"]),
-    ("k8s_openapi", &["discovery", "config", "controller"]),
+    ("kube::", &["kubernetes", "discovery", "controller"]),
+    ("k8s_openapi", &["kubernetes", "discovery", "config", "controller"]),
 ];
 
 /// Modules without sockets, clock or log: time is an argument, a verdict carries its reason.

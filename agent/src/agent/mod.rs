@@ -131,7 +131,7 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let reporters = Reporters { status, announcer: announcer.clone() };
     let kernel_side = (capture, workers);
     let mesh = Mesh::new(settings.node, snapshot, reporters, telemetry.clone(), kernel_side, members);
-    let source = source.follow(publish, published, announcer, gate);
+    let source = source.follow(publish, published, announcer, gate, telemetry.clone());
     let stepped_down = Arc::new(Notify::new());
     let life = Life {
         mesh,

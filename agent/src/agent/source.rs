@@ -19,6 +19,7 @@ use crate::discovery::node::cgroups::Cgroups;
 use crate::discovery::node::nri::Nri;
 use crate::model::NodeInfo;
 use crate::proxy::tunnel::PublishedPods;
+use crate::telemetry::Telemetry;
 
 /// Where documents come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +90,7 @@ impl Source {
         published: Option<PublishedPods>,
         announcer: Option<Announcer>,
         gate: Gate,
+        telemetry: Arc<Telemetry>,
     ) -> anyhow::Error {
         match self {
             Self::Directory(directory) => {
@@ -106,16 +108,19 @@ impl Source {
                         error!("nobody listens to what the machine says of its pods");
                     }
                 });
-                let followed = cluster.follow(|news| {
-                    // First who takes tunnels: a pod that is known and not published would be sent plaintext.
-                    if let Some(published) = &published {
-                        published.store(Arc::new(news.published));
-                    }
-                    if let Some(announcer) = &announcer {
-                        announcer.observe(&news.told);
-                    }
-                    publish(news.publication);
-                });
+                let followed = cluster.follow(
+                    |news| {
+                        // First who takes tunnels: a pod that is known and not published would be sent plaintext.
+                        if let Some(published) = &published {
+                            published.store(Arc::new(news.published));
+                        }
+                        if let Some(announcer) = &announcer {
+                            announcer.observe(&news.told);
+                        }
+                        publish(news.publication);
+                    },
+                    Arc::new(move |resource| telemetry.watch_failed(resource)),
+                );
                 let told = async {
                     match announcer.clone() {
                         Some(announcer) => announcer.run().await,

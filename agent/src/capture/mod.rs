@@ -32,6 +32,7 @@ use imbl::ordset::DiffItem;
 use tracing::{debug, info, warn};
 
 use crate::model::{Snapshot, Workload, WorkloadUid};
+use crate::sentence::in_one_sentence;
 
 pub use charge::Succession;
 pub use codes::{Code, CodeTable, bound_source};
@@ -508,19 +509,5 @@ impl Part {
 }
 
 fn map_error(map: &'static str) -> impl Fn(aya::maps::MapError) -> CaptureError {
-    move |error| CaptureError::Map { map, reason: error_chain(&error) }
-}
-
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        next = cause.source();
-    }
-    text
+    move |error| CaptureError::Map { map, reason: in_one_sentence(&error) }
 }

@@ -18,9 +18,8 @@ use undermesh_common::maps::{Agent, Counters, DEPARTED, LAYOUT, Voucher};
 use undermesh_common::{Endpoint, Tuple};
 
 use super::charge::{Charge, Succession};
-use super::{
-    CaptureError, CaptureSettings, Heartbeat, OnAgentDown, Part, cgroup, error_chain, link, map_error,
-};
+use super::{CaptureError, CaptureSettings, Heartbeat, OnAgentDown, Part, cgroup, link, map_error};
+use crate::sentence::in_one_sentence;
 
 /// The programs of a pod's cgroup, in the order of their attachment: names before connects, so that no captured
 /// socket ever shows a code. They are detached in the opposite order.
@@ -173,7 +172,7 @@ impl Programs {
             Ok(program.take_link(id)?.into())
         };
         let link = attach(&mut ebpf)
-            .map_err(|error| io::Error::other(error_chain(&error)))
+            .map_err(|error| io::Error::other(in_one_sentence(&error)))
             .map_err(Part::Links.step(format!("attaching {STEER} to the pod's network namespace")))?;
         pin_over(link, &pins.join(STEER))
     }
@@ -290,7 +289,7 @@ impl Programs {
             CaptureError::Load(format!(
                 "attaching {VOUCH_DIAL} to {}: {}",
                 path.display(),
-                error_chain(&error)
+                in_one_sentence(&error)
             ))
         })
     }
@@ -370,7 +369,7 @@ fn load_object(maps: &Path, netns_cookie: u64) -> Result<Ebpf, CaptureError> {
         .load(OBJECT);
     drop(loader);
     give_memory_back();
-    loaded.map_err(|error| CaptureError::Load(explain(&error_chain(&error))))
+    loaded.map_err(|error| CaptureError::Load(explain(&in_one_sentence(&error))))
 }
 
 /// Large blocks of the loader go back to the kernel as soon as they are free. Left to itself the allocator takes them
@@ -396,7 +395,7 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), CaptureError>
             _ => program::<CgroupSockAddr>(ebpf, name)?.load(),
         }
     };
-    load().map_err(|error| CaptureError::Load(format!("{name}: {}", explain(&error_chain(&error)))))
+    load().map_err(|error| CaptureError::Load(format!("{name}: {}", explain(&in_one_sentence(&error)))))
 }
 
 fn attach_to_cgroup(ebpf: &mut Ebpf, name: &'static str, cgroup: &File) -> io::Result<FdLink> {
@@ -412,7 +411,7 @@ fn attach_to_cgroup(ebpf: &mut Ebpf, name: &'static str, cgroup: &File) -> io::R
             Ok(program.take_link(id)?.try_into().map_err(|_| ProgramError::NotAttached)?)
         }
     };
-    attach(ebpf).map_err(|error| io::Error::other(error_chain(&error)))
+    attach(ebpf).map_err(|error| io::Error::other(in_one_sentence(&error)))
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, ProgramError>
@@ -429,7 +428,7 @@ fn pin_over(link: FdLink, path: &Path) -> Result<(), CaptureError> {
     let fresh = PathBuf::from(fresh);
     let _ = fs::remove_file(&fresh);
     link.pin(&fresh)
-        .map_err(|error| io::Error::other(error_chain(&error)))
+        .map_err(|error| io::Error::other(in_one_sentence(&error)))
         .map_err(Part::Links.step(format!("pinning {}", path.display())))?;
     fs::rename(&fresh, path).map_err(Part::Links.step(format!("pinning {}", path.display())))
 }

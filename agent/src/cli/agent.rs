@@ -13,13 +13,14 @@ use socket2::TcpKeepalive;
 use tracing::{error, info, warn};
 
 use self::identity::{IdentityArgs, Mistake};
-use super::log::{LogFormat, in_one_sentence, start_log};
+use super::log::{LogFormat, start_log};
 use super::time::parse_time;
 use crate::agent::{self, AgentSettings, SourceSettings};
 use crate::capture::{CaptureSettings, KubeletCgroup, OnAgentDown};
 use crate::model::{MtlsMode, NodeInfo};
 use crate::proxy::ProxySettings;
 use crate::proxy::tunnel::UNFINISHED_HANDSHAKES;
+use crate::sentence::in_one_sentence;
 use crate::telemetry::{AccessLogFormat, AccessLogOutput, AccessLogSettings};
 
 /// Descriptors that the agent needs beside those of its connections: maps, files, the admin endpoints' clients, and
@@ -178,7 +179,7 @@ pub fn run(args: &AgentArgs) -> ExitCode {
     match runtime.block_on(agent::run(settings)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!("{}", in_one_sentence(&error));
+            error!("{}", in_one_sentence(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -6,13 +6,13 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 
-use super::log::in_one_sentence;
 use super::print;
 use super::table::{age, table};
 use super::time::parse_time;
 use crate::controller;
 use crate::identity::TrustDomain;
 use crate::identity::ca::directory::{self, CaState, DirectoryError, InitOptions, Phase};
+use crate::sentence::in_one_sentence;
 
 /// Make, rotate or show the certificate authority in a directory, which the agents of one machine share.
 #[derive(Debug, Args)]
@@ -89,7 +89,7 @@ fn ask_controller(namespace: &str, secret: &str) -> Result<String, String> {
     let runtime = runtime.map_err(|error| error.to_string())?;
     let request = runtime
         .block_on(controller::request_rotation(namespace, secret))
-        .map_err(|error| in_one_sentence(&error))?;
+        .map_err(|error| in_one_sentence(error.as_ref()))?;
     Ok(format!(
         "asked for a new root (undermesh.io/rotate: {request}); the controller's log says when it signs\n"
     ))

@@ -7,10 +7,11 @@ use std::time::Duration;
 use clap::Args;
 use tracing::error;
 
-use super::log::{LogFormat, in_one_sentence, start_log};
+use super::log::{LogFormat, start_log};
 use super::time::parse_time;
 use crate::controller::{self, ControllerSettings, RootSettings, ServiceAccount};
 use crate::identity::TrustDomain;
+use crate::sentence::in_one_sentence;
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// Agents renew at half of a life, and may be without the authority for half of one.
@@ -112,7 +113,7 @@ pub fn run(args: &ControllerArgs) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            error!("{}", in_one_sentence(&error));
+            error!("{}", in_one_sentence(error.as_ref()));
             ExitCode::FAILURE
         }
     }

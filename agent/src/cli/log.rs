@@ -25,16 +25,3 @@ pub(super) fn start_log(format: LogFormat) {
         LogFormat::Json => log.json().init(),
     }
 }
-
-/// The error and its causes, without those that the sentence already has.
-pub(super) fn in_one_sentence(error: &anyhow::Error) -> String {
-    let mut sentence = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if sentence.is_empty() {
-            sentence = cause;
-        } else if !sentence.contains(&cause) {
-            sentence = format!("{sentence}: {cause}");
-        }
-    }
-    sentence
-}

@@ -16,6 +16,7 @@ use super::api::{self, FIELD_MANAGER};
 use super::root::{Root, labels};
 use super::settings::ControllerSettings;
 use super::while_leading;
+use crate::kubernetes::{self, AskError};
 
 /// The key, as Istio's ConfigMap has it.
 const KEY: &str = "root-cert.pem";
@@ -96,7 +97,7 @@ async fn write(
     config_maps: &Api<ConfigMap>,
     settings: &ControllerSettings,
     roots: &str,
-) -> Result<(), api::AskError> {
+) -> Result<(), AskError> {
     let config_map = json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -104,7 +105,8 @@ async fn write(
         "data": BTreeMap::from([(KEY, roots)]),
     });
     let options = PatchParams::apply(FIELD_MANAGER).force();
-    api::ask(config_maps.patch(&settings.bundle_config_map, &options, &Patch::Apply(config_map))).await?;
+    kubernetes::ask(config_maps.patch(&settings.bundle_config_map, &options, &Patch::Apply(config_map)))
+        .await?;
     Ok(())
 }
 

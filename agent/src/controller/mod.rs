@@ -34,6 +34,7 @@ pub use settings::{ControllerSettings, RootSettings, ServiceAccount};
 
 use crate::admin::controller::ControllerAdmin;
 use crate::identity::Clock;
+use crate::kubernetes;
 use crate::telemetry::ControllerTelemetry;
 use ca::Ca;
 use pods::Pods;
@@ -48,7 +49,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// When it cannot start: an address that is in use, no way to find the API server.
 pub async fn run(settings: ControllerSettings) -> anyhow::Result<()> {
     let settings = Arc::new(settings);
-    let client = api::client().await?;
+    let client = kubernetes::client().await?;
     let clock = Clock::system();
     let telemetry = Arc::new(ControllerTelemetry::default());
     let pods = Arc::new(Pods::default());
@@ -116,7 +117,7 @@ pub async fn run(settings: ControllerSettings) -> anyhow::Result<()> {
 /// # Errors
 /// When the API server cannot be reached, or refuses.
 pub async fn request_rotation(namespace: &str, secret: &str) -> anyhow::Result<String> {
-    let client = api::client().await?;
+    let client = kubernetes::client().await?;
     root::request_rotation(&client, namespace, secret).await
 }
 

@@ -1,13 +1,8 @@
-//! What the tests of this module share: pods, settings, and an API server in the same process.
+//! What the tests of this module share: pods and settings.
 
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use kube::Client;
-use kube::client::Body;
-use serde_json::{Value, json};
-use tonic::codegen::{BoxFuture, Service};
+use serde_json::json;
 
 use super::settings::{ControllerSettings, RootSettings, ServiceAccount};
 use super::slim::SlimPod;
@@ -51,81 +46,4 @@ pub(super) fn settings() -> ControllerSettings {
         agent: "undermesh-system/undermesh-agent".parse().unwrap(),
         settle: Duration::from_secs(3),
     }
-}
-
-/// A question to the API server.
-#[derive(Clone, Debug)]
-pub(super) struct Question {
-    pub(super) method: String,
-    pub(super) path: String,
-    pub(super) query: String,
-    pub(super) body: Value,
-}
-
-/// What it answers: a status code and a body, in lines where it is a list; none: it never answers.
-pub(super) type Answer = Option<(u16, Value)>;
-
-type Answers = dyn Fn(&Question) -> Answer + Send + Sync;
-
-/// An API server that does what a test says.
-#[derive(Clone)]
-pub(super) struct FakeApi {
-    answers: Arc<Answers>,
-    /// What it was asked.
-    pub(super) asked: Arc<Mutex<Vec<Question>>>,
-}
-
-impl FakeApi {
-    pub(super) fn new(answers: impl Fn(&Question) -> Answer + Send + Sync + 'static) -> Self {
-        Self { answers: Arc::new(answers), asked: Arc::default() }
-    }
-
-    pub(super) fn client(&self) -> Client {
-        Client::new(self.clone(), "default")
-    }
-}
-
-impl Service<http::Request<Body>> for FakeApi {
-    type Response = http::Response<Body>;
-    type Error = std::io::Error;
-    type Future = BoxFuture<Self::Response, Self::Error>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let this = self.clone();
-        Box::pin(async move {
-            let (head, body) = request.into_parts();
-            let body = body.collect_bytes().await.unwrap_or_default();
-            let question = Question {
-                method: head.method.to_string(),
-                path: head.uri.path().to_owned(),
-                query: head.uri.query().unwrap_or_default().to_owned(),
-                body: serde_json::from_slice(&body).unwrap_or_default(),
-            };
-            this.asked.lock().unwrap().push(question.clone());
-            match (this.answers)(&question) {
-                Some((status, body)) => {
-                    let body = match &body {
-                        Value::Array(lines) => lines.iter().map(|line| format!("{line}\n")).collect(),
-                        one => one.to_string(),
-                    };
-                    let body = Body::from(body.into_bytes());
-                    Ok(http::Response::builder().status(status).body(body).unwrap())
-                }
-                None => std::future::pending().await,
-            }
-        })
-    }
-}
-
-/// What an API server says to what it does not want.
-pub(super) fn failure(code: u16, reason: &str) -> Answer {
-    let status = json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": format!("{reason}, says the API server"), "reason": reason, "code": code,
-    });
-    Some((code, status))
 }

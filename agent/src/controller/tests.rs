@@ -1,66 +1,13 @@
-//! Against an API server of ours in the same process: how it is followed, and who leads.
+//! Against an API server of ours in the same process: who leads, and when taints go.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kube::runtime::watcher;
 use serde_json::{Value, json};
 
-use super::slim::SlimPod;
-use super::testkit::{FakeApi, failure, settings};
+use super::testkit::settings;
 use super::*;
-
-fn pod(uid: &str, version: &str) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"uid": uid, "name": uid, "namespace": "shop", "resourceVersion": version},
-        "spec": {"nodeName": "n1", "serviceAccountName": "web", "containers": [{"name": "a", "unknown": [1]}]},
-        "status": {"phase": "Running"},
-    })
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_server_that_does_not_stream_lists_is_followed_in_pages() {
-    let broke = AtomicBool::new(false);
-    let api = FakeApi::new(move |question| {
-        let query = &question.query;
-        if query.contains("sendInitialEvents") {
-            return failure(422, "Invalid");
-        }
-        if !query.contains("watch=true") {
-            let (items, next) = match query.contains("continue=second") {
-                true => (json!([pod("b", "6")]), json!(null)),
-                false => (json!([pod("a", "5")]), json!("second")),
-            };
-            let metadata = json!({"resourceVersion": "7", "continue": next});
-            return Some((200, json!({"kind": "PodList", "metadata": metadata, "items": items})));
-        }
-        // One watch that ends, and one that does not.
-        match broke.swap(true, Ordering::SeqCst) {
-            false => Some((200, json!([{"type": "MODIFIED", "object": pod("a", "8")}]))),
-            true => None,
-        }
-    });
-    let (client, told) = (api.client(), Mutex::new(Vec::new()));
-    let follow =
-        api::follow(kube::Api::<SlimPod>::all(client), watcher::Config::default(), "pods", |event| {
-            told.lock().unwrap().push(match event {
-                watcher::Event::Init => "init".into(),
-                watcher::Event::InitApply(pod) => format!("init {}", pod.metadata.uid.unwrap()),
-                watcher::Event::InitDone => "done".into(),
-                watcher::Event::Apply(pod) => {
-                    format!("{} on {}", pod.metadata.uid.unwrap(), pod.spec.node_name)
-                }
-                watcher::Event::Delete(_) => "delete".to_owned(),
-            });
-        });
-    _ = tokio::time::timeout(Duration::from_secs(60), follow).await;
-    assert_eq!(told.into_inner().unwrap(), ["init", "init a", "init b", "done", "a on n1"]);
-    let asked = api.asked.lock().unwrap();
-    let streams = asked.iter().filter(|question| question.query.contains("sendInitialEvents")).count();
-    assert_eq!(streams, 1, "{asked:?}");
-}
+use crate::kubernetes::testkit::{FakeApi, failure};
 
 #[tokio::test]
 async fn one_of_two_replicas_leads_and_gives_the_lease_back() {

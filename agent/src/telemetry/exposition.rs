@@ -51,6 +51,7 @@ struct Scrape {
     not_enrolled: BTreeMap<&'static str, u64>,
     generation: u64,
     rejected_documents: u64,
+    watch_failures: BTreeMap<&'static str, u64>,
     series_overflow: u64,
     access_log_dropped: u64,
 }
@@ -83,6 +84,7 @@ impl Scrape {
             not_enrolled,
             generation: status.snapshot.load().generation,
             rejected_documents: status.rejections().len() as u64,
+            watch_failures: telemetry.watch_failures(),
             series_overflow: telemetry.series.overflow(),
             access_log_dropped: telemetry.access_log.dropped(),
         }
@@ -286,6 +288,11 @@ impl Scrape {
         out.one_gauge("undermesh_config_generation", help, self.generation)?;
         let help = "Documents that are not taken, or only in part, because of an error in them.";
         out.one_gauge("undermesh_config_rejected_documents", help, self.rejected_documents)?;
+        let help = "Attempts to watch objects at the API server that failed; what is known of them holds.";
+        let mut family = out.counter("undermesh_kubernetes_watch_failures", help)?;
+        for (resource, count) in &self.watch_failures {
+            counter(&mut family, &[("resource", *resource)], *count)?;
+        }
         let help = "Connections counted under `other` because there are too many label sets.";
         out.one_counter("undermesh_metrics_series_overflow", help, self.series_overflow)?;
         let help = "Lines of the access log that were not written, for its output was too slow or broken.";

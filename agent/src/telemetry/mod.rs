@@ -27,6 +27,7 @@ pub use reason::{CloseReason, RefuseReason};
 pub use status::{NotEnrolledReason, PodReport, PodStanding, PodState, Rejection, Status};
 pub use tunnels::{OpenTunnel, TunnelEnd, Tunnels};
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,6 +63,7 @@ pub struct Telemetry {
     tunnels: Arc<Tunnels>,
     kernel: Mutex<KernelCounters>,
     certificates: Mutex<CertificateFigures>,
+    watch_failures: Mutex<BTreeMap<&'static str, u64>>,
     on_scrape: Mutex<Vec<Arc<ScrapeHook>>>,
 }
 
@@ -97,6 +99,7 @@ impl Telemetry {
             tunnels: Arc::default(),
             kernel: Mutex::default(),
             certificates: Mutex::default(),
+            watch_failures: Mutex::default(),
             on_scrape: Mutex::default(),
         })
     }
@@ -115,6 +118,11 @@ impl Telemetry {
     pub fn connection_refused(&self, facts: ConnectionFacts, reason: RefuseReason) {
         self.series.get(&facts).refused[reason as usize].fetch_add(1, Ordering::Relaxed);
         self.access_log.refused(facts, reason);
+    }
+
+    /// An attempt to watch objects of this kind, by its plural name, has failed.
+    pub fn watch_failed(&self, resource: &'static str) {
+        *self.watch_failures.lock().unwrap_or_else(PoisonError::into_inner).entry(resource).or_default() += 1;
     }
 
     /// Where the tunnels between nodes are counted.
@@ -172,6 +180,10 @@ impl Telemetry {
 
     fn kernel_counters(&self) -> KernelCounters {
         self.kernel.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn watch_failures(&self) -> BTreeMap<&'static str, u64> {
+        self.watch_failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn certificate_figures(&self) -> CertificateFigures {

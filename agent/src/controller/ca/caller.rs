@@ -7,9 +7,9 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use zeroize::Zeroize as _;
 
-use super::super::api;
 use super::super::settings::ServiceAccount;
 use super::refusal::Refusal;
+use crate::kubernetes;
 use crate::telemetry::{ControllerTelemetry, DenyReason, ReviewResult};
 
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
@@ -46,7 +46,7 @@ impl TokenReviews {
             spec: TokenReviewSpec { audiences: Some(vec![self.audience.clone()]), token: Some(token.into()) },
             ..TokenReview::default()
         };
-        let answer = api::ask(self.api.create(&PostParams::default(), &review)).await;
+        let answer = kubernetes::ask(self.api.create(&PostParams::default(), &review)).await;
         review.spec.token.zeroize();
         let (result, caller) = match answer {
             Ok(mut review) => {

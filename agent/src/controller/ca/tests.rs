@@ -12,13 +12,14 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::super::pods::Index;
 use super::super::settings::ControllerSettings;
-use super::super::testkit::{Answer, FakeApi, Question, failure, finished, pod, settings};
+use super::super::testkit::{finished, pod, settings};
 use super::*;
 use crate::identity::Clock;
 use crate::identity::ca::directory::InitOptions;
 use crate::identity::ca::grpc::{GrpcCa, GrpcSettings};
 use crate::identity::ca::keyring::Keyring;
 use crate::identity::ca::{CertificateAuthority as _, CertificateRequest, Issued};
+use crate::kubernetes::testkit::{Answer, FakeApi, Question, failure};
 
 const AGENT: &str = "undermesh-system/undermesh-agent";
 

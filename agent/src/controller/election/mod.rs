@@ -15,9 +15,10 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::api::{self, AskError, FIELD_MANAGER, PATIENCE};
+use super::api::FIELD_MANAGER;
 use super::root::labels;
 use super::settings::ControllerSettings;
+use crate::kubernetes::{self, AskError, PATIENCE};
 use crate::telemetry::ControllerTelemetry;
 use step::{Candidate, LEASE, RETRY, Record, Step};
 
@@ -79,13 +80,13 @@ async fn round(leases: &Api<Lease>, candidate: &mut Candidate) {
     let outcome = tokio::time::timeout_at(deadline.into(), attempt(leases, candidate)).await;
     match outcome {
         Ok(Ok(()) | Err(AskError::Overtaken)) => {}
-        Ok(Err(AskError::Failed(why))) => warn!(lease = NAME, why, "the lease cannot be read or written"),
+        Ok(Err(error)) => warn!(lease = NAME, %error, "the lease cannot be read or written"),
         Err(_) => warn!(lease = NAME, "the API server does not answer in time about the lease"),
     }
 }
 
 async fn attempt(leases: &Api<Lease>, candidate: &mut Candidate) -> Result<(), AskError> {
-    let lease = api::ask(leases.get_opt(NAME)).await?;
+    let lease = kubernetes::ask(leases.get_opt(NAME)).await?;
     let began = Instant::now();
     let options = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
     match (candidate.step(lease.as_ref().map(read), began), lease) {
@@ -93,14 +94,14 @@ async fn attempt(leases: &Api<Lease>, candidate: &mut Candidate) -> Result<(), A
         (step @ (Step::Take | Step::Renew), Some(lease)) => {
             let held = hold(lease, candidate.name(), step == Step::Take, Timestamp::now());
             // With the resource version that was read: of two who take it one is told so.
-            api::ask(leases.replace(NAME, &options, &held)).await?;
+            kubernetes::ask(leases.replace(NAME, &options, &held)).await?;
         }
         (Step::Create | Step::Take | Step::Renew, _) => {
             let metadata =
                 ObjectMeta { name: Some(NAME.into()), labels: Some(labels()), ..ObjectMeta::default() };
             let lease = Lease { metadata, ..Lease::default() };
             let held = hold(lease, candidate.name(), true, Timestamp::now());
-            api::ask(leases.create(&options, &held)).await?;
+            kubernetes::ask(leases.create(&options, &held)).await?;
         }
     }
     candidate.wrote(began);
@@ -108,7 +109,7 @@ async fn attempt(leases: &Api<Lease>, candidate: &mut Candidate) -> Result<(), A
 }
 
 async fn give_back(leases: &Api<Lease>, name: &str) -> Result<(), AskError> {
-    let Some(mut lease) = api::ask(leases.get_opt(NAME)).await? else { return Ok(()) };
+    let Some(mut lease) = kubernetes::ask(leases.get_opt(NAME)).await? else { return Ok(()) };
     let spec = lease.spec.get_or_insert_default();
     if spec.holder_identity.as_deref() != Some(name) {
         return Ok(());
@@ -116,7 +117,7 @@ async fn give_back(leases: &Api<Lease>, name: &str) -> Result<(), AskError> {
     spec.holder_identity = Some(String::new());
     spec.lease_duration_seconds = Some(1);
     spec.renew_time = Some(MicroTime(Timestamp::now()));
-    api::ask(leases.replace(NAME, &PostParams::default(), &lease)).await?;
+    kubernetes::ask(leases.replace(NAME, &PostParams::default(), &lease)).await?;
     Ok(())
 }
 

@@ -24,12 +24,13 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 use zeroize::Zeroizing;
 
-use super::api::{self, AskError, FIELD_MANAGER};
+use super::api::{self, FIELD_MANAGER};
 use super::settings::ControllerSettings;
 use super::while_leading;
 use crate::identity::Clock;
 use crate::identity::ca::directory::InitOptions;
 use crate::identity::ca::keyring::{Files, Keyring};
+use crate::kubernetes::{self, AskError};
 use crate::telemetry::ControllerTelemetry;
 use step::{ROTATE, ROTATED, Seen, Standing, Step, Stored, step};
 
@@ -81,8 +82,8 @@ pub(super) async fn lead(client: &Client, root: &Root, leader: watch::Receiver<b
             let pause = match root.carry_out(&secrets).await {
                 // What was written comes back over the watch.
                 Ok(()) | Err(AskError::Overtaken) => LOOK,
-                Err(AskError::Failed(why)) => {
-                    warn!(secret = root.settings.root.secret, why, "the root's Secret cannot be written");
+                Err(error) => {
+                    warn!(secret = root.settings.root.secret, %error, "the root's Secret cannot be written");
                     api::RETRY
                 }
             };
@@ -103,7 +104,7 @@ pub(super) async fn request_rotation(
     let patch = Patch::Merge(json!({ "metadata": { "annotations": { ROTATE: &request } } }));
     let options = PatchParams::default();
     let patched = secrets.patch_metadata(secret, &options, &patch);
-    api::ask(patched).await.with_context(|| format!("the Secret {namespace}/{secret}"))?;
+    kubernetes::ask(patched).await.with_context(|| format!("the Secret {namespace}/{secret}"))?;
     Ok(request)
 }
 
@@ -280,7 +281,7 @@ impl Root {
             ..Secret::default()
         };
         let options = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        let answer = api::ask(secrets.create(&options, &secret)).await;
+        let answer = kubernetes::ask(secrets.create(&options, &secret)).await;
         wipe(secret);
         answer.map(wipe)
     }
@@ -304,7 +305,7 @@ impl Root {
         }
         let patch = Patch::Merge(json!({ "metadata": metadata, "data": data }));
         let options = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        api::ask(secrets.patch(&self.settings.root.secret, &options, &patch)).await.map(wipe)
+        kubernetes::ask(secrets.patch(&self.settings.root.secret, &options, &patch)).await.map(wipe)
     }
 }
 

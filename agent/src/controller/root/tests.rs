@@ -2,8 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::super::testkit::{Answer, FakeApi, Question, failure, settings};
+use super::super::testkit::settings;
 use super::*;
+use crate::kubernetes::testkit::{Answer, FakeApi, Question, failure};
 
 /// An API server that keeps one Secret, and knows versions.
 #[derive(Clone, Default)]

@@ -16,10 +16,11 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
-use super::api::{self, AskError, FIELD_MANAGER};
+use super::api::{self, FIELD_MANAGER};
 use super::settings::ControllerSettings;
 use super::slim::SlimNode;
 use super::while_leading;
+use crate::kubernetes::{self, AskError};
 use crate::telemetry::ControllerTelemetry;
 use decide::{AgentPod, Agents, Verdict};
 
@@ -149,8 +150,8 @@ async fn lift_all(
             }
             // The watch brings what the node has become.
             Err(AskError::Overtaken) => no_later(RETRY),
-            Err(AskError::Failed(why)) => {
-                warn!(node = name, why, "the startup taint cannot be removed");
+            Err(error) => {
+                warn!(node = name, %error, "the startup taint cannot be removed");
                 no_later(RETRY);
             }
         }
@@ -160,7 +161,7 @@ async fn lift_all(
 
 async fn lift(nodes: &Api<SlimNode>, name: &str, node: &Tainted) -> Result<(), AskError> {
     let options = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-    api::ask(nodes.patch(name, &options, &Patch::Merge(without_taint(node)))).await?;
+    kubernetes::ask(nodes.patch(name, &options, &Patch::Merge(without_taint(node)))).await?;
     Ok(())
 }
 

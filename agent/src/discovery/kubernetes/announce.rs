@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 
 use super::Told;
 use crate::config::document::ENROLLED;
+use crate::kubernetes::{self, AskError};
 use crate::model::{Name, ObjectRef, WorkloadUid};
 
 /// What Istio's agents go by: to them, too, the pod takes tunnels.
@@ -170,10 +171,11 @@ impl Announcer {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         let before = self.lock().has.get(&uid).cloned();
         let patch = announcement.patch(&uid);
-        match api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+        match kubernetes::ask(api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))).await
+        {
             Ok(_) => {}
             // The pod has gone, or is another one of its name.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+            Err(AskError::Gone(_) | AskError::Overtaken) => {
                 debug!(pod = %announcement.pod, "the pod has gone; nothing is told of it");
                 let mut pods = self.lock();
                 pods.wanted.remove(&uid);
@@ -190,7 +192,9 @@ impl Announcer {
         };
         if let Some(event) = announcement.condition.as_ref().filter(|condition| is_news(condition)) {
             // People are told; nothing hangs on it.
-            if let Err(error) = recorder.publish(&event.event(), &announcement.reference(&uid)).await {
+            if let Err(error) =
+                kubernetes::ask(recorder.publish(&event.event(), &announcement.reference(&uid))).await
+            {
                 debug!(pod = %announcement.pod, %error, "no event about the pod");
             }
         }

@@ -12,6 +12,7 @@ mod world;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::Client;
@@ -23,6 +24,7 @@ use tracing::{info, warn};
 use super::Publication;
 use super::node::Sighting;
 use crate::config::Defaults;
+use crate::kubernetes::{self, NoClient};
 use crate::model::{Name, NodeInfo, ObjectRef, PublishedPod, WorkloadUid};
 
 pub use announce::{Announcer, Condition};
@@ -59,7 +61,6 @@ pub struct Told {
 /// The API server, which has answered once.
 pub struct Cluster {
     client: Client,
-    version: Version,
     node: NodeInfo,
     defaults: Defaults,
     sightings: mpsc::UnboundedReceiver<Sighting>,
@@ -68,11 +69,9 @@ pub struct Cluster {
 /// The API server cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// There is no configuration that leads to one.
-    #[error(
-        "there is no way to the Kubernetes API: {0}; run in a pod with a service account, or set KUBECONFIG"
-    )]
-    Config(#[source] kube::Error),
+    /// There is no way to one.
+    #[error(transparent)]
+    NoClient(#[from] NoClient),
     /// It is of a version that cannot be served.
     #[error(transparent)]
     Version(#[from] Unsupported),
@@ -88,11 +87,13 @@ impl Cluster {
         defaults: Defaults,
         sightings: mpsc::UnboundedReceiver<Sighting>,
     ) -> Result<Self, ConnectError> {
-        let client = Client::try_default().await.map_err(ConnectError::Config)?;
+        let client = kubernetes::client().await?;
         let version = loop {
             match client.apiserver_version().await {
                 Ok(info) => break Version::of(&info)?,
-                Err(error) => warn!(%error, "the API server does not answer; trying again"),
+                Err(error) => {
+                    warn!(error = kubernetes::told(&error), "the API server does not answer; trying again")
+                }
             }
             sleep(Duration::from_secs(1) + Duration::from_millis(fastrand::u64(..1000))).await;
         };
@@ -100,7 +101,7 @@ impl Cluster {
         if node.zone.is_none() {
             node.zone = zone(&client, &node.name).await;
         }
-        Ok(Self { client, version, node, defaults, sightings })
+        Ok(Self { client, node, defaults, sightings })
     }
 
     /// For whoever tells the API server what has become of this node's pods.
@@ -109,11 +110,15 @@ impl Cluster {
     }
 
     /// Follows the API server for as long as the future is polled, and publishes what changes; for the first time when all
-    /// is known.
-    pub async fn follow(self, mut publish: impl FnMut(ClusterNews)) -> anyhow::Result<Infallible> {
-        let Self { client, version, node, defaults, mut sightings } = self;
+    /// is known. Each attempt to watch that fails is told of.
+    pub async fn follow(
+        self,
+        mut publish: impl FnMut(ClusterNews),
+        watch_failed: WatchFailed,
+    ) -> anyhow::Result<Infallible> {
+        let Self { client, node, defaults, mut sightings } = self;
         let (tell, mut news) = mpsc::channel(QUEUE);
-        let mut watches = watch::all(&client, version, &tell);
+        let mut watches = watch::all(&client, &tell, &watch_failed);
         let mut world = World::new(node, defaults);
         loop {
             tokio::select! {
@@ -145,7 +150,7 @@ async fn zone(client: &Client, node: &Name) -> Option<Name> {
     match nodes.get_metadata(node).await {
         Ok(node) => node.metadata.labels?.get(ZONE).map(|zone| zone.as_str().into()),
         Err(error) => {
-            warn!(%node, %error, "the node's zone is not known; Services with a traffic distribution do without");
+            warn!(%node, error = kubernetes::told(&error), "the node's zone is not known; Services with a traffic distribution do without");
             None
         }
     }
@@ -153,10 +158,7 @@ async fn zone(client: &Client, node: &Name) -> Option<Name> {
 
 impl std::fmt::Debug for Cluster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cluster")
-            .field("version", &self.version)
-            .field("node", &self.node)
-            .finish_non_exhaustive()
+        f.debug_struct("Cluster").field("node", &self.node).finish_non_exhaustive()
     }
 }
 
@@ -166,3 +168,6 @@ pub fn sightings() -> (mpsc::UnboundedSender<Sighting>, mpsc::UnboundedReceiver<
 }
 
 type Tell = mpsc::Sender<News>;
+
+/// Hears by the plural name of its kind, `pods`, that objects could not be watched.
+pub type WatchFailed = Arc<dyn Fn(&'static str) + Send + Sync>;

@@ -1,4 +1,4 @@
-//! Which API servers can be served, and how each is best asked.
+//! Which API servers can be served.
 
 use std::fmt;
 
@@ -6,9 +6,6 @@ use k8s_openapi::apimachinery::pkg::version::Info;
 
 /// The oldest: what runs on the nodes, and the objects that the mesh reads, are tested from here on.
 const OLDEST: Version = Version { major: 1, minor: 30 };
-
-/// Streamed lists (KEP-3157) are on by default from here on.
-const STREAMS_LISTS: Version = Version { major: 1, minor: 34 };
 
 /// `major.minor` of an API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,11 +34,6 @@ impl Version {
         };
         let version = Self { major, minor };
         if version < OLDEST { Err(Unsupported(info.git_version.clone())) } else { Ok(version) }
-    }
-
-    /// Whether it sends lists as streams, without building them whole in its memory.
-    pub(super) fn streams_lists(self) -> bool {
-        self >= STREAMS_LISTS
     }
 }
 
@@ -74,11 +66,5 @@ mod tests {
             "the API server is Kubernetes v1.29.1, and Undermesh needs 1.30 or newer; upgrade the cluster, or use a \
              release of Undermesh for that version",
         );
-    }
-
-    #[test]
-    fn lists_are_streamed_where_that_is_on() {
-        assert!(!Version { major: 1, minor: 33 }.streams_lists());
-        assert!(Version { major: 1, minor: 34 }.streams_lists());
     }
 }

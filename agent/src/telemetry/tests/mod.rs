@@ -267,6 +267,8 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
             pods: vec![PodTcp { pod, retransmits: 1, timeouts: 2, connected: 3, accepted: 4 }],
         });
     });
+    telemetry.watch_failed("pods");
+    telemetry.watch_failed("pods");
     let page = telemetry.scrape(MetricsFormat::PrometheusText);
     let agent: String =
         page.lines().filter(|l| l.starts_with("undermesh_")).flat_map(|l| [l, "\n"]).collect();
@@ -290,6 +292,7 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         undermesh_build_info{version="0.1.0"} 1
         undermesh_config_generation 7
         undermesh_config_rejected_documents 1
+        undermesh_kubernetes_watch_failures_total{resource="pods"} 2
         undermesh_metrics_series_overflow_total 0
         undermesh_access_log_dropped_total 0
     "#]]

@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use super::super::x509::certificates_of_pem;
 use super::{CaError, CertificateAuthority, CertificateRequest, IssueFuture, Issued, Roots, Stamp, stamp};
+use crate::sentence::in_one_sentence;
 use message::{CREATE_CERTIFICATE, IstioCertificateRequest, IstioCertificateResponse, impersonating};
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -82,7 +83,7 @@ impl GrpcCa {
     async fn ask(&self, asked: &CertificateRequest) -> Result<Issued, CaError> {
         let mut client = Grpc::new(self.channel()?).max_decoding_message_size(MAX_ANSWER_BYTES);
         let request = self.request(asked)?;
-        client.ready().await.map_err(|error| CaError::Unavailable(chain_of(&error)))?;
+        client.ready().await.map_err(|error| CaError::Unavailable(in_one_sentence(&error)))?;
         let path = PathAndQuery::from_static(CREATE_CERTIFICATE);
         let codec = ProstCodec::<IstioCertificateRequest, IstioCertificateResponse>::default();
         let answer = client.unary(request, path, codec).await.map_err(|status| failure(&status))?;
@@ -122,7 +123,7 @@ impl GrpcCa {
         if let Some(name) = &self.settings.server_name {
             tls = tls.domain_name(name);
         }
-        let unavailable = |error: tonic::transport::Error| CaError::Unavailable(chain_of(&error));
+        let unavailable = |error: tonic::transport::Error| CaError::Unavailable(in_one_sentence(&error));
         let endpoint = Endpoint::from_shared(self.settings.address.clone())
             .and_then(|endpoint| endpoint.tls_config(tls))
             .map_err(unavailable)?
@@ -184,26 +185,13 @@ fn failure(status: &Status) -> CaError {
         | Code::Unimplemented
         | Code::NotFound => CaError::Refused(told),
         _ => CaError::Unavailable(match std::error::Error::source(status) {
-            Some(source) => format!("{told}: {}", chain_of(source)),
+            Some(source) => format!("{told}: {}", in_one_sentence(source)),
             None => told,
         }),
     }
 }
 
 /// An error with its causes: tonic's own says no more than "transport error".
-fn chain_of(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 fn read(path: &Path) -> Result<Vec<u8>, CaError> {
     std::fs::read(path).map_err(|error| CaError::Unavailable(format!("{}: {error}", path.display())))
 }

@@ -1,0 +1,73 @@
+//! The Kubernetes API as its clients see it: how it is reached, asked and followed, and what its errors say. It knows no kind
+//! of object and decides nothing.
+
+mod follow;
+#[cfg(test)]
+pub(crate) mod testkit;
+
+use std::time::Duration;
+
+use kube::{Client, Config};
+use tokio::time::timeout;
+
+pub(crate) use follow::follow;
+
+use crate::sentence::in_one_sentence;
+
+/// A write or a question that takes longer has failed.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// There is no way to the API server.
+#[derive(Debug, thiserror::Error)]
+pub enum NoClient {
+    /// Nothing says where it is.
+    #[error("neither KUBECONFIG nor a pod's service account leads to a cluster")]
+    Config(#[from] kube::config::InferConfigError),
+    /// Of what leads there, something cannot be used.
+    #[error("the API server {0}")]
+    Unusable(http::Uri, #[source] Box<kube::Error>),
+}
+
+/// A client by `KUBECONFIG`, else by what a pod is given.
+pub(crate) async fn client() -> Result<Client, NoClient> {
+    let config = Config::infer().await?;
+    let address = config.cluster_url.clone();
+    Client::try_from(config).map_err(|error| NoClient::Unusable(address, Box::new(error)))
+}
+
+/// Asks the API server, and does not wait for ever.
+pub(crate) async fn ask<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, AskError> {
+    match timeout(PATIENCE, request).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.is_already_exists() => {
+            Err(AskError::Overtaken)
+        }
+        Ok(Err(kube::Error::Api(status))) if status.is_not_found() => Err(AskError::Gone(status.message)),
+        Ok(Err(error)) => Err(AskError::Failed(told(&error))),
+        Err(_) => Err(AskError::Failed(format!("no answer within {} s", PATIENCE.as_secs()))),
+    }
+}
+
+/// Why a request to the API server came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum AskError {
+    /// Somebody else has written since we read, or it is another object of the same name.
+    #[error("somebody else was faster")]
+    Overtaken,
+    /// There is no such object.
+    #[error("{0}")]
+    Gone(String),
+    /// It refused, or could not be asked.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The error in words: what the API server said, without the structure around it, or why it could not be asked.
+pub(crate) fn told(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        // Never the text of what could not be read: it may be a Secret.
+        kube::Error::SerdeError(_) => "the API server's answer cannot be read".into(),
+        other => in_one_sentence(other),
+    }
+}

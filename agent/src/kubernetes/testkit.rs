@@ -1,0 +1,86 @@
+//! An API server in the same process, for tests.
+
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+use tonic::codegen::{BoxFuture, Service};
+
+/// A question to the API server.
+#[derive(Clone, Debug)]
+pub(crate) struct Question {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) query: String,
+    pub(crate) body: Value,
+}
+
+/// What it answers: a status code and a body, in lines where it is a list; none: it never answers.
+pub(crate) type Answer = Option<(u16, Value)>;
+
+type Answers = dyn Fn(&Question) -> Answer + Send + Sync;
+
+/// An API server that does what a test says.
+#[derive(Clone)]
+pub(crate) struct FakeApi {
+    answers: Arc<Answers>,
+    /// What it was asked.
+    pub(crate) asked: Arc<Mutex<Vec<Question>>>,
+}
+
+impl FakeApi {
+    pub(crate) fn new(answers: impl Fn(&Question) -> Answer + Send + Sync + 'static) -> Self {
+        Self { answers: Arc::new(answers), asked: Arc::default() }
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::new(self.clone(), "default")
+    }
+}
+
+impl Service<http::Request<Body>> for FakeApi {
+    type Response = http::Response<Body>;
+    type Error = std::io::Error;
+    type Future = BoxFuture<Self::Response, Self::Error>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let this = self.clone();
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect_bytes().await.unwrap_or_default();
+            let question = Question {
+                method: head.method.to_string(),
+                path: head.uri.path().to_owned(),
+                query: head.uri.query().unwrap_or_default().to_owned(),
+                body: serde_json::from_slice(&body).unwrap_or_default(),
+            };
+            this.asked.lock().unwrap().push(question.clone());
+            match (this.answers)(&question) {
+                Some((status, body)) => {
+                    let body = match &body {
+                        Value::Array(lines) => lines.iter().map(|line| format!("{line}\n")).collect(),
+                        one => one.to_string(),
+                    };
+                    let body = Body::from(body.into_bytes());
+                    Ok(http::Response::builder().status(status).body(body).unwrap())
+                }
+                None => std::future::pending().await,
+            }
+        })
+    }
+}
+
+/// What an API server says to what it does not want.
+pub(crate) fn failure(code: u16, reason: &str) -> Answer {
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": format!("{reason}, says the API server"), "reason": reason, "code": code,
+    });
+    Some((code, status))
+}
