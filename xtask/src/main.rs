@@ -53,6 +53,8 @@ enum Task {
     Cluster(cluster::ClusterTask),
     /// Run the tests that need a real Kubernetes, on one that is made for them.
     E2e(cluster::E2e),
+    /// Measure an agent in a cluster of 20,000 pods, and how soon a change is in force.
+    Scale,
     /// Show the mesh at work on this machine.
     Demo(demo::Demo),
     /// Feed malformed input to every parser of what comes from outside.
@@ -74,6 +76,7 @@ fn main() -> ExitCode {
         Task::Manifests(manifests) => manifests.run(),
         Task::Cluster(cluster) => cluster.run(),
         Task::E2e(e2e) => e2e.run(),
+        Task::Scale => cluster::scale(),
         Task::Demo(demo) => demo.run(),
         Task::Fuzz(fuzz) => fuzz.run(),
         Task::Bench(bench) => bench.run(),

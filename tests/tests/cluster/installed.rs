@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use undermesh_tests::cluster::image::{Image, Layer};
 use undermesh_tests::cluster::{Cluster, product};
@@ -17,10 +18,16 @@ pub(crate) const PORT: u16 = 7000;
 const APP: &str = "um.test/app:1";
 pub(crate) const TRAFFIC: &str = "/usr/bin/traffic";
 
+/// What agents count of connections.
+pub(crate) const OPENED: &str = "undermesh_tcp_connections_opened_total";
+
 pub(crate) const ENROLLED: &str = "undermesh.io/enrolled";
 
 /// Everything but what this machine's runtime cannot grant.
 const CAPABILITIES: &str = "agent.capabilities={BPF,NET_ADMIN,SYS_ADMIN,SYS_PTRACE}";
+
+/// For what comes of something in a cluster.
+pub(crate) const A_WHILE: Duration = Duration::from_secs(30);
 
 /// How long a program of ours may take for a small thing.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -75,6 +82,34 @@ pub(crate) fn pod(name: &str, node: &str, command: &[&str]) -> Value {
             "containers": [container(command)],
         },
     })
+}
+
+/// A pod of the shop that runs this traffic; returns when it is in the mesh.
+pub(crate) fn start(cluster: &Cluster, name: &str, node: &str, arguments: &[&str]) -> Result<()> {
+    let command = [&[TRAFFIC], arguments].concat();
+    cluster.apply(&pod(name, node, &command).to_string())?;
+    eventually(A_WHILE, "it is in the mesh", || {
+        let pod = cluster.get(&["pod", name, "--namespace", SHOP])?;
+        ensure!(
+            condition(&pod)["status"] == "True" && pod["status"]["phase"] == "Running",
+            "{}",
+            pod["status"]
+        );
+        Ok(())
+    })
+}
+
+/// Ends traffic, and returns what it says of itself.
+pub(crate) fn ran(cluster: &Cluster, name: &str) -> Result<Value> {
+    // The container may have ended before kubectl has heard of its shell's end, and then that has failed.
+    let _ = cluster.kubectl(&["exec", "--namespace", SHOP, name, "--", "sh", "-c", "kill -TERM 1"]);
+    eventually(A_WHILE, "it has ended", || {
+        let pod = cluster.get(&["pod", name, "--namespace", SHOP])?;
+        ensure!(pod["status"]["phase"] == "Succeeded", "{}", pod["status"]["phase"]);
+        Ok(())
+    })?;
+    let told = cluster.kubectl(&["logs", "--namespace", SHOP, name, "--tail=1"])?;
+    serde_json::from_str(&told).with_context(|| told.clone())
 }
 
 pub(crate) fn container(command: &[&str]) -> Value {
@@ -141,17 +176,29 @@ pub(crate) fn dial(cluster: &Cluster, from: &str, to: &str, count: usize) -> Res
     Ok(())
 }
 
+/// The pods of the agents.
+pub(crate) fn agents(cluster: &Cluster) -> Result<Vec<Value>> {
+    let mut agents =
+        cluster.get(&["pods", "--namespace", SYSTEM, "--selector=app.kubernetes.io/component=agent"])?;
+    Ok(agents["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
+}
+
+/// A page of an agent.
+pub(crate) fn page(cluster: &Cluster, agent: &Value, page: &str) -> Result<String> {
+    let pod = agent["metadata"]["name"].as_str().context("an agent without a name")?;
+    cluster.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:15020/proxy/{page}")])
+}
+
 /// What all agents that run now have counted.
 pub(crate) fn counted(cluster: &Cluster, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
-    let agents =
-        cluster.get(&["pods", "--namespace", SYSTEM, "--selector=app.kubernetes.io/component=agent"])?;
-    let mut sum = 0.0;
-    for agent in agents["items"].as_array().into_iter().flatten() {
-        let pod = agent["metadata"]["name"].as_str().context("an agent without a name")?;
-        let page = format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:15020/proxy/metrics");
-        sum += Metrics::parse(&cluster.kubectl(&["get", "--raw", &page])?).sum(name, labels);
-    }
-    Ok(sum)
+    let count = |agent: &Value| Ok(Metrics::parse(&page(cluster, agent, "metrics")?).sum(name, labels));
+    agents(cluster)?.iter().map(count).sum()
+}
+
+/// The clock of the traffic's figures.
+pub(crate) fn monotonic_ns() -> Result<i64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)?;
+    Ok(now.tv_sec() * 1_000_000_000 + now.tv_nsec())
 }
 
 pub(crate) fn rolled_out(cluster: &Cluster, what: &str) -> Result<()> {

@@ -1,8 +1,10 @@
 //! Tests on a real Kubernetes, which each makes for itself. They need root, Go and some minutes: `cargo xtask e2e` runs
 //! them.
 
+mod failures;
 mod installed;
 mod killed;
 mod kit;
 mod mesh;
 mod pods;
+mod scale;

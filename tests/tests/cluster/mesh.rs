@@ -12,16 +12,13 @@ use undermesh_tests::require;
 use undermesh_tests::require::Feature::Cluster as ACluster;
 
 use crate::installed::{
-    self, ENROLLED, PORT, SHOP, SYSTEM, TRAFFIC, condition, container, counted, dial, join, servers,
+    self, A_WHILE, ENROLLED, OPENED, PORT, SHOP, SYSTEM, TRAFFIC, condition, container, counted, dial, join,
+    ran, servers, start,
 };
 use crate::kit;
 
-const OPENED: &str = "undermesh_tcp_connections_opened_total";
-
 /// How soon running pods are to be in the mesh after their namespace has asked for it.
 const SOON: Duration = Duration::from_secs(2);
-
-const A_WHILE: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_label_takes_running_pods_in_and_out() -> Result<()> {
@@ -272,32 +269,4 @@ fn updating_the_agents_fails_no_connection() -> Result<()> {
         }
         Ok(())
     })
-}
-
-/// A pod of the shop that runs this traffic; returns when it is in the mesh.
-fn start(cluster: &Cluster, name: &str, node: &str, arguments: &[&str]) -> Result<()> {
-    let command = [&[TRAFFIC], arguments].concat();
-    cluster.apply(&installed::pod(name, node, &command).to_string())?;
-    eventually(A_WHILE, "it is in the mesh", || {
-        let pod = cluster.get(&["pod", name, "--namespace", SHOP])?;
-        ensure!(
-            condition(&pod)["status"] == "True" && pod["status"]["phase"] == "Running",
-            "{}",
-            pod["status"]
-        );
-        Ok(())
-    })
-}
-
-/// Ends traffic, and returns what it says of itself.
-fn ran(cluster: &Cluster, name: &str) -> Result<Value> {
-    // The container may have ended before kubectl has heard of its shell's end, and then that has failed.
-    let _ = cluster.kubectl(&["exec", "--namespace", SHOP, name, "--", "sh", "-c", "kill -TERM 1"]);
-    eventually(A_WHILE, "it has ended", || {
-        let pod = cluster.get(&["pod", name, "--namespace", SHOP])?;
-        ensure!(pod["status"]["phase"] == "Succeeded", "{}", pod["status"]["phase"]);
-        Ok(())
-    })?;
-    let told = cluster.kubectl(&["logs", "--namespace", SHOP, name, "--tail=1"])?;
-    serde_json::from_str(&told).with_context(|| told.clone())
 }

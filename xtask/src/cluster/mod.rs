@@ -5,13 +5,15 @@
 
 pub mod programs;
 
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use undermesh_tests::cluster::Cluster;
+use undermesh_tests::cluster::{Cluster, PROGRAMS_VARIABLE, Tools};
 use undermesh_tests::lab::sweep_on_signals;
 
+use crate::build::Build;
 use crate::command::{cargo, run};
 use crate::{paths, say, setup};
 
@@ -91,9 +93,25 @@ impl E2e {
         let mut test = cargo();
         test.args(["test", "--package", "undermesh-tests", "--test", "cluster"]).args(&self.filter);
         test.args(["--", "--nocapture"]);
-        test.env("UNDERMESH_E2E", "1").env(undermesh_tests::cluster::PROGRAMS_VARIABLE, tools.dir());
-        run(test)
+        run_on(&tools, test)
     }
+}
+
+/// Measures the mesh in a cluster of many pods.
+pub fn scale() -> Result<()> {
+    setup::for_build()?;
+    setup::for_cluster()?;
+    let tools = programs::ensure()?;
+    Build { release: true }.run()?;
+    let mut test = cargo();
+    test.args(["test", "--release", "--package", "undermesh-tests", "--test", "cluster", "scale::"]);
+    test.args(["--", "--ignored", "--nocapture"]);
+    run_on(&tools, test)
+}
+
+fn run_on(tools: &Tools, mut test: Command) -> Result<()> {
+    test.env("UNDERMESH_E2E", "1").env(PROGRAMS_VARIABLE, tools.dir());
+    run(test)
 }
 
 /// The nodes' first process is a program of the tests.
@@ -104,7 +122,7 @@ fn build_init() -> Result<()> {
 }
 
 /// What the cluster sets for programs that call it: also where they keep what must not outlive it.
-fn environment(command: &std::process::Command) -> String {
+fn environment(command: &Command) -> String {
     let set = command.get_envs().filter_map(|(name, value)| Some((name, value?)));
     set.map(|(name, value)| format!("{}={}", name.display(), value.display())).collect::<Vec<_>>().join(" ")
 }

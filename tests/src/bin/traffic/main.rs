@@ -46,11 +46,14 @@ enum Role {
         #[arg(long, default_value_t = 5000)]
         limit_ms: u64,
     },
-    /// Dials again and again until SIGTERM, then says how often and what failed when, as JSON.
+    /// Dials again and again until SIGTERM, then says how often, what failed when, and when it was led elsewhere, as JSON.
     Run {
         to: SocketAddr,
         #[arg(long, default_value_t = 1)]
         clients: usize,
+        /// Between one connection's end and the next one of the same client.
+        #[arg(long, default_value_t = 0)]
+        pause_ms: u64,
     },
     /// Keeps one connection busy until SIGTERM, then ends it in order.
     Talk { to: SocketAddr },
@@ -70,7 +73,7 @@ async fn main() -> ExitCode {
         Role::Dial { to, count, at_once, limit_ms } => {
             dial::dial(to, count, at_once, Duration::from_millis(limit_ms)).await
         }
-        Role::Run { to, clients } => run::run(to, clients).await,
+        Role::Run { to, clients, pause_ms } => run::run(to, clients, Duration::from_millis(pause_ms)).await,
         Role::Talk { to } => talk::talk(to).await,
         Role::Hold { to, count } => hold::hold(to, count).await,
     };

@@ -17,34 +17,48 @@ use crate::dial::{Exchange, describe, within};
 /// Failures that are listed one by one.
 const LISTED: usize = 200;
 
-pub(crate) async fn run(to: SocketAddr, clients: usize) -> Result<()> {
+pub(crate) async fn run(to: SocketAddr, clients: usize, pause: Duration) -> Result<()> {
     let mut stop = signal(SignalKind::terminate())?;
     let (made, ended_badly) = (Rc::new(Cell::new(0u64)), Rc::new(Cell::new(0u64)));
     let failed = Rc::new(RefCell::new(Vec::new()));
     let times = Rc::new(RefCell::new(Vec::new()));
+    let led_elsewhere = Rc::new(RefCell::new(Vec::new()));
     let local = LocalSet::new();
     for _ in 0..clients {
         let (made, ended_badly, failed) = (made.clone(), ended_badly.clone(), failed.clone());
-        let times = times.clone();
+        let (times, led_elsewhere) = (times.clone(), led_elsewhere.clone());
         local.spawn_local(async move {
+            let mut server = None;
             loop {
                 let began_ns = monotonic_ns()?;
                 let once = async {
                     let mut exchange = Exchange::open(to).await?;
                     exchange.line("a line to be echoed").await?;
-                    exchange.close().await
+                    exchange.close().await?;
+                    Ok(exchange.server)
                 };
                 let ended = within(patient(Duration::from_secs(5)), once).await;
                 let ended_ns = monotonic_ns()?;
                 made.set(made.get() + 1);
                 times.borrow_mut().push(ended_ns - began_ns);
-                if let Err(error) = ended {
-                    ended_badly.set(ended_badly.get() + 1);
-                    if failed.borrow().len() < LISTED {
-                        failed.borrow_mut().push(
+                match ended {
+                    Ok(name) if server.as_ref() == Some(&name) => {}
+                    Ok(name) => {
+                        if server.replace(name).is_some() {
+                            led_elsewhere.borrow_mut().push(ended_ns);
+                        }
+                    }
+                    Err(error) => {
+                        ended_badly.set(ended_badly.get() + 1);
+                        if failed.borrow().len() < LISTED {
+                            failed.borrow_mut().push(
                             json!({ "began_ns": began_ns, "ended_ns": ended_ns, "error": describe(&error) }),
                         );
+                        }
                     }
+                }
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
                 }
             }
             #[expect(unreachable_code, reason = "it says what `?` above returns")]
@@ -62,6 +76,7 @@ pub(crate) async fn run(to: SocketAddr, clients: usize) -> Result<()> {
             "made": made.get(),
             "failed_in_all": ended_badly.get(),
             "failed": *failed.borrow(),
+            "led_elsewhere_ns": *led_elsewhere.borrow(),
             "median_ns": median,
         })
     );
