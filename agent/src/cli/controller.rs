@@ -9,7 +9,7 @@ use tracing::error;
 
 use super::log::{LogFormat, start_log};
 use super::time::parse_time;
-use crate::controller::{self, ControllerSettings, RootSettings, ServiceAccount};
+use crate::controller::{self, ControllerSettings, RootSettings, ServiceAccount, WebhookSettings};
 use crate::identity::TrustDomain;
 use crate::sentence::in_one_sentence;
 
@@ -68,6 +68,12 @@ pub struct ControllerArgs {
         env = "UNDERMESH_BUNDLE_CONFIG_MAP"
     )]
     bundle_config_map: String,
+    /// ValidatingWebhookConfiguration that asks this controller about objects with marks of the mesh; none: no webhook.
+    #[arg(long, value_name = "NAME", value_parser = name, env = "UNDERMESH_WEBHOOK_CONFIGURATION")]
+    webhook_configuration: Option<String>,
+    /// Address of the webhook.
+    #[arg(long, value_name = "IP:PORT", default_value = "[::]:15017", env = "UNDERMESH_WEBHOOK_LISTEN")]
+    webhook_listen: SocketAddr,
     /// Service under which callers reach the authority; names its certificate.
     #[arg(
         long,
@@ -143,6 +149,10 @@ impl ControllerArgs {
                 overlap: self.root_overlap,
             },
             bundle_config_map: self.bundle_config_map.clone(),
+            webhook: self
+                .webhook_configuration
+                .clone()
+                .map(|configuration| WebhookSettings { listen: self.webhook_listen, configuration }),
             token_audience: self.token_audience.clone(),
             agent: ServiceAccount {
                 namespace: namespace.as_ref().unwrap_or(own).clone(),
@@ -201,6 +211,9 @@ mod tests {
         let names = "undermesh-controller.mesh.svc undermesh-controller.mesh.svc.cluster.local undermesh-controller.mesh";
         assert_eq!(settings.ca_names.join(" "), names);
         assert_eq!((settings.certificate_lifetime, settings.settle), (DAY, Duration::from_secs(3)));
+        assert!(settings.webhook.is_none());
+        let webhook = read("--webhook-configuration mesh").unwrap().webhook.unwrap();
+        assert_eq!((webhook.listen.port(), &*webhook.configuration), (15017, "mesh"));
         let settings = read("--agent-service-account a/b --ca-name x,10.0.0.1 --service s").unwrap();
         assert_eq!(settings.agent.to_string(), "a/b");
         assert_eq!(settings.ca_names[2..].join(" "), "s.mesh x 10.0.0.1");

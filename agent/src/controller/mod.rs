@@ -1,6 +1,6 @@
 //! `undermesh controller`: the certificate authority of a cluster, and what one of its replicas does for all nodes.
 //!
-//! Every replica issues certificates; the one that leads makes and rotates the root, publishes the roots, and lifts the
+//! Every replica issues certificates and looks at what is written for the mesh; the one that leads makes and rotates the root, publishes the roots, and lifts the
 //! startup taint of nodes whose agent is ready. No connection of an application depends on any of them being up: agents
 //! hold what they need for hours.
 //!
@@ -11,6 +11,7 @@ mod api;
 mod bundle;
 mod ca;
 mod election;
+mod listener;
 mod pods;
 mod root;
 mod settings;
@@ -18,7 +19,9 @@ mod slim;
 mod taint;
 #[cfg(test)]
 mod testkit;
+mod webhook;
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +33,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 pub(crate) use settings::is_name;
-pub use settings::{ControllerSettings, RootSettings, ServiceAccount};
+pub use settings::{ControllerSettings, RootSettings, ServiceAccount, WebhookSettings};
 
 use crate::admin::controller::ControllerAdmin;
 use crate::identity::Clock;
@@ -56,9 +59,11 @@ pub async fn run(settings: ControllerSettings) -> anyhow::Result<()> {
     let root = Arc::new(Root::new(settings.clone(), clock.clone(), telemetry.clone()));
     let ca = Ca::new(settings.clone(), client.clone(), pods.clone(), root.clone(), telemetry.clone());
 
-    let listener = TcpListener::bind(settings.ca_listen)
-        .await
-        .with_context(|| format!("cannot listen on --ca-listen {}", settings.ca_listen))?;
+    let listener = listen(settings.ca_listen, "--ca-listen").await?;
+    let webhook = match &settings.webhook {
+        Some(webhook) => Some((listen(webhook.listen, "--webhook-listen").await?, ca.tls(b"http/1.1")?)),
+        None => None,
+    };
     let missing = {
         let (pods, root, ca) = (pods.clone(), root.clone(), ca.clone());
         move || [pods.missing(), root.missing(), ca.missing()].into_iter().flatten().collect()
@@ -93,13 +98,20 @@ pub async fn run(settings: ControllerSettings) -> anyhow::Result<()> {
     };
     let elected = election::run(&client, &settings, &telemetry, leads, until_stopped());
     let serving = ca::server::serve(listener, ca.clone(), until_stopped());
+    let checking = async {
+        match webhook {
+            Some((listener, tls)) => webhook::serve(listener, tls, telemetry.clone(), until_stopped()).await,
+            None => until_stopped().await,
+        }
+    };
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
 
-    let (mut elected, mut serving) = (pin!(elected), pin!(serving));
+    let (mut elected, mut serving, mut checking) = (pin!(elected), pin!(serving), pin!(checking));
     tokio::select! {
         _ = work => {}
         () = &mut elected => {}
         ended = &mut serving => ended.context("the certificate authority's server")?,
+        () = &mut checking => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
@@ -107,8 +119,12 @@ pub async fn run(settings: ControllerSettings) -> anyhow::Result<()> {
     drop(stop);
     // The lease first: the other replica need not wait for our callers.
     _ = tokio::time::timeout(DRAIN, elected).await;
-    _ = tokio::time::timeout(DRAIN, serving).await;
+    _ = tokio::time::timeout(DRAIN, async { tokio::join!(serving, checking) }).await;
     Ok(())
+}
+
+async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {flag} {address}"))
 }
 
 /// Asks the controller that keeps its root in this Secret for a new one, and tells by what name the request goes. The

@@ -26,12 +26,23 @@ pub struct ControllerSettings {
     pub root: RootSettings,
     /// ConfigMap in which the roots are published.
     pub bundle_config_map: String,
+    /// The admission webhook, if there is to be one.
+    pub webhook: Option<WebhookSettings>,
     /// What a caller's token must be for.
     pub token_audience: String,
     /// Who may ask for certificates.
     pub agent: ServiceAccount,
     /// How long an agent must have been ready before pods may come to its node.
     pub settle: Duration,
+}
+
+/// The admission webhook.
+#[derive(Clone, Debug)]
+pub struct WebhookSettings {
+    /// Where the API server asks.
+    pub listen: SocketAddr,
+    /// ValidatingWebhookConfiguration that leads it there, and is told which roots to trust.
+    pub configuration: String,
 }
 
 /// How the root is made and kept.

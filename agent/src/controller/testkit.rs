@@ -42,6 +42,7 @@ pub(super) fn settings() -> ControllerSettings {
             overlap: Duration::from_secs(3_600),
         },
         bundle_config_map: "undermesh-root-bundle".into(),
+        webhook: None,
         token_audience: "undermesh.io".into(),
         agent: "undermesh-system/undermesh-agent".parse().unwrap(),
         settle: Duration::from_secs(3),

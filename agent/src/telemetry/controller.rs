@@ -61,6 +61,9 @@ pub struct ControllerTelemetry {
     leader: AtomicBool,
     taints_removed: AtomicU64,
     pods: AtomicU64,
+    /// Objects in which the webhook found nothing, and those of which it warned.
+    clean: AtomicU64,
+    warned: AtomicU64,
     trusted_roots: AtomicU64,
     /// Seconds since the epoch; 0 while there is none.
     signing_root_expires: AtomicI64,
@@ -91,6 +94,11 @@ impl ControllerTelemetry {
     /// Counts a node that pods may be scheduled to from now on.
     pub fn taint_removed(&self) {
         self.taints_removed.fetch_add(1, Relaxed);
+    }
+
+    /// Counts an object that the webhook has looked at.
+    pub fn checked(&self, is_clean: bool) {
+        if is_clean { &self.clean } else { &self.warned }.fetch_add(1, Relaxed);
     }
 
     /// Tells how many pods are known.
@@ -137,6 +145,11 @@ impl Collector for Scrape {
         for result in ReviewResult::ALL {
             let count = figures.reviews[result as usize].load(Relaxed);
             counter(&mut family, &[("result", result.as_str())], count)?;
+        }
+        let help = "Objects that the webhook has looked at, by whether it warned of something.";
+        let mut family = out.counter("undermesh_webhook_objects", help)?;
+        for (result, count) in [("clean", &figures.clean), ("warned", &figures.warned)] {
+            counter(&mut family, &[("result", result)], count.load(Relaxed))?;
         }
         let help = "Roots that the mesh is to trust; two or more while one is rotated.";
         out.one_gauge("undermesh_ca_trusted_roots", help, figures.trusted_roots.load(Relaxed))?;

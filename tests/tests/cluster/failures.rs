@@ -56,6 +56,9 @@ fn a_new_root_and_absent_controllers_fail_nothing(cluster: &Cluster) -> Result<(
     })?;
     cluster.kubectl(&["scale", "deployment/undermesh-controller", "--namespace", SYSTEM, "--replicas=2"])?;
     let renewed = counted(cluster, RENEWALS, &[("result", "success")])?;
+    eventually(A_WHILE, "the API server trusts the webhook", || {
+        installed::a_typing_error_is_warned_of(cluster)
+    })?;
     eventually(Duration::from_secs(60), "certificates are renewed again", || {
         sleep(Duration::from_secs(1));
         ensure!(counted(cluster, RENEWALS, &[("result", "success")])? >= renewed + 2.0);

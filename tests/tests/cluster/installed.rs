@@ -176,6 +176,24 @@ pub(crate) fn dial(cluster: &Cluster, from: &str, to: &str, count: usize) -> Res
     Ok(())
 }
 
+/// Whoever writes a mark that means nothing is told so.
+pub(crate) fn a_typing_error_is_warned_of(cluster: &Cluster) -> Result<()> {
+    let mut kubectl = cluster.command(cluster.tools().program("kubectl"));
+    kubectl.args([
+        "label",
+        "namespace",
+        "default",
+        "undermesh.io/mesh=on",
+        "--dry-run=server",
+        "--overwrite",
+    ]);
+    let said = run_here(kubectl, LIMIT)?;
+    let expected =
+        r#"Warning: undermesh: metadata.labels[undermesh.io/mesh]: expected enabled or disabled, found "on""#;
+    ensure!(said.stderr.contains(expected), "{said:?}");
+    said.success().map(drop)
+}
+
 /// The pods of the agents.
 pub(crate) fn agents(cluster: &Cluster) -> Result<Vec<Value>> {
     let mut agents =

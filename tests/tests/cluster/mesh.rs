@@ -30,6 +30,10 @@ fn a_label_takes_running_pods_in_and_out() -> Result<()> {
         }
         installed::install(cluster, &[])?;
         the_startup_taint_goes(cluster)?;
+        // The API server hears in its own time which roots to trust.
+        eventually(A_WHILE, "a typing error is warned of", || {
+            installed::a_typing_error_is_warned_of(cluster)
+        })?;
         installed::open_shop(cluster)?;
         running_pods_join(cluster)?;
         a_policy_that_closes_the_tunnel_is_told_of(cluster)?;

@@ -94,6 +94,17 @@ impl Ca {
         own.keep(settings, root, telemetry).await;
     }
 
+    /// For servers that show the authority's own certificate and speak this protocol (RFC 7301).
+    pub(super) fn tls(&self, protocol: &[u8]) -> Result<rustls::ServerConfig, rustls::Error> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_no_client_auth()
+            .with_cert_resolver(self.0.own.clone());
+        config.alpn_protocols = vec![protocol.to_vec()];
+        Ok(config)
+    }
+
     /// What keeps it from answering.
     pub(super) fn missing(&self) -> Option<String> {
         let none = self.0.own.current().is_none();
