@@ -16,8 +16,12 @@ use super::{CaptureError, Part};
 /// How long an agent that is asked to may take to let go. One that hangs does not.
 const LETS_GO: Duration = Duration::from_secs(20);
 
-/// How often it is looked whether a lock is free.
+/// How often it is looked whether a lock is free that somebody waits for.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How often an agent looks whether another one wants its place, which it does all its life: an update of a node takes so much
+/// longer, and nobody else waits for it.
+const CLAIM_LOOK: Duration = Duration::from_millis(500);
 
 /// The locks of an agent in charge.
 #[derive(Debug)]
@@ -80,17 +84,17 @@ impl Succession {
 
     /// Returns when another agent wants to take charge.
     pub async fn claimed(&mut self) {
-        self.until(true).await;
+        self.until(true, CLAIM_LOOK).await;
     }
 
     /// Returns when the one that wanted to serves every pod, or has died over it.
     pub async fn settled(&mut self) {
-        self.until(false).await;
+        self.until(false, LOOK * 2).await;
     }
 
-    async fn until(&mut self, is_claimed: bool) {
+    async fn until(&mut self, is_claimed: bool, look: Duration) {
         while self.is_claimed() != is_claimed {
-            tokio::time::sleep(LOOK * 2).await;
+            tokio::time::sleep(look).await;
         }
     }
 
