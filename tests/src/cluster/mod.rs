@@ -5,20 +5,22 @@
 //! There is no registry and no way out: images are imported. As with a lab, all that a cluster makes is in its journal
 //! first, so that it can be swept when it was killed; the sweep is the lab's. It knows nothing of the mesh.
 
+pub mod app;
 mod certificates;
 mod control;
 mod dns;
 mod grounds;
 pub mod image;
 pub mod init;
+mod kube;
 mod node;
 pub mod product;
 mod relay;
 mod tools;
 
 use std::fs;
-use std::io::Write;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -27,30 +29,37 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::lab::{self, Output, Process, eventually, run_here, sweep};
+use crate::lab::{self, Output, Process, eventually, sweep};
 use control::{ADMINS, Access, Control};
 use grounds::{API_PORT, Grounds, control_addresses};
 use image::{Image, Layer};
 use relay::Relay;
 
+pub use kube::Kube;
 pub use node::Node;
 pub use tools::{PROGRAMS, PROGRAMS_VARIABLE, Tools};
-
-/// For a command of kubectl, which itself waits for much.
-const KUBECTL: Duration = Duration::from_secs(120);
 
 /// The longest that nodes take until they are ready, on a busy machine.
 const UNTIL_READY: Duration = Duration::from_secs(180);
 
-/// A running cluster; dropped, it is as if it had never been.
+/// A running cluster, as which it may be used by whoever may do everything (its API server is at a loopback port while this
+/// process lives); dropped, it is as if it had never been.
 // The order is that of dropping: the grounds, which sweep, are last.
 #[derive(Debug)]
 pub struct Cluster {
     relay: Relay,
-    kubeconfig: PathBuf,
+    kube: Kube,
     control: Control,
     nodes: Vec<Node>,
     grounds: Arc<Grounds>,
+}
+
+impl Deref for Cluster {
+    type Target = Kube;
+
+    fn deref(&self) -> &Kube {
+        &self.kube
+    }
 }
 
 impl Cluster {
@@ -67,10 +76,9 @@ impl Cluster {
         let relay = Relay::start(&grounds.control().netns, server)?;
         let url = format!("https://{}", relay.address());
         let kubeconfig = access.kubeconfig_for("admin", "admin", ADMINS, &url)?;
-        let control = Control::start(&grounds, &access, || {
-            kubectl(&grounds, &kubeconfig, &["get", "--raw=/readyz"])?.success()
-        })?;
-        let mut cluster = Self { relay, kubeconfig, control, nodes: Vec::new(), grounds };
+        let kube = Kube::made_of(&grounds.tools, kubeconfig, grounds.data().join("home"));
+        let control = Control::start(&grounds, &access, || kube.kubectl(&["get", "--raw=/readyz"]))?;
+        let mut cluster = Self { relay, kube, control, nodes: Vec::new(), grounds };
         for _ in 0..nodes {
             cluster.boot_node(&access)?;
         }
@@ -107,11 +115,6 @@ impl Cluster {
         self.control.program(name)
     }
 
-    /// The kubeconfig of one who may do everything. The API server is at a loopback port while this process lives.
-    pub fn kubeconfig(&self) -> &Path {
-        &self.kubeconfig
-    }
-
     /// The API server's loopback address.
     pub fn api_address(&self) -> SocketAddr {
         self.relay.address()
@@ -141,29 +144,6 @@ impl Cluster {
     /// The programs that it is made of, helm and kubectl among them.
     pub fn tools(&self) -> &Tools {
         &self.grounds.tools
-    }
-
-    /// A command with this cluster's kubeconfig, for kubectl, helm, or a test.
-    pub fn command(&self, program: impl AsRef<Path>) -> Command {
-        command(&self.grounds, &self.kubeconfig, program.as_ref())
-    }
-
-    /// Runs kubectl and returns what it printed.
-    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
-        kubectl(&self.grounds, &self.kubeconfig, args)?.success()
-    }
-
-    /// Applies manifests (YAML or JSON) on the server's side.
-    pub fn apply(&self, manifests: &str) -> Result<String> {
-        let mut file = tempfile::NamedTempFile::new()?;
-        file.write_all(manifests.as_bytes())?;
-        let file = file.path().to_str().context("a temporary file with a strange name")?;
-        self.kubectl(&["apply", "--server-side", "--filename", file])
-    }
-
-    /// What `kubectl get -o json` says.
-    pub fn get(&self, args: &[&str]) -> Result<Value> {
-        Ok(serde_json::from_str(&self.kubectl(&[&["get", "--output=json"], args].concat())?)?)
     }
 
     /// Imports images from a tar on all nodes.
@@ -250,24 +230,4 @@ impl Cluster {
         self.kubectl(&rollout)?;
         Ok(())
     }
-}
-
-fn kubectl(grounds: &Grounds, kubeconfig: &Path, args: &[&str]) -> Result<Output> {
-    let mut kubectl = command(grounds, kubeconfig, &grounds.tools.program("kubectl"));
-    kubectl.args(args);
-    run_here(kubectl, KUBECTL)
-}
-
-fn command(grounds: &Grounds, kubeconfig: &Path, program: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.env("KUBECONFIG", kubeconfig);
-    // Nothing is to be left in the home of whoever runs this.
-    let home = grounds.data().join("home");
-    command.env("KUBECACHEDIR", home.join("kubectl"));
-    for (variable, folder) in
-        [("HELM_CACHE_HOME", "cache"), ("HELM_CONFIG_HOME", "config"), ("HELM_DATA_HOME", "data")]
-    {
-        command.env(variable, home.join("helm").join(folder));
-    }
-    command
 }

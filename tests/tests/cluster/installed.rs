@@ -1,22 +1,18 @@
 //! A cluster with the mesh installed from its chart, and a shop on it: what the tests of the mesh have in common.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
-use undermesh_tests::cluster::image::{Image, Layer};
-use undermesh_tests::cluster::{Cluster, product};
+use undermesh_tests::cluster::app::{self, APP, TRAFFIC};
+use undermesh_tests::cluster::{Cluster, Kube};
 use undermesh_tests::lab::{Metrics, binary, eventually, run_here};
 
 pub(crate) const SYSTEM: &str = "undermesh-system";
 pub(crate) const SHOP: &str = "shop";
 pub(crate) const PORT: u16 = 7000;
-/// What the shop's pods run.
-const APP: &str = "um.test/app:1";
-pub(crate) const TRAFFIC: &str = "/usr/bin/traffic";
 
 /// What agents count of connections.
 pub(crate) const OPENED: &str = "undermesh_tcp_connections_opened_total";
@@ -30,15 +26,20 @@ const CAPABILITIES: &str = "agent.capabilities={BPF,NET_ADMIN,SYS_ADMIN,SYS_PTRA
 pub(crate) const A_WHILE: Duration = Duration::from_secs(30);
 
 /// How long a program of ours may take for a small thing.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-/// Installs the mesh as a user does, and waits until it is ready.
+/// Installs the mesh on a cluster that is made here.
 pub(crate) fn install(cluster: &Cluster, values: &[&str]) -> Result<()> {
     import_images(cluster)?;
+    install_by_helm(cluster, &[&[CAPABILITIES], values].concat())
+}
+
+/// Installs the mesh as a user does, and waits until it is ready.
+pub(crate) fn install_by_helm(cluster: &Kube, values: &[&str]) -> Result<()> {
     let begun = Instant::now();
-    let mut helm = cluster.command(cluster.tools().program("helm"));
+    let mut helm = cluster.helm();
     helm.args(["install", "undermesh"]).arg(chart()).args(["--namespace", SYSTEM, "--create-namespace"]);
-    for value in [CAPABILITIES].iter().chain(values) {
+    for value in values {
         helm.args(["--set", value]);
     }
     run_here(helm, LIMIT)?.success()?;
@@ -50,7 +51,7 @@ pub(crate) fn install(cluster: &Cluster, values: &[&str]) -> Result<()> {
 }
 
 /// A namespace with a server on every node and a Service in front of them.
-pub(crate) fn open_shop(cluster: &Cluster) -> Result<()> {
+pub(crate) fn open_shop(cluster: &Kube) -> Result<()> {
     let labels = json!({ "app": "web" });
     let serve = json!({
         "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": { "name": "web", "namespace": SHOP },
@@ -85,7 +86,7 @@ pub(crate) fn pod(name: &str, node: &str, command: &[&str]) -> Value {
 }
 
 /// A pod of the shop that runs this traffic; returns when it is in the mesh.
-pub(crate) fn start(cluster: &Cluster, name: &str, node: &str, arguments: &[&str]) -> Result<()> {
+pub(crate) fn start(cluster: &Kube, name: &str, node: &str, arguments: &[&str]) -> Result<()> {
     let command = [&[TRAFFIC], arguments].concat();
     cluster.apply(&pod(name, node, &command).to_string())?;
     eventually(A_WHILE, "it is in the mesh", || {
@@ -100,7 +101,7 @@ pub(crate) fn start(cluster: &Cluster, name: &str, node: &str, arguments: &[&str
 }
 
 /// Ends traffic, and returns what it says of itself.
-pub(crate) fn ran(cluster: &Cluster, name: &str) -> Result<Value> {
+pub(crate) fn ran(cluster: &Kube, name: &str) -> Result<Value> {
     // The container may have ended before kubectl has heard of its shell's end, and then that has failed.
     let _ = cluster.kubectl(&["exec", "--namespace", SHOP, name, "--", "sh", "-c", "kill -TERM 1"]);
     eventually(A_WHILE, "it has ended", || {
@@ -117,7 +118,7 @@ pub(crate) fn container(command: &[&str]) -> Value {
 }
 
 /// Puts the shop into the mesh; how long it takes until every pod says that it is in.
-pub(crate) fn join(cluster: &Cluster) -> Result<Duration> {
+pub(crate) fn join(cluster: &Kube) -> Result<Duration> {
     let begun = Instant::now();
     cluster.kubectl(&["label", "namespace", SHOP, "undermesh.io/mesh=enabled"])?;
     eventually(Duration::from_secs(20), "every pod is enrolled", || {
@@ -139,7 +140,7 @@ pub(crate) fn condition(pod: &Value) -> Value {
 }
 
 /// The servers' names and addresses, in the order of the nodes.
-pub(crate) fn servers(cluster: &Cluster) -> Result<Vec<(String, String)>> {
+pub(crate) fn servers(cluster: &Kube) -> Result<Vec<(String, String)>> {
     let pods = cluster.get(&["pods", "--namespace", SHOP, "--selector=app=web"])?;
     let of = |node: &str| -> Result<(String, String)> {
         let mut pods = pods["items"].as_array().into_iter().flatten();
@@ -147,17 +148,17 @@ pub(crate) fn servers(cluster: &Cluster) -> Result<Vec<(String, String)>> {
         let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
         Ok((text(&pod["metadata"]["name"])?, text(&pod["status"]["podIP"])?))
     };
-    cluster.nodes().iter().map(|node| of(node.name())).collect()
+    cluster.node_names()?.iter().map(|node| of(node)).collect()
 }
 
 /// The address and port of the Service in front of the servers.
-pub(crate) fn service(cluster: &Cluster) -> Result<String> {
+pub(crate) fn service(cluster: &Kube) -> Result<String> {
     let service = cluster.get(&["service", "web", "--namespace", SHOP])?;
     Ok(format!("{}:80", service["spec"]["clusterIP"].as_str().context("a Service without an address")?))
 }
 
 /// Connections from a pod of the shop, each of which must be served.
-pub(crate) fn dial(cluster: &Cluster, from: &str, to: &str, count: usize) -> Result<()> {
+pub(crate) fn dial(cluster: &Kube, from: &str, to: &str, count: usize) -> Result<()> {
     let count = count.to_string();
     let told = cluster.kubectl(&[
         "exec",
@@ -177,17 +178,9 @@ pub(crate) fn dial(cluster: &Cluster, from: &str, to: &str, count: usize) -> Res
 }
 
 /// Whoever writes a mark that means nothing is told so.
-pub(crate) fn a_typing_error_is_warned_of(cluster: &Cluster) -> Result<()> {
-    let mut kubectl = cluster.command(cluster.tools().program("kubectl"));
-    kubectl.args([
-        "label",
-        "namespace",
-        "default",
-        "undermesh.io/mesh=on",
-        "--dry-run=server",
-        "--overwrite",
-    ]);
-    let said = run_here(kubectl, LIMIT)?;
+pub(crate) fn a_typing_error_is_warned_of(cluster: &Kube) -> Result<()> {
+    let label = ["label", "namespace", "default", "undermesh.io/mesh=on", "--dry-run=server", "--overwrite"];
+    let said = cluster.try_kubectl(&label)?;
     let expected =
         r#"Warning: undermesh: metadata.labels[undermesh.io/mesh]: expected enabled or disabled, found "on""#;
     ensure!(said.stderr.contains(expected), "{said:?}");
@@ -195,20 +188,20 @@ pub(crate) fn a_typing_error_is_warned_of(cluster: &Cluster) -> Result<()> {
 }
 
 /// The pods of the agents.
-pub(crate) fn agents(cluster: &Cluster) -> Result<Vec<Value>> {
+pub(crate) fn agents(cluster: &Kube) -> Result<Vec<Value>> {
     let mut agents =
         cluster.get(&["pods", "--namespace", SYSTEM, "--selector=app.kubernetes.io/component=agent"])?;
     Ok(agents["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
 }
 
 /// A page of an agent.
-pub(crate) fn page(cluster: &Cluster, agent: &Value, page: &str) -> Result<String> {
+pub(crate) fn page(cluster: &Kube, agent: &Value, page: &str) -> Result<String> {
     let pod = agent["metadata"]["name"].as_str().context("an agent without a name")?;
     cluster.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:15020/proxy/{page}")])
 }
 
 /// What all agents that run now have counted.
-pub(crate) fn counted(cluster: &Cluster, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
+pub(crate) fn counted(cluster: &Kube, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
     let count = |agent: &Value| Ok(Metrics::parse(&page(cluster, agent, "metrics")?).sum(name, labels));
     agents(cluster)?.iter().map(count).sum()
 }
@@ -219,7 +212,7 @@ pub(crate) fn monotonic_ns() -> Result<i64> {
     Ok(now.tv_sec() * 1_000_000_000 + now.tv_nsec())
 }
 
-pub(crate) fn rolled_out(cluster: &Cluster, what: &str) -> Result<()> {
+pub(crate) fn rolled_out(cluster: &Kube, what: &str) -> Result<()> {
     cluster
         .kubectl(&["rollout", "status", what, "--namespace", SYSTEM, "--timeout=110s"])
         .map(drop)
@@ -231,26 +224,10 @@ pub(crate) fn rolled_out(cluster: &Cluster, what: &str) -> Result<()> {
 
 fn import_images(cluster: &Cluster) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let stripped = folder.path().join("undermesh");
-    let mut strip = Command::new("strip");
-    strip.arg("-o").arg(&stripped).arg(binary("undermesh")?);
-    run_here(strip, LIMIT)?.success()?;
-    let tar = folder.path().join("product.tar");
-    product::image(product::IMAGE, &stripped)?.write(&tar)?;
-    cluster.import(&tar)?;
-
-    let mut layer = Layer::default().file("/bin/busybox", 0o755, Path::new("/bin/busybox"))?;
-    layer = layer.link("/bin/sh", "busybox")?;
-    for file in product::files(&binary("traffic")?)? {
-        if let (Some(path), product::Content::Executable(from)) = (file.path.to_str(), &file.content) {
-            // The program is named after the product there.
-            let path = if path.ends_with("/undermesh") { TRAFFIC } else { path };
-            layer = layer.file(path, 0o755, from)?;
-        }
+    for tar in app::write_images(folder.path(), &binary("undermesh")?, &binary("traffic")?)? {
+        cluster.import(&tar)?;
     }
-    let tar = folder.path().join("app.tar");
-    Image::new(APP).layer(layer).write(&tar)?;
-    cluster.import(&tar)
+    Ok(())
 }
 
 fn chart() -> PathBuf {

@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use undermesh_tests::cluster::Cluster;
+use undermesh_tests::cluster::app::TRAFFIC;
+use undermesh_tests::cluster::{Cluster, Kube};
 use undermesh_tests::lab::{eventually, patient};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature::Cluster as ACluster;
 
 use crate::installed::{
-    self, A_WHILE, ENROLLED, OPENED, PORT, SHOP, SYSTEM, TRAFFIC, condition, container, counted, dial, join,
-    ran, servers, start,
+    self, A_WHILE, ENROLLED, OPENED, PORT, SHOP, SYSTEM, condition, container, counted, dial, join, ran,
+    servers, start,
 };
 use crate::kit;
 
@@ -53,7 +54,7 @@ fn the_startup_taint_goes(cluster: &Cluster) -> Result<()> {
     })
 }
 
-fn running_pods_join(cluster: &Cluster) -> Result<()> {
+pub(crate) fn running_pods_join(cluster: &Kube) -> Result<()> {
     let before = cluster.get(&["pods", "--namespace", SHOP])?;
     let took = join(cluster)?;
     eprintln!("the pods of the namespace are in the mesh after {} ms", took.as_millis());
@@ -77,7 +78,7 @@ fn running_pods_join(cluster: &Cluster) -> Result<()> {
     let servers = servers(cluster)?;
     let [(_, near), (_, far)] = &servers[..] else { anyhow::bail!("{servers:?}") };
     // A pod's talk with itself is not the mesh's, so somebody else on the node calls.
-    start(cluster, "caller", cluster.nodes()[0].name(), &["serve", "--name", "caller"])?;
+    start(cluster, "caller", &cluster.node_names()?[0], &["serve", "--name", "caller"])?;
     dial(cluster, "caller", &format!("{near}:{PORT}"), 5)?;
     dial(cluster, "caller", &format!("{far}:{PORT}"), 5)?;
     let identity = "spiffe://cluster.local/ns/shop/sa/default";
@@ -102,7 +103,7 @@ fn running_pods_join(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn a_policy_that_closes_the_tunnel_is_told_of(cluster: &Cluster) -> Result<()> {
+pub(crate) fn a_policy_that_closes_the_tunnel_is_told_of(cluster: &Kube) -> Result<()> {
     let policy = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": { "name": "only-web", "namespace": SHOP },
@@ -182,7 +183,7 @@ fn traffic_goes_on_without_api_server_and_controller(cluster: &mut Cluster) -> R
     installed::rolled_out(cluster, "deployment/undermesh-controller")
 }
 
-fn running_pods_leave(cluster: &Cluster) -> Result<()> {
+pub(crate) fn running_pods_leave(cluster: &Kube) -> Result<()> {
     cluster.kubectl(&["label", "namespace", SHOP, "undermesh.io/mesh-"])?;
     eventually(A_WHILE, "every pod says that it has left", || {
         let pods = cluster.get(&["pods", "--namespace", SHOP, "--selector=app=web"])?;

@@ -5,12 +5,13 @@
 
 pub mod programs;
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use undermesh_tests::cluster::{Cluster, PROGRAMS_VARIABLE, Tools};
+use undermesh_tests::cluster::{Cluster, PROGRAMS_VARIABLE, Tools, app};
 use undermesh_tests::lab::sweep_on_signals;
 
 use crate::build::Build;
@@ -82,11 +83,27 @@ impl ClusterTask {
 pub struct E2e {
     /// Run only the tests whose names have this in them.
     filter: Option<String>,
+    /// Install the mesh on the cluster of this kubeconfig instead, see that it works, and remove it again. By kubectl and helm of
+    /// the PATH; the nodes must have the images of `--write-images`.
+    #[arg(long, value_name = "FILE", conflicts_with = "filter")]
+    kubeconfig: Option<PathBuf>,
+    /// With `--kubeconfig`: a value of the chart; may be given several times.
+    #[arg(long = "set", value_name = "NAME=VALUE", requires = "kubeconfig")]
+    values: Vec<String>,
+    /// Only write the images that the tests run into this folder, for `kind load image-archive` or `ctr images import`.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["filter", "kubeconfig"])]
+    write_images: Option<PathBuf>,
 }
 
 impl E2e {
     /// Builds, tests.
     pub fn run(&self) -> Result<()> {
+        if let Some(folder) = &self.write_images {
+            return write_images(folder);
+        }
+        if let Some(kubeconfig) = &self.kubeconfig {
+            return on_existing(kubeconfig, &self.values);
+        }
         setup::for_cluster()?;
         let tools = programs::ensure()?;
         build_init()?;
@@ -95,6 +112,26 @@ impl E2e {
         test.args(["--", "--nocapture"]);
         run_on(&tools, test)
     }
+}
+
+fn write_images(folder: &Path) -> Result<()> {
+    setup::for_build()?;
+    Build { release: false }.run()?;
+    std::fs::create_dir_all(folder)?;
+    let programs = paths::programs(false);
+    let tars = app::write_images(folder, &programs.join("undermesh"), &programs.join("traffic"))?;
+    tars.iter().for_each(|tar| println!("{}", tar.display()));
+    Ok(())
+}
+
+fn on_existing(kubeconfig: &Path, values: &[String]) -> Result<()> {
+    let kubeconfig =
+        kubeconfig.canonicalize().with_context(|| format!("no kubeconfig {}", kubeconfig.display()))?;
+    let mut test = cargo();
+    test.args(["test", "--package", "undermesh-tests", "--test", "cluster", "existing::"]);
+    test.args(["--", "--ignored", "--nocapture"]);
+    test.env("UNDERMESH_E2E_KUBECONFIG", kubeconfig).env("UNDERMESH_E2E_VALUES", values.join("\n"));
+    run(test)
 }
 
 /// Measures the mesh in a cluster of many pods.
