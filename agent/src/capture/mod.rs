@@ -12,6 +12,7 @@ mod dial;
 mod kubelet;
 mod link;
 mod listener;
+mod loader;
 mod netns;
 mod place;
 mod pod;

@@ -6,11 +6,10 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use aya::Ebpf;
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, MapInfo, PerCpuHashMap, PerCpuValues};
 use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError, SkLookup, SockOps};
-use aya::util::KernelVersion;
-use aya::{Ebpf, EbpfLoader};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
@@ -18,6 +17,7 @@ use undermesh_common::maps::{Agent, Counters, DEPARTED, LAYOUT, Voucher};
 use undermesh_common::{Endpoint, Tuple};
 
 use super::charge::{Charge, Succession};
+use super::loader::{Loader, explain};
 use super::{CaptureError, CaptureSettings, Heartbeat, OnAgentDown, Part, cgroup, link, map_error};
 use crate::sentence::in_one_sentence;
 
@@ -37,25 +37,10 @@ const VOUCH_DIAL: &str = "vouch_dial";
 /// The program of the kubelet's cgroup.
 pub(super) const VOUCH_PROBE: &str = "vouch_probe";
 
-const MAPS: [&str; 9] = [
-    "agents",
-    "destinations",
-    "codes",
-    "pods",
-    "listeners",
-    "dials",
-    "vouched",
-    "counters",
-    // aya-log's ring buffer; one for all instances of the programs.
-    "AYA_LOGS",
-];
-
-/// The kernel programs as `cargo xtask build` made them.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("UNDERMESH_EBPF_OBJECT"));
-
 /// The loaded object and where it is pinned: `<root>/maps/<map>` and `<root>/pods/<pod>/<program>`.
 #[derive(Debug)]
 pub(super) struct Programs {
+    loader: Loader,
     ebpf: Ebpf,
     root: PathBuf,
     charge: Charge,
@@ -64,12 +49,6 @@ pub(super) struct Programs {
 impl Programs {
     /// Loads the programs with the pinned maps, made now or found.
     pub(super) fn load(settings: &CaptureSettings) -> Result<Self, CaptureError> {
-        if OBJECT.is_empty() {
-            return Err(CaptureError::Load(
-                "this build has no eBPF object; build it with `cargo xtask build`".into(),
-            ));
-        }
-        map_large_blocks();
         let root = settings.bpffs.clone();
         let maps = root.join("maps");
         for dir in [&maps, &root.join("pods")] {
@@ -79,12 +58,13 @@ impl Programs {
         let charge = Charge::take(&root, settings.take_over)?;
         drop_foreign_layout(&maps)?;
 
-        let mut ebpf = load_object(&maps, 0)?;
+        let mut loader = Loader::new(&maps)?;
+        let mut ebpf = loader.load()?;
         for name in COOKIE_FREE.into_iter().chain([VOUCH_DIAL, VOUCH_PROBE]) {
             load_program(&mut ebpf, name)?;
         }
         forward_log(&mut ebpf);
-        let mut programs = Self { ebpf, root, charge };
+        let mut programs = Self { loader, ebpf, root, charge };
         programs.clear_leftovers()?;
         programs.heartbeat(settings.on_agent_down)?.beat(super::monotonic_ns())?;
         programs.vouch_for_own_dials()?;
@@ -159,12 +139,12 @@ impl Programs {
 
     /// Loads an instance of [`STEER`] for one namespace, attaches it there and pins the link.
     pub(super) fn attach_to_netns(
-        &self,
+        &mut self,
         netns: impl AsFd,
         netns_cookie: u64,
         pins: &Path,
     ) -> Result<(), CaptureError> {
-        let mut ebpf = load_object(&self.root.join("maps"), netns_cookie)?;
+        let mut ebpf = self.loader.load_for(netns_cookie)?;
         load_program(&mut ebpf, STEER)?;
         let attach = |ebpf: &mut Ebpf| -> Result<FdLink, ProgramError> {
             let program: &mut SkLookup = program(ebpf, STEER)?;
@@ -351,42 +331,6 @@ pub(super) fn zeros() -> Result<PerCpuValues<Counters>, MapError> {
     Ok(PerCpuValues::try_from(vec![Counters::default(); cpus])?)
 }
 
-fn load_object(maps: &Path, netns_cookie: u64) -> Result<Ebpf, CaptureError> {
-    let mut loader = EbpfLoader::new();
-    // No program needs the kernel's own types.
-    loader.btf(None);
-    for name in MAPS {
-        loader.map_pin_path(name, maps.join(name));
-    }
-    // bpf_sk_lookup.ingress_ifindex (kernel commit f89315650ba3).
-    let has_ingress = u32::from(KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(5, 17, 0)));
-    // What would be thrown away need not be sent.
-    let log_level = log::max_level() as u8;
-    let loaded = loader
-        .override_global("NETNS_COOKIE", &netns_cookie, true)
-        .override_global("HAS_INGRESS", &has_ingress, true)
-        .override_global(aya_log::LEVEL, &log_level, false)
-        .load(OBJECT);
-    drop(loader);
-    give_memory_back();
-    loaded.map_err(|error| CaptureError::Load(explain(&in_one_sentence(&error))))
-}
-
-/// Large blocks of the loader go back to the kernel as soon as they are free. Left to itself the allocator takes them
-/// from its heap from the second time on, where a small neighbour that stays keeps 9 MiB resident.
-fn map_large_blocks() {
-    const LARGE: libc::c_int = 256 * 1024;
-    // SAFETY: the call takes no pointers; it sets a parameter of the allocator, which may refuse it.
-    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
-}
-
-/// A loader reads the whole of the kernel's type information before it can be told not to: 20 MiB that the allocator
-/// would keep for ever.
-fn give_memory_back() {
-    // SAFETY: the call has no precondition; it returns free pages to the kernel.
-    unsafe { libc::malloc_trim(0) };
-}
-
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), CaptureError> {
     let mut load = || -> Result<(), ProgramError> {
         match name {
@@ -482,18 +426,4 @@ fn forward_log(ebpf: &mut Ebpf) {
             guard.clear_ready();
         }
     });
-}
-
-/// Adds what to do to the kernel's terse answers.
-fn explain(error: &str) -> String {
-    let hint = if error.contains("Operation not permitted") {
-        "; the agent needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN"
-    } else if error.contains("Invalid argument") {
-        "; the kernel may lack CONFIG_CGROUP_BPF or CONFIG_BPF_STREAM_PARSER, or be older than 5.15"
-    } else if error.contains("Cannot allocate memory") {
-        "; the memory cgroup of the agent is too small for the maps"
-    } else {
-        ""
-    };
-    format!("{error}{hint}")
 }
