@@ -52,9 +52,11 @@ pub(super) async fn serve(
     let (mut connections, mut shutdown) = (pin!(incoming(listener, tls, CONNECTIONS)), pin!(shutdown));
     loop {
         tokio::select! {
-            Some(Ok(connection)) = connections.next() => {
-                open.spawn(serve_one(connection, router.clone(), stopped.clone()));
-            }
+            connection = connections.next() => match connection {
+                Some(Ok(connection)) => drop(open.spawn(serve_one(connection, router.clone(), stopped.clone()))),
+                Some(Err(error)) => debug!(%error, "a connection to the webhook failed"),
+                None => break,
+            },
             Some(_) = open.join_next() => {}
             () = &mut shutdown => break,
         }

@@ -108,6 +108,11 @@ impl World {
                 );
                 match document {
                     Some(Document::Pod(pod)) => self.take_pod(pod),
+                    Some(Document::Service(mut service)) => {
+                        // Who its endpoints are is in its EndpointSlices, made by Kubernetes.
+                        Arc::make_mut(&mut service).selector.clear();
+                        self.changes.push(Change::Put(Document::Service(service)));
+                    }
                     Some(document) => self.changes.push(Change::Put(document)),
                     // Too broken to be told from others: the last good one holds.
                     None => {}
@@ -174,12 +179,17 @@ impl World {
         self.complaints = complaints;
     }
 
-    fn take_pod(&mut self, pod: Arc<Pod>) {
+    fn take_pod(&mut self, mut pod: Arc<Pod>) {
         // Of the same name may have been another one, on another node.
         self.forget_pod(&pod.id);
         if pod.node.as_ref() != Some(&self.node.name) {
             self.publish(&pod);
-            self.changes.push(Change::Put(Document::Pod(without_paths(&pod))));
+            let elsewhere = Arc::make_mut(&mut pod);
+            // Whoever may annotate a pod may not say where on a node it lives.
+            elsewhere.paths = None;
+            // They are for policies, which each node reads for its own pods; of all that is kept of a pod they are the most.
+            elsewhere.labels.clear();
+            self.changes.push(Change::Put(Document::Pod(pod)));
             return;
         }
         if let Some(uid) = &pod.uid {
@@ -259,14 +269,6 @@ impl World {
 /// In whichever order: a pod is not enrolled anew because its addresses were told in another one.
 fn is_same_set(a: &[IpAddr], b: &[IpAddr]) -> bool {
     a.len() == b.len() && a.iter().all(|address| b.contains(address))
-}
-
-/// Whoever may annotate a pod may not say where on a node it lives.
-fn without_paths(pod: &Arc<Pod>) -> Arc<Pod> {
-    match pod.paths {
-        None => pod.clone(),
-        Some(_) => Arc::new(Pod { paths: None, ..Pod::clone(pod) }),
-    }
 }
 
 #[cfg(test)]

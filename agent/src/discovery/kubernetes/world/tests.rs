@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1 as core;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::PodPaths;
+use crate::model::{Destination, PodPaths};
 
 /// A world that has heard of each kind, and a namespace that is in the mesh.
 fn world() -> World {
@@ -253,4 +253,40 @@ fn what_is_wrong_is_told_until_it_is_mended() {
     web["metadata"]["labels"] = json!({});
     world.take(read(&web));
     check(&mut world, expect!["1 shop/web [] nowhere"]);
+}
+
+/// Kubernetes makes slices of whom a selector selects; who is in none of them is no endpoint.
+#[test]
+fn endpoints_are_those_of_slices_alone() {
+    let mut world = world();
+    let [mut near, mut far] =
+        [pod("near", 1, "node-1", &["10.0.0.5"]), pod("far", 2, "node-2", &["10.0.1.5"])];
+    for pod in [&mut near, &mut far] {
+        pod["metadata"]["labels"] = json!({ "app": "web" });
+        world.take(read(pod));
+    }
+    let service = json!({
+        "metadata": { "name": "web", "namespace": "shop" },
+        "spec": { "clusterIP": "10.96.0.7", "selector": { "app": "web" }, "ports": [{ "port": 80, "targetPort": 7000 }] },
+    });
+    let service: core::Service = serde_json::from_value(service).unwrap();
+    let document = Document::service(&service, &mut Vec::new()).unwrap();
+    world.take(News::Object(document.key(), Some(document), Vec::new()));
+    let endpoints = |world: &mut World| -> Vec<String> {
+        let news = world.apply().unwrap();
+        let destination = news.publication.snapshot.destination("10.96.0.7".parse().unwrap()).cloned();
+        let Some(Destination::Service(service)) = destination else { panic!("{destination:?}") };
+        service.ports[0].endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect()
+    };
+    assert!(endpoints(&mut world).is_empty());
+
+    let slice = json!({
+        "metadata": { "name": "web-1", "namespace": "shop", "labels": { "kubernetes.io/service-name": "web" } },
+        "addressType": "IPv4", "ports": [{ "name": "", "port": 7000 }],
+        "endpoints": [{ "addresses": ["10.0.1.5"], "conditions": { "ready": true } }],
+    });
+    let slice = serde_json::from_value(slice).unwrap();
+    let document = Document::endpoint_slice(&slice, &mut Vec::new()).unwrap();
+    world.take(News::Object(document.key(), Some(document), Vec::new()));
+    assert_eq!(endpoints(&mut world), ["10.0.1.5:7000"]);
 }
