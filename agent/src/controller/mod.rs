@@ -1,8 +1,8 @@
 //! `undermesh controller`: the certificate authority of a cluster, and what one of its replicas does for all nodes.
 //!
-//! Every replica issues certificates and looks at what is written for the mesh; the one that leads makes and rotates the root, publishes the roots, and lifts the
-//! startup taint of nodes whose agent is ready. No connection of an application depends on any of them being up: agents
-//! hold what they need for hours.
+//! Every replica issues certificates and looks at what is written for the mesh; the one that leads makes and rotates the
+//! root, publishes the roots, and lifts the startup taint of nodes whose agent is ready. No connection of an application
+//! depends on any of them being up: agents hold what they need for hours.
 //!
 //! Decisions are apart from the API server: `ca::authorize`, `election::step`, `root::step` and `taint::decide` are
 //! given facts and the time. This file is the wiring.
@@ -111,7 +111,7 @@ pub async fn run(settings: ControllerSettings) -> anyhow::Result<()> {
         _ = work => {}
         () = &mut elected => {}
         ended = &mut serving => ended.context("the certificate authority's server")?,
-        () = &mut checking => {}
+        () = &mut checking => anyhow::bail!("the webhook's server has ended"),
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
