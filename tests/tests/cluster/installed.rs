@@ -89,6 +89,11 @@ pub(crate) fn pod(name: &str, node: &str, command: &[&str]) -> Value {
 pub(crate) fn start(cluster: &Kube, name: &str, node: &str, arguments: &[&str]) -> Result<()> {
     let command = [&[TRAFFIC], arguments].concat();
     cluster.apply(&pod(name, node, &command).to_string())?;
+    joins(cluster, name)
+}
+
+/// Waits until the pod runs, and is in the mesh.
+pub(crate) fn joins(cluster: &Kube, name: &str) -> Result<()> {
     eventually(A_WHILE, "it is in the mesh", || {
         let pod = cluster.get(&["pod", name, "--namespace", SHOP])?;
         ensure!(

@@ -1,6 +1,7 @@
 //! The mesh on a real Kubernetes, installed from its chart: what its users do, and what happens to them.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -8,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use undermesh_tests::cluster::app::TRAFFIC;
 use undermesh_tests::cluster::{Cluster, Kube};
-use undermesh_tests::lab::{eventually, patient};
+use undermesh_tests::lab::{binary, eventually, patient};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature::Cluster as ACluster;
 
@@ -39,6 +40,7 @@ fn a_label_takes_running_pods_in_and_out() -> Result<()> {
         running_pods_join(cluster)?;
         a_policy_that_closes_the_tunnel_is_told_of(cluster)?;
         pods_that_take_no_plaintext_pass_their_probes(cluster)?;
+        callers_from_outside_reach_pods_that_take_plaintext(cluster)?;
         traffic_goes_on_without_api_server_and_controller(cluster)?;
         running_pods_leave(cluster)
     })
@@ -161,6 +163,53 @@ fn pods_that_take_no_plaintext_pass_their_probes(cluster: &Cluster) -> Result<()
     let status = &found["status"]["containerStatuses"][0];
     ensure!(status["ready"] == true && status["restartCount"] == 0, "{status:#}");
     cluster.kubectl(&["delete", "pod", "strict", "--namespace", SHOP, "--wait"])?;
+    Ok(())
+}
+
+/// By a NodePort, from another host and so with the node's address, and by an external address.
+fn callers_from_outside_reach_pods_that_take_plaintext(cluster: &Cluster) -> Result<()> {
+    const EXTERNAL: &str = "203.0.113.7";
+    let node = &cluster.nodes()[0];
+    let mut strict = installed::pod("strict", node.name(), &[TRAFFIC, "serve", "--name", "strict"]);
+    strict["metadata"]["annotations"] = json!({ "undermesh.io/mtls": "strict" });
+    strict["metadata"]["labels"] = json!({ "app": "strict" });
+    cluster.apply(&strict.to_string())?;
+    installed::joins(cluster, "strict")?;
+    for (app, node_port) in [("web", 30_700), ("strict", 30_701)] {
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": { "name": format!("{app}-outside"), "namespace": SHOP },
+            "spec": { "type": "NodePort", "selector": { "app": app }, "externalIPs": [EXTERNAL],
+                "ports": [{ "port": node_port, "targetPort": PORT, "nodePort": node_port }] },
+        });
+        cluster.apply(&service.to_string())?;
+    }
+    let outside = |port: u16, count: u32| -> Result<Value> {
+        let mut traffic = Command::new(binary("traffic")?);
+        let to = format!("{}:{port}", node.addresses()[0]);
+        traffic.args(["dial", "--limit-ms", "2000", "--count", &count.to_string(), &to]);
+        Ok(serde_json::from_str(&cluster.run(traffic, A_WHILE)?.success()?)?)
+    };
+    eventually(A_WHILE, "the NodePort leads to the servers", || {
+        let told = outside(30_700, 8)?;
+        ensure!(told["served"]["web"] == 8, "{told}");
+        Ok(())
+    })?;
+    let external = format!("exec 3<>/dev/tcp/{EXTERNAL}/30700 && read -t 3 -u 3 line && echo $line");
+    let served = node.run(&["timeout", "5", "bash", "-c", &external], A_WHILE)?.success()?;
+    ensure!(served.starts_with("web "), "{served}");
+
+    let refused =
+        || counted(cluster, "undermesh_kernel_refused_connections_total", &[("reason", "plaintext")]);
+    let before = refused()?;
+    eventually(A_WHILE, "the NodePort of a strict pod leads to a refusal", || {
+        let told = outside(30_701, 1)?;
+        ensure!(told["failed"]["ECONNREFUSED"] == 1, "{told}");
+        Ok(())
+    })?;
+    ensure!(refused()? > before, "a refusal was not counted");
+    for what in ["pod/strict", "service/web-outside", "service/strict-outside"] {
+        cluster.kubectl(&["delete", what, "--namespace", SHOP, "--wait"])?;
+    }
     Ok(())
 }
 
