@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::model::ObjectRef;
+use crate::model::{Endpoint, ObjectRef};
 
 /// Enough for the worker threads of a node not to wait for each other.
 const SHARDS: usize = 32;
@@ -55,37 +55,27 @@ impl AffinityTable {
         }
     }
 
-    /// Where the client was sent last, unless that was longer ago than `timeout`.
-    pub(super) fn get(
+    /// Where the client is sent now, by what is told of where it was sent last: nothing if that was longer ago than `timeout`.
+    /// Connections of one client are decided one after the other, or the first ones, at the same time on several threads, would go
+    /// to several endpoints.
+    pub(super) fn send<'s>(
         &self,
-        service: &ObjectRef,
-        port: u16,
-        client: IpAddr,
+        (service, port, address): (&ObjectRef, u16, IpAddr),
         timeout: Duration,
         now: Instant,
-    ) -> Option<SocketAddr> {
-        let client = Client { service: service.clone(), port, address: client };
-        let shard = self.shard(&client).lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = shard.young.get(&client).or_else(|| shard.old.get(&client))?;
-        (now.saturating_duration_since(entry.used) <= timeout).then_some(entry.endpoint)
-    }
-
-    /// Notes that the client is sent there now.
-    pub(super) fn put(
-        &self,
-        service: &ObjectRef,
-        port: u16,
-        client: IpAddr,
-        endpoint: SocketAddr,
-        now: Instant,
-    ) {
-        let client = Client { service: service.clone(), port, address: client };
+        choose: impl FnOnce(Option<SocketAddr>) -> Option<&'s Endpoint>,
+    ) -> Option<&'s Endpoint> {
+        let client = Client { service: service.clone(), port, address };
         let mut shard = self.shard(&client).lock().unwrap_or_else(PoisonError::into_inner);
+        let last = shard.young.get(&client).or_else(|| shard.old.get(&client));
+        let last = last.filter(|entry| now.saturating_duration_since(entry.used) <= timeout);
+        let chosen = choose(last.map(|entry| entry.endpoint))?;
         if shard.young.len() >= self.capacity && !shard.young.contains_key(&client) {
             shard.old = std::mem::take(&mut shard.young);
         }
         shard.old.remove(&client);
-        shard.young.insert(client, Entry { endpoint, used: now });
+        shard.young.insert(client, Entry { endpoint: chosen.address, used: now });
+        Some(chosen)
     }
 
     /// How many clients it remembers now, those included whose time is over.

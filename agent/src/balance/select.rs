@@ -72,13 +72,12 @@ pub fn select<'s>(
         return candidates.of_two(random).ok_or_else(|| refuse(NoEndpointReason::AllTried));
     };
     let client = request.client.to_canonical();
-    let endpoint = affinity
-        .get(&service.id, port.port, client, timeout, now)
-        .and_then(|address| candidates.at(address))
-        .or_else(|| candidates.of_two(random))
-        .ok_or_else(|| refuse(NoEndpointReason::AllTried))?;
-    affinity.put(&service.id, port.port, client, endpoint.address, now);
-    Ok(endpoint)
+    let choose = |last: Option<SocketAddr>| {
+        last.and_then(|address| candidates.at(address)).or_else(|| candidates.of_two(random))
+    };
+    affinity
+        .send((&service.id, port.port, client), timeout, now, choose)
+        .ok_or_else(|| refuse(NoEndpointReason::AllTried))
 }
 
 /// The candidates of one port and family, without those that were tried.

@@ -281,14 +281,48 @@ fn sessions() {
     assert_eq!(sent.len(), 3);
 }
 
+/// Several worker threads take the first connections of one client at the same time.
+#[test]
+fn a_clients_first_connections_are_decided_one_after_the_other() {
+    let (table, id, now) = (AffinityTable::new(1_000), ObjectRef::new("shop", "web"), Instant::now());
+    let client = (&id, 80, "10.1.0.9".parse().unwrap());
+    let send = |choose: &dyn Fn(Option<SocketAddr>)| {
+        let endpoint = endpoint("10.1.0.1:80 ready");
+        let chosen = table.send(client, Duration::from_secs(60), now, |last| {
+            choose(last);
+            Some(&endpoint)
+        });
+        chosen.unwrap().address
+    };
+    let begun = std::sync::Barrier::new(2);
+    let seen = std::sync::Mutex::new(None);
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| {
+            begun.wait();
+            send(&|last| *seen.lock().unwrap() = last)
+        });
+        let first = send(&|_| {
+            begun.wait();
+            // Time for the second one to be decided, if nothing held it.
+            std::thread::sleep(Duration::from_millis(100));
+        });
+        second.join().unwrap();
+        assert_eq!(*seen.lock().unwrap(), Some(first));
+    });
+}
+
 #[test]
 fn the_affinity_table_is_bounded() {
     let table = AffinityTable::new(1_000);
     let (id, now) = (ObjectRef::new("shop", "web"), Instant::now());
-    for client in 0..100_000u32 {
-        table.put(&id, 80, std::net::Ipv4Addr::from(client).into(), "10.1.0.1:80".parse().unwrap(), now);
+    let endpoint = endpoint("10.1.0.1:80 ready");
+    let send = |client: u32, choose: fn(&Endpoint, Option<SocketAddr>) -> Option<&Endpoint>| {
+        let client = (&id, 80, std::net::Ipv4Addr::from(client).into());
+        table.send(client, Duration::from_secs(1), now, |last| choose(&endpoint, last)).is_some()
+    };
+    for client in 0..100_000 {
+        assert!(send(client, |endpoint, _| Some(endpoint)));
     }
     assert!((400..=1_000).contains(&table.len()), "{}", table.len());
-    let last = std::net::Ipv4Addr::from(99_999).into();
-    assert!(table.get(&id, 80, last, Duration::from_secs(1), now).is_some());
+    assert!(send(99_999, |endpoint, last| last.map(|_| endpoint)), "the last one is remembered");
 }
