@@ -63,20 +63,13 @@ impl Loader {
         Ok(Self(loader))
     }
 
-    /// An instance for no network namespace.
-    pub(super) fn load(&mut self) -> Result<Ebpf, CaptureError> {
-        self.0.override_global(NETNS_COOKIE, &NO_NETNS, true);
-        self.0.load(OBJECT).map_err(|error| CaptureError::Load(explain(&in_one_sentence(&error))))
-    }
-
-    /// An instance for this network namespace.
-    pub(super) fn load_for(&mut self, netns_cookie: u64) -> Result<Ebpf, CaptureError> {
+    /// An instance for this network namespace, or for none: 0.
+    pub(super) fn load(&mut self, netns_cookie: u64) -> Result<Ebpf, CaptureError> {
         // SAFETY: aya asks for a reference that lives as long as the loader, and reads it in `load` alone. It is replaced below,
-        // before what it refers to is gone; a panic in between would leave it in a loader that is replaced before it loads again,
-        // for every way into `load` sets it first.
+        // before what it refers to is gone; a panic in between would leave it in a loader that is given another one before
+        // it loads again.
         let for_now: &'static u64 = unsafe { &*std::ptr::from_ref(&netns_cookie) };
-        self.0.override_global(NETNS_COOKIE, for_now, true);
-        let loaded = self.0.load(OBJECT);
+        let loaded = self.0.override_global(NETNS_COOKIE, for_now, true).load(OBJECT);
         self.0.override_global(NETNS_COOKIE, &NO_NETNS, true);
         loaded.map_err(|error| CaptureError::Load(explain(&in_one_sentence(&error))))
     }

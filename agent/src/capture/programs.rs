@@ -51,6 +51,8 @@ impl Programs {
     pub(super) fn load(settings: &CaptureSettings) -> Result<Self, CaptureError> {
         let root = settings.bpffs.clone();
         let maps = root.join("maps");
+        // Before anything is touched: a build may have no programs.
+        let mut loader = Loader::new(&maps)?;
         for dir in [&maps, &root.join("pods")] {
             fs::create_dir_all(dir).map_err(Part::Links.step(format!("making {}", dir.display())))?;
         }
@@ -58,8 +60,7 @@ impl Programs {
         let charge = Charge::take(&root, settings.take_over)?;
         drop_foreign_layout(&maps)?;
 
-        let mut loader = Loader::new(&maps)?;
-        let mut ebpf = loader.load()?;
+        let mut ebpf = loader.load(0)?;
         for name in COOKIE_FREE.into_iter().chain([VOUCH_DIAL, VOUCH_PROBE]) {
             load_program(&mut ebpf, name)?;
         }
@@ -144,7 +145,7 @@ impl Programs {
         netns_cookie: u64,
         pins: &Path,
     ) -> Result<(), CaptureError> {
-        let mut ebpf = self.loader.load_for(netns_cookie)?;
+        let mut ebpf = self.loader.load(netns_cookie)?;
         load_program(&mut ebpf, STEER)?;
         let attach = |ebpf: &mut Ebpf| -> Result<FdLink, ProgramError> {
             let program: &mut SkLookup = program(ebpf, STEER)?;
