@@ -16,4 +16,5 @@ pub mod kubernetes;
 pub mod model;
 pub mod proxy;
 mod sentence;
+pub mod snapshot;
 pub mod telemetry;

@@ -15,13 +15,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("policy", &["model"]),
     ("route", &["model"]),
     ("balance", &["model"]),
-    ("config", &["model", "policy", "route", "balance"]),
+    ("snapshot", &["model", "policy", "route"]),
+    ("config", &["model", "snapshot", "policy", "route", "balance"]),
     ("identity", &["model", "sentence"]),
-    ("capture", &["model", "sentence"]),
-    ("telemetry", &["model"]),
-    ("discovery", &["model", "config", "kubernetes"]),
-    ("proxy", &["model", "policy", "route", "balance", "identity", "capture", "telemetry"]),
-    ("admin", &["model", "telemetry"]),
+    ("capture", &["model", "snapshot", "sentence"]),
+    ("telemetry", &["model", "snapshot"]),
+    ("discovery", &["model", "snapshot", "config", "kubernetes"]),
+    ("proxy", &["model", "snapshot", "policy", "route", "balance", "identity", "capture", "telemetry"]),
+    ("admin", &["model", "snapshot", "telemetry"]),
     // A role of its own, wired in its `mod.rs`: the authority is `identity`'s, its health and metrics are `admin`'s.
     ("controller", &["model", "config", "identity", "policy", "telemetry", "admin", "kubernetes"]),
     // Wiring happens here, so it may know everybody.
@@ -29,9 +30,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("cli", &EVERYBODY),
 ];
 
-const EVERYBODY: [&str; 15] = [
+const EVERYBODY: [&str; 16] = [
     "agent",
     "model",
+    "snapshot",
     "policy",
     "route",
     "balance",
@@ -56,7 +58,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
 ];
 
 /// Modules without sockets, clock or log: time is an argument, a verdict carries its reason.
-const PURE: [&str; 4] = ["model", "policy", "route", "balance"];
+const PURE: [&str; 5] = ["model", "snapshot", "policy", "route", "balance"];
 
 /// What a pure module must not name.
 const IMPURE: [&str; 12] = [

@@ -7,9 +7,10 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::model::{
-    Candidates, Destination, Endpoint, EndpointLoad, Enrolment, MtlsMode, ObjectRef, Service, ServicePort,
-    SessionAffinity, Snapshot, TrafficDistribution, TrafficScope, Workload,
+    Candidates, Endpoint, EndpointLoad, Enrolment, MtlsMode, ObjectRef, Service, ServicePort,
+    SessionAffinity, TrafficDistribution, TrafficScope, Workload,
 };
+use crate::snapshot::{Destination, Snapshot};
 use crate::telemetry::{
     AccessLog, CloseReason, ConnectionFacts, Peer, PodReport, PodState, Reporter, Security, Status,
     TelemetrySettings,

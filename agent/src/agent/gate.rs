@@ -10,7 +10,8 @@ use tokio::time::timeout;
 
 use crate::capture::OnAgentDown;
 use crate::discovery::node::Arrival;
-use crate::model::{Enrolment, Snapshot, WorkloadUid};
+use crate::model::{Enrolment, WorkloadUid};
+use crate::snapshot::Snapshot;
 use crate::telemetry::{PodState, Status};
 
 /// Decides what becomes of arrivals.

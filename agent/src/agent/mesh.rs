@@ -14,8 +14,9 @@ use tracing::{debug, error, info, warn};
 use super::report::{Reporters, obstacle};
 use super::tunnel::Members;
 use crate::capture::{Capture, CaptureError, Succession};
-use crate::model::{Enrolment, NodeInfo, Snapshot, Workload, WorkloadUid};
+use crate::model::{Enrolment, NodeInfo, Workload, WorkloadUid};
 use crate::proxy::{Fate, Workers};
+use crate::snapshot::Snapshot;
 use crate::telemetry::{NotEnrolledReason, PodState, Telemetry};
 
 /// How often the agent looks after what ends by itself: pods that leave, codes out of use, pods whose processes

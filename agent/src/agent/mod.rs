@@ -26,8 +26,9 @@ use crate::balance::AffinityTable;
 use crate::capture::{Capture, CaptureSettings};
 use crate::config::Defaults;
 use crate::discovery::Publication;
-use crate::model::{MtlsMode, NodeInfo, Snapshot};
+use crate::model::{MtlsMode, NodeInfo};
 use crate::proxy::{Proxy, ProxySettings, Workers};
+use crate::snapshot::Snapshot;
 use crate::telemetry::{AccessLog, AccessLogSettings, Status, Telemetry, TelemetrySettings};
 
 use gate::Gate;

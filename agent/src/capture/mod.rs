@@ -32,8 +32,9 @@ use imbl::OrdSet;
 use imbl::ordset::DiffItem;
 use tracing::{debug, info, warn};
 
-use crate::model::{Snapshot, Workload, WorkloadUid};
+use crate::model::{Workload, WorkloadUid};
 use crate::sentence::in_one_sentence;
+use crate::snapshot::Snapshot;
 
 pub use charge::Succession;
 pub use codes::{Code, CodeTable, bound_source};

@@ -1,4 +1,4 @@
-//! Documents in, [`Snapshot`](crate::model::Snapshot) out, and what was rejected and why.
+//! Documents in, [`Snapshot`](crate::snapshot::Snapshot) out, and what was rejected and why.
 //!
 //! This module knows the Kubernetes types, but not where a document came from (a directory, the API server): that
 //! is `discovery`. It never reads a file, a socket or a clock.

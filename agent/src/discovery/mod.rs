@@ -9,7 +9,7 @@ pub mod node;
 use std::sync::Arc;
 
 use crate::config::Rejection;
-use crate::model::Snapshot;
+use crate::snapshot::Snapshot;
 
 /// What a source says at one moment.
 #[derive(Clone, Debug)]

@@ -1,11 +1,10 @@
-//! What the agent knows of the world: workloads, Services and their endpoints, as one immutable [`Snapshot`].
+//! What the agent knows of the world: workloads, Services and their endpoints.
 //!
 //! These types are plain values. They never touch a socket, a clock or a log, and they do not know which
 //! documents they were made from (`config` does) nor how they reach the kernel (`capture` does).
 
 mod node;
 mod service;
-mod snapshot;
 mod spiffe;
 mod workload;
 
@@ -14,7 +13,6 @@ pub use service::{
     Candidates, Endpoint, EndpointLoad, LoadGuard, Service, ServicePort, SessionAffinity,
     TrafficDistribution, TrafficScope,
 };
-pub use snapshot::{Destination, Snapshot};
 pub use spiffe::{SpiffeError, SpiffeId, TrustDomain};
 pub use workload::{Enrolment, MtlsMode, PodPaths, PublishedPod, Workload, WorkloadUid};
 

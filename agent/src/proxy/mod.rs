@@ -23,7 +23,8 @@ use socket2::TcpKeepalive;
 
 use crate::balance::AffinityTable;
 use crate::capture::{CodeTable, EnrolledPods, PodNet};
-use crate::model::{Name, Snapshot, SpiffeId, Workload};
+use crate::model::{Name, SpiffeId, Workload};
+use crate::snapshot::Snapshot;
 use crate::telemetry::{Peer, Telemetry};
 
 use tunnel::Tunnel;

@@ -16,7 +16,8 @@ use super::worker::Here;
 use super::{Proxy, identity};
 use crate::balance::{self, NoEndpointReason, Request};
 use crate::capture::{Code, PodNet, bound_source};
-use crate::model::{Destination, LoadGuard, Name, ObjectRef, Snapshot, Workload, WorkloadUid};
+use crate::model::{LoadGuard, Name, ObjectRef, Workload, WorkloadUid};
+use crate::snapshot::{Destination, Snapshot};
 use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
 
 /// Endpoints tried for one connection.

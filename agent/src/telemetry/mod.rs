@@ -33,7 +33,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::model::Snapshot;
+use crate::snapshot::Snapshot;
 use series::SeriesSet;
 use table::{Slot, Table};
 

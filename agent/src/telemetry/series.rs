@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use super::connection::{ConnectionFacts, Reporter, Security};
 use super::duration::DurationHistogram;
 use super::{CloseReason, RefuseReason};
-use crate::model::{Destination, Name, Snapshot, Workload};
+use crate::model::{Name, Workload};
+use crate::snapshot::{Destination, Snapshot};
 
 /// The label value of a peer that is no known pod, and of the Service of a client that dialled a pod.
 pub(super) const UNKNOWN: &str = "unknown";

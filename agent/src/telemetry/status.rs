@@ -7,7 +7,8 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 
-use crate::model::{Enrolment, Name, ObjectRef, Snapshot, Workload, WorkloadUid};
+use crate::model::{Enrolment, Name, ObjectRef, Workload, WorkloadUid};
+use crate::snapshot::Snapshot;
 
 /// What the agent reports of itself, beside the snapshot it works from.
 #[derive(Debug)]

@@ -9,9 +9,10 @@ use serde::{Serialize, Serializer};
 use super::status::RejectionView;
 use super::to_json;
 use crate::model::{
-    Destination, Endpoint, Enrolment, MtlsMode, Name, ObjectRef, Service, ServicePort, SessionAffinity,
-    Snapshot, SpiffeId, TrafficDistribution, TrafficScope, Workload,
+    Endpoint, Enrolment, MtlsMode, Name, ObjectRef, Service, ServicePort, SessionAffinity, SpiffeId,
+    TrafficDistribution, TrafficScope, Workload,
 };
+use crate::snapshot::{Destination, Snapshot};
 use crate::telemetry::Telemetry;
 
 /// Parts that grow with the cluster are made while they are written.

@@ -20,7 +20,8 @@ use self::loads::Loads;
 use self::pods::{Pods, Surroundings};
 use self::services::{Reference, Services};
 use super::document::{self, Document, Key, Kind, Marks};
-use crate::model::{self, Destination, MtlsMode, Name, NodeInfo, ObjectRef, Snapshot, TrustDomain};
+use crate::model::{self, MtlsMode, Name, NodeInfo, ObjectRef, TrustDomain};
+use crate::snapshot::{Destination, Snapshot};
 
 /// Holds the documents in force and the snapshot made from them.
 #[derive(Debug)]

@@ -10,7 +10,8 @@ use super::{ClusterNews, Publication, Told};
 use crate::config::document::Pod;
 use crate::config::{Change, Compiler, Defaults, Document, Key, Kind, Rejection};
 use crate::discovery::node::{Place, Sighting};
-use crate::model::{Name, NodeInfo, ObjectRef, PublishedPod, Snapshot, WorkloadUid};
+use crate::model::{Name, NodeInfo, ObjectRef, PublishedPod, WorkloadUid};
+use crate::snapshot::Snapshot;
 
 /// The documents as they came, and what was made of them.
 #[derive(Debug)]

@@ -5,7 +5,8 @@ use k8s_openapi::api::core::v1 as core;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::{Destination, PodPaths};
+use crate::model::PodPaths;
+use crate::snapshot::Destination;
 
 /// A world that has heard of each kind, and a namespace that is in the mesh.
 fn world() -> World {

@@ -1,11 +1,14 @@
-//! The whole of what is known at one moment.
+//! The whole of what is known at one moment: the world, and what is to be done in it.
+//!
+//! A value made by `config` and read by everybody who decides something for a connection. It knows no document and decides
+//! nothing itself.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
-use super::{Service, Workload, WorkloadUid};
+use crate::model::{Service, Workload, WorkloadUid};
 
 /// Everything that a connection's decisions are made from, immutable. The maps are persistent: the next snapshot
 /// shares all that did not change, so one change costs the logarithm of the cluster's size.
