@@ -5,8 +5,10 @@
 //! configuration comes from nor how capture works; it never buffers without bound and never waits without a limit on
 //! anything but the two applications.
 
+mod captured;
 mod inbound;
 mod outbound;
+mod reach;
 mod relay;
 mod splice;
 pub mod tunnel;

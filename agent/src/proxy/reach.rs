@@ -1,0 +1,261 @@
+//! From a Service to an endpoint that answers: which ones are tried, and which way leads there.
+//!
+//! It ends with a connection that stands. What travels on it is for others to know.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::net::TcpStream;
+use tracing::warn;
+
+use super::captured::Captured;
+use super::relay::Meter;
+use super::tunnel::client::Wanted;
+use super::tunnel::stream::Ends;
+use super::tunnel::{self, Tunnel};
+use super::upstream::{self, Target, is_worth_another};
+use super::worker::Here;
+use super::{Proxy, identity};
+use crate::balance::{self, NoEndpointReason, Request};
+use crate::model::{LoadGuard, Name, ObjectRef, Service, Workload, WorkloadUid};
+use crate::snapshot::Snapshot;
+use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
+
+/// Endpoints tried for one connection or request.
+const ATTEMPTS: usize = 3;
+
+/// The way to an endpoint, as far as the connection.
+#[derive(Debug)]
+pub(super) enum Upstream {
+    Socket(TcpStream),
+    Tunnel(Ends),
+}
+
+/// What a connection has to rely on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Assurance {
+    pub(super) security: Security,
+    /// Who the other end is, where nobody else is let be it.
+    pub(super) identity: Option<Name>,
+}
+
+impl Assurance {
+    pub(super) const NONE: Self = Self { security: Security::Plaintext, identity: None };
+}
+
+/// What is in the way of an endpoint, and what a connection to it would have had to rely on.
+pub(super) type InTheWay = (RefuseReason, Assurance);
+
+/// No endpoint answered.
+#[derive(Debug)]
+pub(super) struct Unreached {
+    pub(super) reason: RefuseReason,
+    /// The endpoint that was tried last.
+    pub(super) tried: Option<SocketAddr>,
+    pub(super) assurance: Assurance,
+}
+
+/// The endpoints of a Service that are tried for one connection or request, one after the other.
+#[derive(Debug)]
+pub(super) struct Attempts<'a> {
+    proxy: &'a Proxy,
+    service: &'a Service,
+    client: IpAddr,
+    dialled: SocketAddr,
+    tried: Vec<SocketAddr>,
+    /// Why the last one failed.
+    last: Option<InTheWay>,
+}
+
+impl<'a> Attempts<'a> {
+    /// None has been tried yet. `dialled` is the port of the Service, at an address of the family that is wanted.
+    pub(super) fn new(proxy: &'a Proxy, service: &'a Service, client: IpAddr, dialled: SocketAddr) -> Self {
+        Self { proxy, service, client, dialled, tried: Vec::new(), last: None }
+    }
+
+    /// The endpoint to try, and its part of the load; else why none is left.
+    pub(super) fn next(&mut self) -> Result<(SocketAddr, LoadGuard), Unreached> {
+        if self.tried.len() == ATTEMPTS
+            || self.last.as_ref().is_some_and(|(reason, _)| !is_worth_another(*reason))
+        {
+            return Err(self.unreached(RefuseReason::NoEndpoints));
+        }
+        let request = Request { client: self.client, dialled: self.dialled, excluding: &self.tried };
+        let random = fastrand::u64(..);
+        match balance::select(self.service, &request, &self.proxy.affinity, Instant::now(), random) {
+            Ok(endpoint) => Ok((endpoint.address, endpoint.load.enter())),
+            Err(none) => Err(self.unreached(refusal(none.reason))),
+        }
+    }
+
+    /// Has another one be tried, where that may do better.
+    pub(super) fn failed(&mut self, endpoint: SocketAddr, why: InTheWay) {
+        self.tried.push(endpoint);
+        self.last = Some(why);
+    }
+
+    /// What was tried last says more than that nothing is left.
+    fn unreached(&mut self, reason: RefuseReason) -> Unreached {
+        let (reason, assurance) = self.last.take().unwrap_or((reason, Assurance::NONE));
+        Unreached { reason, tried: self.tried.last().copied(), assurance }
+    }
+}
+
+/// The connection, or what was in its way; in both cases with what there is to rely on. Given up when `gone` says so.
+pub(super) async fn dial(
+    proxy: &Arc<Proxy>,
+    here: &Arc<Here>,
+    snapshot: &Snapshot,
+    captured: &Captured,
+    to: SocketAddr,
+    gone: impl Future<Output = ()>,
+) -> Result<(Upstream, Assurance), InTheWay> {
+    let (way, mut assurance) = way(proxy, snapshot, captured, to);
+    let mut gone = std::pin::pin!(gone);
+    let connected = match way {
+        Way::Tunnel(tunnel, destination) => {
+            let wanted = Wanted { from: &captured.net, client: captured.client, to, destination };
+            let connected = tokio::select! {
+                biased;
+                connected = tunnel::client::connect(proxy, tunnel, here, wanted) => connected.map(Upstream::Tunnel),
+                () = &mut gone => Err(RefuseReason::ClientGone),
+            };
+            match connected {
+                // As the destination's agent has told while it ran (`--on-agent-down`).
+                Err(RefuseReason::AgentDown) if tunnel.takes_plaintext_when_down(destination, to.ip()) => {
+                    let count = proxy.telemetry.tunnels().bypassed();
+                    // Fewer and fewer lines: an agent that is down for long, or a firewall, makes many of these.
+                    if count.is_power_of_two() {
+                        warn!(
+                            pod = %captured.net.pod, %to, count,
+                            "nothing takes tunnels at the destination; going there in plaintext, as its agent has chosen"
+                        );
+                    }
+                    assurance = Assurance::NONE;
+                    dial_socket(proxy, here, captured, to, gone, None).await
+                }
+                connected => connected,
+            }
+        }
+        Way::SameNode => dial_socket(proxy, here, captured, to, gone, Some(captured.client)).await,
+        Way::Plaintext => dial_socket(proxy, here, captured, to, gone, None).await,
+    };
+    match connected {
+        Ok(upstream) => Ok((upstream, assurance)),
+        Err(reason) => Err((reason, assurance)),
+    }
+}
+
+async fn dial_socket(
+    proxy: &Proxy,
+    here: &Here,
+    captured: &Captured,
+    to: SocketAddr,
+    gone: impl Future<Output = ()>,
+    on_behalf_of: Option<SocketAddr>,
+) -> Result<Upstream, RefuseReason> {
+    // The application's bound address, unless the endpoint is of the other family.
+    let source = captured.bound.filter(|source| source.is_ipv4() == to.is_ipv4());
+    let target = Target { from: &captured.net, to, source, on_behalf_of };
+    upstream::connect(proxy, &here.dialer, gone, target).await.map(Upstream::Socket)
+}
+
+/// How a connection gets to an endpoint.
+enum Way<'a> {
+    /// To a pod of another node that takes tunnels.
+    Tunnel(&'a Arc<Tunnel>, &'a Workload),
+    /// To a pod of this node, vouched for.
+    SameNode,
+    Plaintext,
+}
+
+fn way<'a>(
+    proxy: &'a Proxy,
+    snapshot: &'a Snapshot,
+    captured: &Captured,
+    to: SocketAddr,
+) -> (Way<'a>, Assurance) {
+    // Nobody vouches for an address that is not the pod's own, whatever the pod has given itself.
+    if captured.bound.is_some_and(|source| !captured.net.addresses.contains(&source)) {
+        return (Way::Plaintext, Assurance::NONE);
+    }
+    // Who had the address before may still be enrolled for a moment.
+    let is_owner = |uid: &WorkloadUid| snapshot.workload(to.ip()).is_none_or(|owner| owner.uid == *uid);
+    if let Some(near) = proxy.enrolled.load().get(&to.ip()).filter(|near| is_owner(&near.workload.uid)) {
+        let identity = identity(&near.workload);
+        return (Way::SameNode, Assurance { security: Security::SameNode, identity });
+    }
+    match tunnel_to(proxy, snapshot, to) {
+        Some((tunnel, destination)) => {
+            let identity = identity(destination);
+            (Way::Tunnel(tunnel, destination), Assurance { security: Security::MutualTls, identity })
+        }
+        None => (Way::Plaintext, Assurance::NONE),
+    }
+}
+
+/// The way to a pod of another node that takes tunnels.
+fn tunnel_to<'a>(
+    proxy: &'a Proxy,
+    snapshot: &'a Snapshot,
+    to: SocketAddr,
+) -> Option<(&'a Arc<Tunnel>, &'a Workload)> {
+    let tunnel = proxy.tunnel.as_ref()?;
+    let workload = snapshot.workload(to.ip())?;
+    tunnel.reaches(workload, to.ip()).then_some((tunnel, workload))
+}
+
+/// Counts the connection from here on. On one node this agent stands on both sides of it, and reports it for both.
+pub(super) fn record(
+    proxy: &Arc<Proxy>,
+    snapshot: &Snapshot,
+    captured: &Captured,
+    to: SocketAddr,
+    service: Option<&ObjectRef>,
+    assurance: &Assurance,
+) -> Meter {
+    let open = |reporter: &Reporter| {
+        let mut facts = facts(proxy, snapshot, captured, to, service, assurance, *reporter);
+        facts.upstream = Some(to);
+        proxy.telemetry.connection_opened(facts)
+    };
+    Meter::new(reporters(assurance).iter().map(open).collect())
+}
+
+/// On whose behalf this agent sees a connection.
+pub(super) fn reporters(assurance: &Assurance) -> &'static [Reporter] {
+    match assurance.security {
+        Security::SameNode => &[Reporter::Source, Reporter::Destination],
+        Security::Plaintext | Security::MutualTls => &[Reporter::Source],
+    }
+}
+
+/// What telemetry is told of a connection to `destination`.
+pub(super) fn facts(
+    proxy: &Proxy,
+    snapshot: &Snapshot,
+    captured: &Captured,
+    destination: SocketAddr,
+    service: Option<&ObjectRef>,
+    Assurance { security, identity }: &Assurance,
+    reporter: Reporter,
+) -> ConnectionFacts {
+    ConnectionFacts {
+        reporter,
+        source: proxy.own_peer(&captured.net, captured.client),
+        destination: Peer { identity: identity.clone(), ..proxy.peer(snapshot, destination) },
+        service: service.cloned(),
+        security: *security,
+        dialled: captured.dialled,
+        client: captured.client,
+        upstream: None,
+    }
+}
+
+fn refusal(reason: NoEndpointReason) -> RefuseReason {
+    match reason {
+        NoEndpointReason::NoSuchPort => RefuseReason::UnknownPort,
+        _ => RefuseReason::NoEndpoints,
+    }
+}
