@@ -11,6 +11,7 @@ mod outbound;
 mod reach;
 mod relay;
 mod splice;
+mod tasks;
 pub mod tunnel;
 mod upstream;
 mod worker;

@@ -12,11 +12,10 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::header::HeaderValue;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tracing::error;
 
 use super::health::{Health, Place};
 use crate::identity::SpiffeId;
+use crate::proxy::tasks::Tasks;
 use crate::telemetry::RefuseReason;
 
 /// Streams on one connection; the next one gets a connection of its own.
@@ -57,7 +56,7 @@ pub(super) struct Claimed {
 pub(in crate::proxy) struct Pool {
     slots: Mutex<HashMap<Key, Slot>>,
     /// Dials, and the connections that came of them. They end with the worker at the latest.
-    tasks: Mutex<JoinSet<()>>,
+    tasks: Tasks,
 }
 
 #[derive(Debug, Default)]
@@ -126,17 +125,6 @@ impl Pool {
         self.slots().retain(|key, _| key.source != source);
     }
 
-    /// Runs something for as long as it takes, or the worker lives.
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(ended) = tasks.try_join_next() {
-            if let Err(error) = ended {
-                error!(%error, "a tunnel's task broke off; this is a bug");
-            }
-        }
-        tasks.spawn(task);
-    }
-
     fn take(&self, key: &Key, not_before: Option<Instant>) -> Option<Claimed> {
         let slots = self.slots();
         let is_new_enough = |tunnel: &&Established| not_before.is_none_or(|least| tunnel.since >= least);
@@ -159,7 +147,7 @@ impl Pool {
         let (outcome, dialing) = watch::channel(None);
         slot.dialing = Some(dialing.clone());
         drop(slots);
-        self.spawn(make(Dial { pool: self.clone(), key: key.clone(), outcome }));
+        self.tasks.spawn(make(Dial { pool: self.clone(), key: key.clone(), outcome }));
         dialing
     }
 
