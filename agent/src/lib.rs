@@ -15,6 +15,7 @@ pub mod identity;
 pub mod kubernetes;
 pub mod model;
 pub mod proxy;
+pub mod route;
 mod sentence;
 pub mod snapshot;
 pub mod telemetry;

@@ -98,6 +98,7 @@ fn snapshot() -> Snapshot {
         destinations: addresses.iter().map(|a| (*a, Destination::Service(service.clone()))).collect(),
         workloads: [(workload.uid.clone(), workload)].into_iter().collect(),
         captured: addresses.into_iter().collect(),
+        ..Snapshot::default()
     }
 }
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
-use crate::model::{Service, Workload, WorkloadUid};
+use crate::model::{ObjectRef, Service, Workload, WorkloadUid};
+use crate::route::ServiceRoutes;
 
 /// Everything that a connection's decisions are made from, immutable. The maps are persistent: the next snapshot
 /// shares all that did not change, so one change costs the logarithm of the cluster's size.
@@ -21,8 +22,12 @@ pub struct Snapshot {
     /// Every pod that has not finished, with or without an address.
     pub workloads: OrdMap<WorkloadUid, Arc<Workload>>,
     /// The addresses known to the mesh, hence captured: those of pods that want enrolment, and of Services with at
-    /// least one such endpoint. Never that of the API server's own Service (`default/kubernetes`).
+    /// least one such endpoint or with a route. Never that of the API server's own Service (`default/kubernetes`).
     pub captured: OrdSet<IpAddr>,
+    /// The Services with a cluster IP, by name: what the backends of routes refer to.
+    pub services: OrdMap<ObjectRef, Arc<Service>>,
+    /// The routes in force, by the Service that they are attached to.
+    pub routes: OrdMap<ObjectRef, Arc<ServiceRoutes>>,
 }
 
 /// What a destination address stands for.

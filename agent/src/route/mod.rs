@@ -1,0 +1,26 @@
+//! Which rule a request goes by, where that sends it, and what the rule's filters make of the request and its answer.
+//!
+//! Pure: no clock, no socket and no log; randomness is an argument. It does not know how a route was written (`config` does),
+//! nor who asks and how a request is carried (`proxy` does).
+
+mod filter;
+mod hostname;
+mod matching;
+mod rule;
+mod services;
+mod table;
+
+pub use filter::{
+    AllowedHeaders, AllowedMethods, Cors, Filters, HeaderModifier, Mirror, Origin, PathModifier, Redirect,
+    UrlRewrite,
+};
+pub use hostname::{Hostname, HostnameError};
+pub use matching::{
+    HeaderMatch, Match, PathMatch, Pattern, PatternError, QueryMatch, RequestHead, ValueMatch,
+};
+pub use rule::{
+    Backend, InvalidBackend, Lifetime, Retry, RouteKind, RouteRef, Rule, SessionKind, SessionPersistence,
+    Target, Timeouts,
+};
+pub use services::{Audience, PortRoutes, ServiceRoutes};
+pub use table::{HttpTable, Matched, RouteRules};
