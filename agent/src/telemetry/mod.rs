@@ -7,13 +7,14 @@ mod access_log;
 mod certificates;
 mod connection;
 mod controller;
-mod duration;
 mod exposition;
+mod histogram;
 mod kernel;
 mod process;
 mod prometheus_text;
 mod reason;
 mod series;
+mod shared;
 mod status;
 mod table;
 mod tunnels;
@@ -194,7 +195,7 @@ impl Telemetry {
         self.table.remove(slot);
         connection.count_bytes();
         let duration = connection.age();
-        connection.series.durations.observe(duration);
+        connection.series.durations.observe_duration(duration);
         connection.series.closed[reason as usize].fetch_add(1, Ordering::Relaxed);
         self.access_log.closed(connection, reason, duration);
     }

@@ -3,11 +3,12 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::connection::{ConnectionFacts, Reporter, Security};
-use super::duration::DurationHistogram;
+use super::histogram::{CONNECTION_DURATIONS, Histogram};
+use super::shared::Shared;
 use super::{CloseReason, RefuseReason};
 use crate::model::{Name, Workload};
 use crate::snapshot::{Destination, Snapshot};
@@ -28,7 +29,7 @@ pub(super) struct Series {
     pub(super) received: AtomicU64,
     pub(super) closed: [AtomicU64; CloseReason::ALL.len()],
     pub(super) refused: [AtomicU64; RefuseReason::ALL.len()],
-    pub(super) durations: Arc<DurationHistogram>,
+    pub(super) durations: Arc<Histogram>,
 }
 
 /// The values of the labels that every connection metric has.
@@ -39,6 +40,14 @@ pub(super) struct SeriesLabels {
     pub(super) service: WorkloadName,
     pub(super) source_identity: Name,
     pub(super) destination_identity: Name,
+    pub(super) reporter: Reporter,
+    pub(super) security: Security,
+}
+
+/// The labels of what has many buckets, and is kept for the destination alone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct DestinationLabels {
+    pub(super) destination: WorkloadName,
     pub(super) reporter: Reporter,
     pub(super) security: Security,
 }
@@ -65,7 +74,7 @@ struct Key<'a> {
 #[derive(Debug)]
 pub(super) struct SeriesSet {
     shards: [RwLock<Shard>; SHARDS],
-    durations: Mutex<HashMap<SeriesLabels, Weak<DurationHistogram>>>,
+    durations: Shared<DestinationLabels, Histogram>,
     hasher: RandomState,
     count: AtomicUsize,
     overflow: AtomicU64,
@@ -88,7 +97,7 @@ impl SeriesSet {
     pub(super) fn new(max: usize, grace: Duration) -> Self {
         Self {
             shards: Default::default(),
-            durations: Mutex::default(),
+            durations: Shared::default(),
             hasher: RandomState::new(),
             count: AtomicUsize::new(0),
             overflow: AtomicU64::new(0),
@@ -134,6 +143,11 @@ impl SeriesSet {
         all
     }
 
+    /// The histograms of connection durations, ordered by their labels.
+    pub(super) fn durations(&self) -> Vec<(DestinationLabels, Arc<Histogram>)> {
+        self.durations.all()
+    }
+
     /// Retires what has been without its workloads or its Service for the grace, and is not in use.
     ///
     /// One sweep reads the whole snapshot, so it is done at most ten times per grace however often this is called:
@@ -154,10 +168,7 @@ impl SeriesSet {
                 !entries.is_empty()
             });
         }
-        self.durations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|_, histogram| histogram.strong_count() > 0);
+        self.durations.sweep();
     }
 
     fn retire(&self, entry: &mut Entry, alive: &Alive<'_>, now: Instant) -> bool {
@@ -193,7 +204,7 @@ impl SeriesSet {
         }
         let labels = key.to_labels();
         let series = Arc::new(Series {
-            durations: self.durations_of(&labels),
+            durations: self.durations.get(labels.destination(), || Histogram::new(CONNECTION_DURATIONS)),
             labels,
             opened: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -205,40 +216,9 @@ impl SeriesSet {
         series
     }
 
-    /// Durations have ten buckets, so they are kept for the destination alone.
-    fn durations_of(&self, labels: &SeriesLabels) -> Arc<DurationHistogram> {
-        let none = WorkloadName::both(UNKNOWN);
-        let labels = SeriesLabels {
-            source_identity: none.name.clone(),
-            destination_identity: none.name.clone(),
-            source: none.clone(),
-            service: none,
-            ..labels.clone()
-        };
-        let mut durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(histogram) = durations.get(&labels).and_then(Weak::upgrade) {
-            return histogram;
-        }
-        let histogram = Arc::new(DurationHistogram::default());
-        durations.insert(labels, Arc::downgrade(&histogram));
-        histogram
-    }
-
     fn shard(&self, hash: u64) -> &RwLock<Shard> {
         // The map uses the low bits.
         &self.shards[(hash >> 48) as usize % SHARDS]
-    }
-}
-
-impl SeriesSet {
-    /// The histograms of connection durations, ordered by their labels, of which the source, the Service and the
-    /// identities say nothing.
-    pub(super) fn durations(&self) -> Vec<(SeriesLabels, Arc<DurationHistogram>)> {
-        let durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<_> =
-            durations.iter().filter_map(|(labels, weak)| Some((labels.clone(), weak.upgrade()?))).collect();
-        all.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        all
     }
 }
 
@@ -297,17 +277,20 @@ impl<'a> Key<'a> {
 }
 
 impl SeriesLabels {
+    pub(super) fn destination(&self) -> DestinationLabels {
+        DestinationLabels {
+            destination: self.destination.clone(),
+            reporter: self.reporter,
+            security: self.security,
+        }
+    }
+
     fn is_other(&self) -> bool {
         [&self.source, &self.destination, &self.service].iter().all(|n| n.as_pair() == (OTHER, OTHER))
     }
 }
 
 impl WorkloadName {
-    fn both(value: &str) -> Self {
-        let value: Name = value.into();
-        Self { namespace: value.clone(), name: value }
-    }
-
     fn as_pair(&self) -> (&str, &str) {
         (&self.namespace, &self.name)
     }
