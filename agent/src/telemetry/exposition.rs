@@ -3,6 +3,8 @@
 //! The figures live elsewhere, in atomics made for those who count. Here is the only place that knows the names of
 //! metrics and labels; `docs/metrics.md` explains them to users.
 
+mod http;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -17,6 +19,7 @@ use prometheus_client::registry::Registry;
 
 use super::certificates::CertificateFigures;
 use super::histogram::{Histogram, HistogramFigures};
+use super::http::{DurationLabels, Sizes};
 use super::kernel::{KernelCounters, PodTcp};
 use super::process::ProcessFigures;
 use super::series::{DestinationLabels, Series, SeriesLabels};
@@ -43,6 +46,8 @@ pub(super) fn text_of(collector: impl Collector) -> String {
 struct Scrape {
     series: Vec<Arc<Series>>,
     durations: Vec<(DestinationLabels, Arc<Histogram>)>,
+    request_durations: Vec<(DurationLabels, Arc<Histogram>)>,
+    request_sizes: Vec<(DestinationLabels, Arc<Sizes>)>,
     tunnels: Arc<Tunnels>,
     kernel: KernelCounters,
     certificates: CertificateFigures,
@@ -76,6 +81,8 @@ impl Scrape {
         Self {
             series: telemetry.series.all(),
             durations: telemetry.series.durations(),
+            request_durations: telemetry.series.http().durations(),
+            request_sizes: telemetry.series.http().sizes(),
             tunnels: telemetry.tunnels.clone(),
             kernel: telemetry.kernel_counters(),
             certificates: telemetry.certificate_figures(),
@@ -95,6 +102,7 @@ impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let mut out = Out(encoder);
         self.connections(&mut out)?;
+        self.requests(&mut out)?;
         self.tunnels(&mut out)?;
         self.pods(&mut out)?;
         self.certificates(&mut out)?;
@@ -283,7 +291,7 @@ impl Scrape {
         for (resource, count) in &self.watch_failures {
             counter(&mut family, &[("resource", *resource)], *count)?;
         }
-        let help = "Connections counted under `other` because there are too many label sets.";
+        let help = "Connections and requests counted under `other` because there are too many label sets.";
         out.one_counter("undermesh_metrics_series_overflow", help, self.series_overflow)?;
         let help = "Lines of the access log that were not written, for its output was too slow or broken.";
         out.one_counter("undermesh_access_log_dropped", help, self.access_log_dropped)

@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::connection::{ConnectionFacts, Reporter, Security};
 use super::histogram::{CONNECTION_DURATIONS, Histogram};
+use super::http::{HttpRequest, HttpSeries, HttpSet};
 use super::shared::Shared;
-use super::{CloseReason, RefuseReason};
+use super::{CloseReason, RefuseReason, TelemetrySettings};
 use crate::model::{Name, Workload};
 use crate::snapshot::{Destination, Snapshot};
 
@@ -30,6 +31,9 @@ pub(super) struct Series {
     pub(super) closed: [AtomicU64; CloseReason::ALL.len()],
     pub(super) refused: [AtomicU64; RefuseReason::ALL.len()],
     pub(super) durations: Arc<Histogram>,
+    pub(super) active_requests: AtomicU64,
+    /// Of most it is never made: their connections carry no HTTP that anybody looks at.
+    pub(super) http: OnceLock<Box<HttpSeries>>,
 }
 
 /// The values of the labels that every connection metric has.
@@ -75,6 +79,7 @@ struct Key<'a> {
 pub(super) struct SeriesSet {
     shards: [RwLock<Shard>; SHARDS],
     durations: Shared<DestinationLabels, Histogram>,
+    http: HttpSet,
     hasher: RandomState,
     count: AtomicUsize,
     overflow: AtomicU64,
@@ -94,21 +99,31 @@ struct Entry {
 }
 
 impl SeriesSet {
-    pub(super) fn new(max: usize, grace: Duration) -> Self {
+    pub(super) fn new(settings: TelemetrySettings) -> Self {
         Self {
             shards: Default::default(),
             durations: Shared::default(),
+            http: HttpSet::new(settings.max_request_sets),
             hasher: RandomState::new(),
             count: AtomicUsize::new(0),
             overflow: AtomicU64::new(0),
-            max,
-            grace,
+            max: settings.max_label_sets,
+            grace: settings.series_grace,
             last_sweep: Mutex::new(None),
         }
     }
 
-    /// The counters of the connection's label set; made on first sight, `other` when there are too many.
+    /// The counters of the connection's label set, of which it is one more if there are too many.
     pub(super) fn get(&self, facts: &ConnectionFacts) -> Arc<Series> {
+        let series = self.find_or_make(facts);
+        if series.labels.is_other() {
+            self.overflow.fetch_add(1, Ordering::Relaxed);
+        }
+        series
+    }
+
+    /// The counters of these facts' label set; made on first sight, `other` when there are too many.
+    pub(super) fn find_or_make(&self, facts: &ConnectionFacts) -> Arc<Series> {
         let key = Key::of(facts);
         let hash = self.hasher.hash_one(key);
         if let Some(series) =
@@ -119,7 +134,6 @@ impl SeriesSet {
         if self.try_count() {
             return self.insert(hash, key, true);
         }
-        self.overflow.fetch_add(1, Ordering::Relaxed);
         let other = key.folded();
         let hash = self.hasher.hash_one(other);
         let found = find(&self.shard(hash).read().unwrap_or_else(PoisonError::into_inner), hash, other);
@@ -127,7 +141,16 @@ impl SeriesSet {
         found.unwrap_or_else(|| self.insert(hash, other, false))
     }
 
-    /// Connections that were counted under `other`.
+    /// Counts a request of this label set.
+    pub(super) fn count_request(&self, series: &Series, request: &HttpRequest) {
+        let http = series.http.get_or_init(|| Box::new(self.http.series_of(&series.labels)));
+        let has_place = http.count(&self.http, &series.labels, request);
+        if !has_place || series.labels.is_other() {
+            self.overflow.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Connections and requests that were counted under `other`.
     pub(super) fn overflow(&self) -> u64 {
         self.overflow.load(Ordering::Relaxed)
     }
@@ -146,6 +169,11 @@ impl SeriesSet {
     /// The histograms of connection durations, ordered by their labels.
     pub(super) fn durations(&self) -> Vec<(DestinationLabels, Arc<Histogram>)> {
         self.durations.all()
+    }
+
+    /// What the requests of all label sets have in common.
+    pub(super) fn http(&self) -> &HttpSet {
+        &self.http
     }
 
     /// Retires what has been without its workloads or its Service for the grace, and is not in use.
@@ -169,19 +197,22 @@ impl SeriesSet {
             });
         }
         self.durations.sweep();
+        self.http.sweep();
     }
 
     fn retire(&self, entry: &mut Entry, alive: &Alive<'_>, now: Instant) -> bool {
         // Under the shard's write lock nobody can get hold of the series, so being its only holder is final.
-        let in_use = Arc::strong_count(&entry.series) > 1;
-        if in_use || alive.has(&entry.series.labels) {
+        let Some(series) = Arc::get_mut(&mut entry.series).filter(|series| !alive.has(&series.labels)) else {
             entry.gone_since = None;
             return false;
-        }
+        };
         let since = *entry.gone_since.get_or_insert(now);
         let retire = now.saturating_duration_since(since) >= self.grace;
-        if retire && !entry.series.labels.is_other() {
+        if retire && !series.labels.is_other() {
             self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        if retire && let Some(http) = series.http.get_mut() {
+            self.http.retired(http);
         }
         retire
     }
@@ -211,6 +242,8 @@ impl SeriesSet {
             received: AtomicU64::new(0),
             closed: Default::default(),
             refused: Default::default(),
+            active_requests: AtomicU64::new(0),
+            http: OnceLock::new(),
         });
         shard.entry(hash).or_default().push(Entry { series: series.clone(), gone_since: None });
         series
@@ -290,7 +323,17 @@ impl SeriesLabels {
     }
 }
 
+impl DestinationLabels {
+    pub(super) fn folded(&self) -> Self {
+        Self { destination: WorkloadName::other(), ..self.clone() }
+    }
+}
+
 impl WorkloadName {
+    pub(super) fn other() -> Self {
+        Self { namespace: OTHER.into(), name: OTHER.into() }
+    }
+
     fn as_pair(&self) -> (&str, &str) {
         (&self.namespace, &self.name)
     }
