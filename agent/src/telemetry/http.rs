@@ -1,4 +1,4 @@
-//! What is told of HTTP requests: they are counted for each pair of workloads.
+//! What is told of HTTP requests: they are counted for each pair of workloads, and offered to the access log.
 //!
 //! The proxy says what became of a request; nothing here looks at a header or knows how a route matches.
 
@@ -79,11 +79,12 @@ impl Telemetry {
         HttpCounters(self.series.find_or_make(facts))
     }
 
-    /// Counts the request with each of the counters.
+    /// Counts the request with each of the counters, and logs it.
     pub fn request_finished(&self, counters: &[HttpCounters], request: HttpRequest) {
         for counters in counters {
             self.series.count_request(&counters.0, &request);
         }
+        self.access_log.request(request);
     }
 }
 
