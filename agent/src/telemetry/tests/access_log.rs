@@ -106,8 +106,9 @@ fn a_blocked_output_costs_lines_and_no_time() {
     assert!(!telemetry.access_log().flush(Duration::from_millis(10)), "the output is blocked");
     assert!(started.elapsed() < Duration::from_secs(5));
     let dropped = telemetry.access_log().dropped();
-    // The queue's worth, and what the writer had taken out of it before it met the closed gate.
-    assert!((900..1000).contains(&dropped), "{dropped}");
+    // All but the queue's worth, and what the writer had taken out of it before it met the closed gate: up to a batch,
+    // which is a hundred lines.
+    assert!((850..1000).contains(&dropped), "{dropped}");
     drop(closed);
     let deadline = Instant::now() + Duration::from_secs(10);
     while !telemetry.access_log().flush(Duration::from_secs(1)) {
