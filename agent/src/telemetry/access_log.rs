@@ -1,4 +1,4 @@
-//! One line per connection at its end, written by a thread of its own: however slow the output, the proxy never waits.
+//! One line per connection and per HTTP request at its end, written by a thread of its own: however slow the output, the proxy never waits.
 
 mod line;
 
@@ -12,12 +12,14 @@ use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::connection::{Connection, ConnectionFacts};
-use super::{CloseReason, RefuseReason};
+use super::{CloseReason, HttpRequest, RefuseReason};
 
 /// Lines that may wait for the writer: a second's worth of short connections.
 const QUEUE: usize = 16_384;
 /// How much is written at once when there is much to write.
 const BATCH_BYTES: usize = 64 * 1024;
+/// How much of a method, an authority and a path is kept: a full queue of the longest ones is 96 MiB.
+const MOST_OF_TEXT: usize = 2_048;
 
 /// Where the access log goes and how it looks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -107,6 +109,13 @@ impl AccessLog {
         self.offer(|at| Message::Refused { facts: Box::new(facts), reason, at });
     }
 
+    pub(super) fn request(&self, mut request: HttpRequest) {
+        self.offer(|at| {
+            shorten(&mut request);
+            Message::Request { request: Box::new(request), at }
+        });
+    }
+
     /// Waits until what is queued has been written, but no longer than this; says whether it has. It blocks.
     pub fn flush(&self, timeout: Duration) -> bool {
         let Some(queue) = &self.queue else { return true };
@@ -139,7 +148,23 @@ impl AccessLog {
 enum Message {
     Closed { connection: Arc<Connection>, reason: CloseReason, duration: Duration, at: SystemTime },
     Refused { facts: Box<ConnectionFacts>, reason: RefuseReason, at: SystemTime },
+    Request { request: Box<HttpRequest>, at: SystemTime },
     Flush(SyncSender<()>),
+}
+
+/// Gives back what is beyond the maximum, in memory too.
+fn shorten(request: &mut HttpRequest) {
+    for text in [&mut request.authority, &mut request.path] {
+        if text.len() > MOST_OF_TEXT {
+            text.truncate(text.floor_char_boundary(MOST_OF_TEXT));
+            text.shrink_to_fit();
+        }
+    }
+    // The beginning of a token is a token.
+    let beginning = request.method.as_str().get(..MOST_OF_TEXT).map(|text| text.parse());
+    if let Some(Ok(method)) = beginning {
+        request.method = method;
+    }
 }
 
 struct Writer<W> {

@@ -3,6 +3,8 @@
 //! The figures live elsewhere, in atomics made for those who count. Here is the only place that knows the names of
 //! metrics and labels; `docs/metrics.md` explains them to users.
 
+mod http;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -10,16 +12,17 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, MetricEncoder, NoLabelSet,
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeLabelSet, MetricEncoder, NoLabelSet,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::certificates::CertificateFigures;
-use super::duration::DurationHistogram;
+use super::histogram::{Histogram, HistogramFigures};
+use super::http::{DurationLabels, Sizes};
 use super::kernel::{KernelCounters, PodTcp};
 use super::process::ProcessFigures;
-use super::series::{Series, SeriesLabels};
+use super::series::{DestinationLabels, Series, SeriesLabels};
 use super::status::PodState;
 use super::{CloseReason, RefuseReason, Reporter, Telemetry, TunnelEnd, Tunnels};
 
@@ -42,7 +45,9 @@ pub(super) fn text_of(collector: impl Collector) -> String {
 #[derive(Debug)]
 struct Scrape {
     series: Vec<Arc<Series>>,
-    durations: Vec<(SeriesLabels, Arc<DurationHistogram>)>,
+    durations: Vec<(DestinationLabels, Arc<Histogram>)>,
+    request_durations: Vec<(DurationLabels, Arc<Histogram>)>,
+    request_sizes: Vec<(DestinationLabels, Arc<Sizes>)>,
     tunnels: Arc<Tunnels>,
     kernel: KernelCounters,
     certificates: CertificateFigures,
@@ -76,6 +81,8 @@ impl Scrape {
         Self {
             series: telemetry.series.all(),
             durations: telemetry.series.durations(),
+            request_durations: telemetry.series.http().durations(),
+            request_sizes: telemetry.series.http().sizes(),
             tunnels: telemetry.tunnels.clone(),
             kernel: telemetry.kernel_counters(),
             certificates: telemetry.certificate_figures(),
@@ -95,6 +102,7 @@ impl Collector for Scrape {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let mut out = Out(encoder);
         self.connections(&mut out)?;
+        self.requests(&mut out)?;
         self.tunnels(&mut out)?;
         self.pods(&mut out)?;
         self.certificates(&mut out)?;
@@ -146,19 +154,9 @@ impl Scrape {
         }
 
         let help = "How long connections were open, by destination, observed at their end.";
-        let mut family =
-            out.family("undermesh_tcp_connection_duration_seconds", help, MetricType::Histogram)?;
-        for (labels, histogram) in &self.durations {
-            let (sum, count, buckets) = histogram.read();
-            if count > 0 {
-                let labels = [
-                    ("reporter", labels.reporter.as_str()),
-                    ("destination_workload", &*labels.destination.name),
-                    ("destination_namespace", &*labels.destination.namespace),
-                    ("security", labels.security.as_str()),
-                ];
-                family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
-            }
+        let mut family = out.histogram("undermesh_tcp_connection_duration_seconds", help)?;
+        for (labels, durations) in &self.durations {
+            histogram(&mut family, &destination_labels(labels), durations)?;
         }
         Ok(())
     }
@@ -293,7 +291,7 @@ impl Scrape {
         for (resource, count) in &self.watch_failures {
             counter(&mut family, &[("resource", *resource)], *count)?;
         }
-        let help = "Connections counted under `other` because there are too many label sets.";
+        let help = "Connections and requests counted under `other` because there are too many label sets.";
         out.one_counter("undermesh_metrics_series_overflow", help, self.series_overflow)?;
         let help = "Lines of the access log that were not written, for its output was too slow or broken.";
         out.one_counter("undermesh_access_log_dropped", help, self.access_log_dropped)
@@ -350,6 +348,10 @@ impl Out<'_> {
         self.family(name, help, MetricType::Gauge)
     }
 
+    fn histogram<'s>(&'s mut self, name: &'s str, help: &'s str) -> Result<MetricEncoder<'s>, fmt::Error> {
+        self.family(name, help, MetricType::Histogram)
+    }
+
     pub(super) fn one_counter(
         &mut self,
         name: &str,
@@ -382,6 +384,19 @@ pub(super) fn gauge<const N: usize>(
     family.encode_family(labels)?.encode_gauge(&value)
 }
 
+/// Nothing of a histogram that has seen nothing: its buckets would be many samples that say the same.
+fn histogram(
+    family: &mut MetricEncoder<'_>,
+    labels: &impl EncodeLabelSet,
+    histogram: &Histogram,
+) -> fmt::Result {
+    let HistogramFigures { sum, count, buckets } = histogram.read();
+    if count == 0 {
+        return Ok(());
+    }
+    family.encode_family(labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
+}
+
 /// A sample for each reason that has occurred: most never do, and a series each would be a waste.
 fn by_reason<'a>(
     family: &mut MetricEncoder<'_>,
@@ -410,5 +425,14 @@ fn labels(labels: &SeriesLabels) -> [Label<'_>; 10] {
         ("security", labels.security.as_str()),
         ("source_identity", &labels.source_identity),
         ("destination_identity", &labels.destination_identity),
+    ]
+}
+
+fn destination_labels(labels: &DestinationLabels) -> [Label<'_>; 4] {
+    [
+        ("reporter", labels.reporter.as_str()),
+        ("destination_workload", &labels.destination.name),
+        ("destination_namespace", &labels.destination.namespace),
+        ("security", labels.security.as_str()),
     ]
 }

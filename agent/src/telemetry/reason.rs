@@ -1,4 +1,4 @@
-//! Why a connection ended, or never got through: closed sets with stable names, the values of the `reason` label.
+//! Why a connection or a request ended, or never got through: closed sets with stable names, the values of the `reason` label.
 //!
 //! The sets answer "whose doing was it, and what is there to fix?", not "which errno was it": each reason points at
 //! one party, and two errors with the same cure share one.
@@ -55,6 +55,47 @@ pub enum RefuseReason {
     /// Plaintext without proof of its origin, for a pod that takes none.
     PlaintextRefused,
     /// A limit on open connections was reached.
+    Limit,
+    /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
+    Internal,
+}
+
+/// Why an HTTP request ended as it did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RequestEnd {
+    /// An upstream answered, and all of the answer has gone to the client.
+    Done,
+    /// There are routes for the destination, and the request falls under none of their rules.
+    NoRoute,
+    /// The rule sends it to a backend that does not exist or that it must not refer to.
+    InvalidBackend,
+    /// The rule has no backend, or all of them weigh nothing.
+    NoBackend,
+    /// The rule redirects it.
+    Redirected,
+    /// The agent answered a CORS preflight.
+    Preflight,
+    /// The backend has no endpoint that may be used.
+    NoEndpoints,
+    /// The upstream answered with a reset: nothing listens there (`ECONNREFUSED`).
+    ConnectRefused,
+    /// The upstream did not answer in time.
+    ConnectTimeout,
+    /// Connecting to the upstream failed in another way.
+    ConnectFailed,
+    /// The other side of the tunnel does not let this client in.
+    Denied,
+    /// The upstream broke off before the end of its answer.
+    UpstreamReset,
+    /// One attempt took longer than the rule allows (`backendRequest`), and there was no further one.
+    UpstreamTimeout,
+    /// The request took longer than the rule allows (`request`).
+    RequestTimeout,
+    /// The client broke off before it had the answer.
+    ClientGone,
+    /// What the client sent is no HTTP, or none that may be forwarded.
+    BadRequest,
+    /// A limit was reached: on requests, on the size of a head, on what may wait.
     Limit,
     /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
     Internal,
@@ -130,6 +171,54 @@ impl RefuseReason {
     }
 }
 
+impl RequestEnd {
+    /// Every end, in the order of the declaration.
+    pub const ALL: [Self; 18] = [
+        Self::Done,
+        Self::NoRoute,
+        Self::InvalidBackend,
+        Self::NoBackend,
+        Self::Redirected,
+        Self::Preflight,
+        Self::NoEndpoints,
+        Self::ConnectRefused,
+        Self::ConnectTimeout,
+        Self::ConnectFailed,
+        Self::Denied,
+        Self::UpstreamReset,
+        Self::UpstreamTimeout,
+        Self::RequestTimeout,
+        Self::ClientGone,
+        Self::BadRequest,
+        Self::Limit,
+        Self::Internal,
+    ];
+
+    /// The stable name in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::NoRoute => "no_route",
+            Self::InvalidBackend => "invalid_backend",
+            Self::NoBackend => "no_backend",
+            Self::Redirected => "redirected",
+            Self::Preflight => "preflight",
+            Self::NoEndpoints => "no_endpoints",
+            Self::ConnectRefused => "connect_refused",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::ConnectFailed => "connect_failed",
+            Self::Denied => "denied",
+            Self::UpstreamReset => "upstream_reset",
+            Self::UpstreamTimeout => "upstream_timeout",
+            Self::RequestTimeout => "request_timeout",
+            Self::ClientGone => "client_gone",
+            Self::BadRequest => "bad_request",
+            Self::Limit => "limit",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,9 +235,17 @@ mod tests {
         }
         assert_eq!(RefuseReason::Internal as usize + 1, RefuseReason::ALL.len());
 
-        let mut names: Vec<_> = RefuseReason::ALL.iter().map(|r| r.as_str()).collect();
+        for (i, end) in RequestEnd::ALL.iter().enumerate() {
+            assert_eq!(*end as usize, i);
+        }
+        assert_eq!(RequestEnd::Internal as usize + 1, RequestEnd::ALL.len());
+
+        assert_differ(RefuseReason::ALL.map(RefuseReason::as_str));
+        assert_differ(RequestEnd::ALL.map(RequestEnd::as_str));
+    }
+
+    fn assert_differ<const N: usize>(mut names: [&str; N]) {
         names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), RefuseReason::ALL.len());
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
     }
 }

@@ -3,12 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::connection::{ConnectionFacts, Reporter, Security};
-use super::duration::DurationHistogram;
-use super::{CloseReason, RefuseReason};
+use super::histogram::{CONNECTION_DURATIONS, Histogram};
+use super::http::{HttpRequest, HttpSeries, HttpSet};
+use super::shared::Shared;
+use super::{CloseReason, RefuseReason, TelemetrySettings};
 use crate::model::{Name, Workload};
 use crate::snapshot::{Destination, Snapshot};
 
@@ -28,7 +30,10 @@ pub(super) struct Series {
     pub(super) received: AtomicU64,
     pub(super) closed: [AtomicU64; CloseReason::ALL.len()],
     pub(super) refused: [AtomicU64; RefuseReason::ALL.len()],
-    pub(super) durations: Arc<DurationHistogram>,
+    pub(super) durations: Arc<Histogram>,
+    pub(super) active_requests: AtomicU64,
+    /// Of most it is never made: their connections carry no HTTP that anybody looks at.
+    pub(super) http: OnceLock<Box<HttpSeries>>,
 }
 
 /// The values of the labels that every connection metric has.
@@ -39,6 +44,14 @@ pub(super) struct SeriesLabels {
     pub(super) service: WorkloadName,
     pub(super) source_identity: Name,
     pub(super) destination_identity: Name,
+    pub(super) reporter: Reporter,
+    pub(super) security: Security,
+}
+
+/// The labels of what has many buckets, and is kept for the destination alone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct DestinationLabels {
+    pub(super) destination: WorkloadName,
     pub(super) reporter: Reporter,
     pub(super) security: Security,
 }
@@ -65,7 +78,8 @@ struct Key<'a> {
 #[derive(Debug)]
 pub(super) struct SeriesSet {
     shards: [RwLock<Shard>; SHARDS],
-    durations: Mutex<HashMap<SeriesLabels, Weak<DurationHistogram>>>,
+    durations: Shared<DestinationLabels, Histogram>,
+    http: HttpSet,
     hasher: RandomState,
     count: AtomicUsize,
     overflow: AtomicU64,
@@ -85,21 +99,31 @@ struct Entry {
 }
 
 impl SeriesSet {
-    pub(super) fn new(max: usize, grace: Duration) -> Self {
+    pub(super) fn new(settings: TelemetrySettings) -> Self {
         Self {
             shards: Default::default(),
-            durations: Mutex::default(),
+            durations: Shared::default(),
+            http: HttpSet::new(settings.max_request_sets),
             hasher: RandomState::new(),
             count: AtomicUsize::new(0),
             overflow: AtomicU64::new(0),
-            max,
-            grace,
+            max: settings.max_label_sets,
+            grace: settings.series_grace,
             last_sweep: Mutex::new(None),
         }
     }
 
-    /// The counters of the connection's label set; made on first sight, `other` when there are too many.
+    /// The counters of the connection's label set, of which it is one more if there are too many.
     pub(super) fn get(&self, facts: &ConnectionFacts) -> Arc<Series> {
+        let series = self.find_or_make(facts);
+        if series.labels.is_other() {
+            self.overflow.fetch_add(1, Ordering::Relaxed);
+        }
+        series
+    }
+
+    /// The counters of these facts' label set; made on first sight, `other` when there are too many.
+    pub(super) fn find_or_make(&self, facts: &ConnectionFacts) -> Arc<Series> {
         let key = Key::of(facts);
         let hash = self.hasher.hash_one(key);
         if let Some(series) =
@@ -110,7 +134,6 @@ impl SeriesSet {
         if self.try_count() {
             return self.insert(hash, key, true);
         }
-        self.overflow.fetch_add(1, Ordering::Relaxed);
         let other = key.folded();
         let hash = self.hasher.hash_one(other);
         let found = find(&self.shard(hash).read().unwrap_or_else(PoisonError::into_inner), hash, other);
@@ -118,7 +141,16 @@ impl SeriesSet {
         found.unwrap_or_else(|| self.insert(hash, other, false))
     }
 
-    /// Connections that were counted under `other`.
+    /// Counts a request of this label set.
+    pub(super) fn count_request(&self, series: &Series, request: &HttpRequest) {
+        let http = series.http.get_or_init(|| Box::new(self.http.series_of(&series.labels)));
+        let has_place = http.count(&self.http, &series.labels, request);
+        if !has_place || series.labels.is_other() {
+            self.overflow.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Connections and requests that were counted under `other`.
     pub(super) fn overflow(&self) -> u64 {
         self.overflow.load(Ordering::Relaxed)
     }
@@ -132,6 +164,16 @@ impl SeriesSet {
         }
         all.sort_unstable_by(|a, b| a.labels.cmp(&b.labels));
         all
+    }
+
+    /// The histograms of connection durations, ordered by their labels.
+    pub(super) fn durations(&self) -> Vec<(DestinationLabels, Arc<Histogram>)> {
+        self.durations.all()
+    }
+
+    /// What the requests of all label sets have in common.
+    pub(super) fn http(&self) -> &HttpSet {
+        &self.http
     }
 
     /// Retires what has been without its workloads or its Service for the grace, and is not in use.
@@ -154,23 +196,23 @@ impl SeriesSet {
                 !entries.is_empty()
             });
         }
-        self.durations
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|_, histogram| histogram.strong_count() > 0);
+        self.durations.sweep();
+        self.http.sweep();
     }
 
     fn retire(&self, entry: &mut Entry, alive: &Alive<'_>, now: Instant) -> bool {
         // Under the shard's write lock nobody can get hold of the series, so being its only holder is final.
-        let in_use = Arc::strong_count(&entry.series) > 1;
-        if in_use || alive.has(&entry.series.labels) {
+        let Some(series) = Arc::get_mut(&mut entry.series).filter(|series| !alive.has(&series.labels)) else {
             entry.gone_since = None;
             return false;
-        }
+        };
         let since = *entry.gone_since.get_or_insert(now);
         let retire = now.saturating_duration_since(since) >= self.grace;
-        if retire && !entry.series.labels.is_other() {
+        if retire && !series.labels.is_other() {
             self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+        if retire && let Some(http) = series.http.get_mut() {
+            self.http.retired(http);
         }
         retire
     }
@@ -193,52 +235,23 @@ impl SeriesSet {
         }
         let labels = key.to_labels();
         let series = Arc::new(Series {
-            durations: self.durations_of(&labels),
+            durations: self.durations.get(labels.destination(), || Histogram::new(CONNECTION_DURATIONS)),
             labels,
             opened: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             closed: Default::default(),
             refused: Default::default(),
+            active_requests: AtomicU64::new(0),
+            http: OnceLock::new(),
         });
         shard.entry(hash).or_default().push(Entry { series: series.clone(), gone_since: None });
         series
     }
 
-    /// Durations have ten buckets, so they are kept for the destination alone.
-    fn durations_of(&self, labels: &SeriesLabels) -> Arc<DurationHistogram> {
-        let none = WorkloadName::both(UNKNOWN);
-        let labels = SeriesLabels {
-            source_identity: none.name.clone(),
-            destination_identity: none.name.clone(),
-            source: none.clone(),
-            service: none,
-            ..labels.clone()
-        };
-        let mut durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(histogram) = durations.get(&labels).and_then(Weak::upgrade) {
-            return histogram;
-        }
-        let histogram = Arc::new(DurationHistogram::default());
-        durations.insert(labels, Arc::downgrade(&histogram));
-        histogram
-    }
-
     fn shard(&self, hash: u64) -> &RwLock<Shard> {
         // The map uses the low bits.
         &self.shards[(hash >> 48) as usize % SHARDS]
-    }
-}
-
-impl SeriesSet {
-    /// The histograms of connection durations, ordered by their labels, of which the source, the Service and the
-    /// identities say nothing.
-    pub(super) fn durations(&self) -> Vec<(SeriesLabels, Arc<DurationHistogram>)> {
-        let durations = self.durations.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<_> =
-            durations.iter().filter_map(|(labels, weak)| Some((labels.clone(), weak.upgrade()?))).collect();
-        all.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        all
     }
 }
 
@@ -297,15 +310,28 @@ impl<'a> Key<'a> {
 }
 
 impl SeriesLabels {
+    pub(super) fn destination(&self) -> DestinationLabels {
+        DestinationLabels {
+            destination: self.destination.clone(),
+            reporter: self.reporter,
+            security: self.security,
+        }
+    }
+
     fn is_other(&self) -> bool {
         [&self.source, &self.destination, &self.service].iter().all(|n| n.as_pair() == (OTHER, OTHER))
     }
 }
 
+impl DestinationLabels {
+    pub(super) fn folded(&self) -> Self {
+        Self { destination: WorkloadName::other(), ..self.clone() }
+    }
+}
+
 impl WorkloadName {
-    fn both(value: &str) -> Self {
-        let value: Name = value.into();
-        Self { namespace: value.clone(), name: value }
+    pub(super) fn other() -> Self {
+        Self { namespace: OTHER.into(), name: OTHER.into() }
     }
 
     fn as_pair(&self) -> (&str, &str) {

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 
 use super::super::connection::{ConnectionFacts, Peer};
+use super::super::http::{HttpRequest, RouteLabel};
 use super::{AccessLogFormat, Message};
 
 /// Appends the line and its end.
@@ -21,6 +22,7 @@ pub(super) fn write(message: &Message, format: AccessLogFormat, out: &mut String
             sent: connection.sent(),
             received: connection.received(),
             duration: *duration,
+            request: None,
         },
         Message::Refused { facts, reason, at } => Line {
             at: *at,
@@ -31,6 +33,18 @@ pub(super) fn write(message: &Message, format: AccessLogFormat, out: &mut String
             sent: 0,
             received: 0,
             duration: Duration::ZERO,
+            request: None,
+        },
+        Message::Request { request, at } => Line {
+            at: *at,
+            outcome: "request",
+            reason: request.end.as_str(),
+            facts: &request.facts,
+            upstream: request.upstream,
+            sent: request.request_bytes,
+            received: request.response_bytes,
+            duration: request.duration,
+            request: Some(request),
         },
         Message::Flush(_) => return,
     };
@@ -50,6 +64,8 @@ struct Line<'a> {
     sent: u64,
     received: u64,
     duration: Duration,
+    /// What a line has beside the fields of a connection's.
+    request: Option<&'a HttpRequest>,
 }
 
 impl Line<'_> {
@@ -80,9 +96,10 @@ impl Line<'_> {
         fields.text("dialled_address", Some(&facts.dialled))?;
         fields.text("client_address", Some(&facts.client))?;
         fields.text("upstream_address", self.upstream.as_ref())?;
-        fields.number("sent_bytes", &self.sent)?;
-        fields.number("received_bytes", &self.received)?;
-        fields.number("duration_seconds", &format_args!("{:.6}", self.duration.as_secs_f64()))
+        fields.number("sent_bytes", Some(&self.sent))?;
+        fields.number("received_bytes", Some(&self.received))?;
+        fields.number("duration_seconds", Some(&format_args!("{:.6}", self.duration.as_secs_f64())))?;
+        self.request.map_or(Ok(()), |of| request(fields, of))
     }
 }
 
@@ -95,10 +112,39 @@ fn peer(fields: &mut impl Fields, names: [&'static str; 5], peer: &Peer) -> fmt:
     fields.text(names[4], Some(&peer.address))
 }
 
+fn request(fields: &mut impl Fields, request: &HttpRequest) -> fmt::Result {
+    fields.text("method", Some(&request.method))?;
+    fields.text("authority", Some(&request.authority))?;
+    fields.text("path", Some(&request.path))?;
+    fields.text("version", Some(&version(request.version)))?;
+    fields.number("status", request.status.as_ref())?;
+    fields.number("grpc_status", request.grpc_status.as_ref())?;
+    let route = request.route.as_ref();
+    match route {
+        Some(RouteLabel { kind, id, .. }) => fields.text("route", Some(&format_args!("{kind}/{id}")))?,
+        None => fields.text("route", None::<&&str>)?,
+    }
+    fields.text("rule", route.map(|route| &route.rule))?;
+    fields.number("attempts", Some(&request.attempts))?;
+    fields.text("trace_id", request.trace_id.as_ref())
+}
+
+/// As people write it: HTTP/2 and 3 have no minor version.
+fn version(version: http::Version) -> &'static str {
+    match version {
+        http::Version::HTTP_09 => "HTTP/0.9",
+        http::Version::HTTP_10 => "HTTP/1.0",
+        http::Version::HTTP_11 => "HTTP/1.1",
+        http::Version::HTTP_2 => "HTTP/2",
+        http::Version::HTTP_3 => "HTTP/3",
+        _ => "unknown",
+    }
+}
+
 /// A form that a line can take.
 trait Fields {
     fn text(&mut self, name: &'static str, value: Option<&impl Display>) -> fmt::Result;
-    fn number(&mut self, name: &'static str, value: &impl Display) -> fmt::Result;
+    fn number(&mut self, name: &'static str, value: Option<&impl Display>) -> fmt::Result;
 }
 
 struct Json<'a> {
@@ -133,9 +179,12 @@ impl Fields for Json<'_> {
         }
     }
 
-    fn number(&mut self, name: &'static str, value: &impl Display) -> fmt::Result {
+    fn number(&mut self, name: &'static str, value: Option<&impl Display>) -> fmt::Result {
         self.name(name)?;
-        write!(self.out, "{value}")
+        match value {
+            None => self.out.write_str("null"),
+            Some(value) => write!(self.out, "{value}"),
+        }
     }
 }
 
@@ -188,7 +237,8 @@ impl Fields for Text<'_> {
         Ok(())
     }
 
-    fn number(&mut self, name: &'static str, value: &impl Display) -> fmt::Result {
+    fn number(&mut self, name: &'static str, value: Option<&impl Display>) -> fmt::Result {
+        let Some(value) = value else { return Ok(()) };
         self.name(name)?;
         write!(self.out, "{value}")
     }

@@ -10,7 +10,11 @@ fn both_formats_are_well_formed() {
     let telemetry = telemetry(TelemetrySettings::default());
     let odd = ConnectionFacts { service: Some(ObjectRef::new("a\"}\n", "b\\ # {")), ..facts("web -> db") };
     telemetry.connection_opened(odd.clone()).close(CloseReason::ClientTimeout);
-    telemetry.connection_refused(odd, RefuseReason::Limit);
+    telemetry.connection_refused(odd.clone(), RefuseReason::Limit);
+    let route = Some(RouteLabel { rule: "a\"}\n".into(), ..http::route("b\\ # {", "0") });
+    let counters = [telemetry.http_counters(&odd)];
+    telemetry.request_finished(&counters, HttpRequest { route, ..http::request("GET 200") });
+    telemetry.request_finished(&counters, HttpRequest { route: None, ..http::request("POST -") });
     let open = telemetry.connection_opened(facts("web -> ?"));
     open.add_sent(1);
 
@@ -100,5 +104,13 @@ fn every_metric_and_reason_is_documented() {
     let reasons = reasons.chain(RefuseReason::ALL.map(RefuseReason::as_str));
     for name in families.chain(reasons) {
         assert!(docs.contains(&format!("`{name}`")), "docs/metrics.md does not mention `{name}`");
+    }
+    // Many of these are reasons of connections too.
+    let requests = docs.split("\n## ").find(|part| part.starts_with("HTTP requests\n")).unwrap();
+    for end in RequestEnd::ALL.map(RequestEnd::as_str) {
+        assert!(
+            requests.contains(&format!("`{end}`")),
+            "docs/metrics.md does not mention `{end}` of requests"
+        );
     }
 }

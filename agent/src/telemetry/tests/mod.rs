@@ -2,6 +2,7 @@
 
 mod access_log;
 mod formats;
+mod http;
 
 use std::net::SocketAddr;
 use std::sync::Barrier;
@@ -155,7 +156,11 @@ fn label_sets_beyond_the_maximum_are_folded_and_counted() {
 #[test]
 fn series_of_what_is_gone_go_after_the_grace_and_make_room() {
     let grace = Duration::from_secs(300);
-    let telemetry = telemetry(TelemetrySettings { max_label_sets: 1, series_grace: grace });
+    let telemetry = telemetry(TelemetrySettings {
+        max_label_sets: 1,
+        series_grace: grace,
+        ..TelemetrySettings::default()
+    });
     // The dialled Service is none that the snapshots below would have to have.
     let call = |call| ConnectionFacts { service: None, ..facts(call) };
     let opened = |name: &str| samples(&telemetry).contains(&format!("source_workload=\"{name}\""));
@@ -303,7 +308,11 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
 #[test]
 fn identities_are_labels_that_go_with_their_workloads() {
     let grace = Duration::from_secs(300);
-    let telemetry = telemetry(TelemetrySettings { max_label_sets: 2, series_grace: grace });
+    let telemetry = telemetry(TelemetrySettings {
+        max_label_sets: 2,
+        series_grace: grace,
+        ..TelemetrySettings::default()
+    });
     let stranger = |name: &str| {
         let mut facts = ConnectionFacts { service: None, security: Security::MutualTls, ..facts("? -> db") };
         facts.source.identity = Some(format!("spiffe://elsewhere.test/ns/a/sa/{name}").into());
