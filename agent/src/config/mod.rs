@@ -6,6 +6,7 @@
 mod compiler;
 pub mod document;
 mod rejection;
+pub mod resolve;
 
 pub use compiler::{Change, Compiler, Defaults};
 pub use document::{Document, Key, Kind};

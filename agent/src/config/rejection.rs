@@ -100,6 +100,31 @@ impl Problem {
     pub fn new(field: FieldPath, message: impl Into<String>) -> Self {
         Self { field, message: message.into() }
     }
+
+    /// Says of a field that it is not of the type that it should be: what was expected goes first, as everywhere.
+    pub fn of_type(field: &FieldPath, error: &serde_json::Error) -> Self {
+        let message = error.to_string();
+        // "invalid type: string "x", expected i32".
+        let found_expected = ["invalid type: ", "invalid value: "]
+            .iter()
+            .find_map(|prefix| message.strip_prefix(prefix)?.rsplit_once(", expected "));
+        let message = match found_expected {
+            Some((found, expected)) => format!("expected {}, found {found}", plain(expected)),
+            None => message,
+        };
+        Self::new(field.clone(), message)
+    }
+}
+
+/// What serde calls a type, as the user would.
+fn plain(expected: &str) -> &str {
+    match expected {
+        "i32" | "i64" => "a whole number",
+        "bool" => "true or false",
+        "Time" => "a time such as 2026-01-31T12:00:00Z",
+        other if other.starts_with("struct ") => "a map",
+        other => other,
+    }
 }
 
 impl FieldPath {

@@ -150,8 +150,6 @@ pub struct SessionPersistence {
     pub absolute_timeout: Option<Duration>,
     /// The session ends when it was not used for so long.
     pub idle_timeout: Option<Duration>,
-    /// The `Path` of the cookie; `/` unless given.
-    pub path: Name,
 }
 
 /// What carries a session.

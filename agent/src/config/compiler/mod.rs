@@ -7,20 +7,25 @@ mod loads;
 #[cfg(test)]
 mod measure;
 mod pods;
+mod routes;
 mod services;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use self::claims::{Claimant, Claims};
 use self::loads::Loads;
 use self::pods::{Pods, Surroundings};
+use self::routes::Routes;
 use self::services::{Reference, Services};
+use super::Problem;
 use super::document::{self, Document, Key, Kind, Marks};
+use super::resolve::ParentStatus;
 use crate::model::{self, MtlsMode, Name, NodeInfo, ObjectRef, TrustDomain};
+use crate::route::{RouteKind, RouteRef};
 use crate::snapshot::{Destination, Snapshot};
 
 /// Holds the documents in force and the snapshot made from them.
@@ -31,9 +36,11 @@ pub struct Compiler {
     namespaces: HashMap<Name, Arc<document::Namespace>>,
     pods: Pods,
     services: Services,
+    routes: Routes,
     claims: Claims,
     loads: Loads,
     snapshot: Snapshot,
+    has_new_problems: bool,
 }
 
 /// What holds where the documents do not say.
@@ -59,6 +66,9 @@ pub enum Change {
 struct Affected {
     pods: BTreeSet<ObjectRef>,
     services: BTreeSet<ObjectRef>,
+    routes: BTreeSet<RouteRef>,
+    /// Services whose routes are to be put together again.
+    routed: BTreeSet<ObjectRef>,
     /// Where the owner may be another one or may have changed.
     addresses: BTreeSet<IpAddr>,
 }
@@ -72,9 +82,11 @@ impl Compiler {
             namespaces: HashMap::new(),
             pods: Pods::default(),
             services: Services::default(),
+            routes: Routes::default(),
             claims: Claims::default(),
             loads: Loads::default(),
             snapshot: Snapshot::default(),
+            has_new_problems: false,
         }
     }
 
@@ -88,6 +100,22 @@ impl Compiler {
     /// The world as the documents in force describe it; a cheap copy.
     pub fn snapshot(&self) -> Snapshot {
         self.snapshot.clone()
+    }
+
+    /// What is wrong with documents that are well written, in the world as it is: references to what is not there, or what
+    /// another has already.
+    pub fn problems(&self) -> &BTreeMap<Key, Vec<Problem>> {
+        self.routes.problems()
+    }
+
+    /// Whether the problems are others than when this was last asked.
+    pub fn take_new_problems(&mut self) -> bool {
+        std::mem::take(&mut self.has_new_problems)
+    }
+
+    /// How the route stands with its parents, for its status.
+    pub fn route_statuses(&self, route: &RouteRef) -> Vec<ParentStatus> {
+        self.routes.statuses(route)
     }
 
     /// Applies the changes as one. If the snapshot changed by it, it has the next generation and the answer is true.
@@ -115,6 +143,13 @@ impl Compiler {
         for id in std::mem::take(&mut affected.services) {
             changed |= self.compile_service(&id, &mut affected.addresses);
         }
+        for id in std::mem::take(&mut affected.routes) {
+            affected.routed.extend(self.routes.resolve(&id, &self.services));
+        }
+        for service in std::mem::take(&mut affected.routed) {
+            changed |= self.attach_routes(&service, &mut affected.addresses);
+        }
+        self.has_new_problems |= self.routes.say();
         for address in affected.addresses {
             changed |= self.publish_address(address);
         }
@@ -138,11 +173,23 @@ impl Compiler {
             }
             Change::Put(Document::Service(new)) => {
                 affected.services.insert(new.id.clone());
+                if self.services.document(&new.id).is_none_or(|old| !is_same_to_routes(old, &new)) {
+                    affected.routes.extend(self.routes.of_service(&new.id));
+                }
                 self.services.put(new, &self.pods);
             }
             Change::Put(Document::Pod(new)) => self.hold_pod(&new.id.clone(), Some(new), affected),
             Change::Put(Document::EndpointSlice(new)) => {
                 affected.services.extend(self.services.put_slice(new));
+            }
+            Change::Put(Document::ReferenceGrant(new)) => {
+                affected.routes.extend(self.routes.put_grant(&new.id.clone(), Some(new)));
+            }
+            Change::Put(Document::Route(new)) => {
+                let id = new.id.clone();
+                if self.routes.put(new) {
+                    affected.routes.insert(id);
+                }
             }
             Change::Remove(key) => match key.kind {
                 Kind::Namespace => {
@@ -152,12 +199,22 @@ impl Compiler {
                 }
                 Kind::Service => {
                     affected.services.insert(key.id());
+                    affected.routes.extend(self.routes.of_service(&key.id()));
                     self.services.remove(&key.id());
                 }
                 Kind::Pod => self.hold_pod(&key.id(), None, affected),
                 Kind::EndpointSlice => affected.services.extend(self.services.remove_slice(&key.id())),
+                Kind::ReferenceGrant => affected.routes.extend(self.routes.put_grant(&key.id(), None)),
+                Kind::HttpRoute => self.remove_route(RouteKind::Http, key.id(), affected),
+                Kind::GrpcRoute => self.remove_route(RouteKind::Grpc, key.id(), affected),
             },
         }
+    }
+
+    fn remove_route(&mut self, kind: RouteKind, id: ObjectRef, affected: &mut Affected) {
+        let route = RouteRef { kind, id };
+        self.routes.remove(&route);
+        affected.routes.insert(route);
     }
 
     fn hold_pod(&mut self, id: &ObjectRef, new: Option<Arc<document::Pod>>, affected: &mut Affected) {
@@ -230,6 +287,28 @@ impl Compiler {
             self.claims.claim(address, Claimant::Service(id.clone()), Default::default());
         }
         addresses.extend(old_addresses.into_iter().chain(new_addresses));
+        match new {
+            Some(new) => drop(self.snapshot.services.insert(id.clone(), new)),
+            None => drop(self.snapshot.services.remove(id)),
+        }
+        true
+    }
+
+    /// Puts the Service's routes together and into the snapshot. True if that changed it.
+    fn attach_routes(&mut self, service: &ObjectRef, addresses: &mut BTreeSet<IpAddr>) -> bool {
+        let new = self.routes.attach(service);
+        let old = self.snapshot.routes.get(service);
+        if old.map(Arc::as_ref) == new.as_ref() {
+            return false;
+        }
+        if old.is_some() != new.is_some() {
+            // A route makes a Service known to the mesh.
+            addresses.extend(self.services.compiled(service).into_iter().flat_map(|it| &it.addresses));
+        }
+        match new {
+            Some(new) => drop(self.snapshot.routes.insert(service.clone(), Arc::new(new))),
+            None => drop(self.snapshot.routes.remove(service)),
+        }
         true
     }
 
@@ -243,7 +322,7 @@ impl Compiler {
             self.snapshot.captured.remove(&address);
             return self.snapshot.destinations.remove(&address).is_some();
         };
-        if is_captured(&destination) {
+        if self.is_captured(&destination) {
             self.snapshot.captured.insert(address);
         } else {
             self.snapshot.captured.remove(&address);
@@ -258,6 +337,21 @@ impl Compiler {
         }
         !same
     }
+
+    fn is_captured(&self, destination: &Destination) -> bool {
+        match destination {
+            Destination::Workload(workload) => workload.enrolment.is_wanted(),
+            Destination::Service(service) => {
+                let is_api_server = &*service.id.namespace == "default" && &*service.id.name == "kubernetes";
+                let enrolled = |endpoint: &model::Endpoint| {
+                    endpoint.workload.as_ref().is_some_and(|workload| workload.enrolment.is_wanted())
+                };
+                let is_known = self.snapshot.routes.contains_key(&service.id)
+                    || service.ports.iter().any(|port| port.endpoints.iter().any(enrolled));
+                is_known && !is_api_server
+            }
+        }
+    }
 }
 
 impl Change {
@@ -269,15 +363,10 @@ impl Change {
     }
 }
 
-fn is_captured(destination: &Destination) -> bool {
-    match destination {
-        Destination::Workload(workload) => workload.enrolment.is_wanted(),
-        Destination::Service(service) => {
-            let is_api_server = &*service.id.namespace == "default" && &*service.id.name == "kubernetes";
-            let enrolled = |endpoint: &model::Endpoint| {
-                endpoint.workload.as_ref().is_some_and(|workload| workload.enrolment.is_wanted())
-            };
-            !is_api_server && service.ports.iter().any(|port| port.endpoints.iter().any(enrolled))
-        }
-    }
+/// Whether all is the same that routes ask of a Service.
+fn is_same_to_routes(a: &document::Service, b: &document::Service) -> bool {
+    let ports = |service: &document::Service| {
+        service.ports.iter().map(|port| (port.name.clone(), port.port)).collect::<Vec<_>>()
+    };
+    a.addresses.is_empty() == b.addresses.is_empty() && ports(a) == ports(b)
 }

@@ -150,6 +150,11 @@ impl Services {
         self.references.get(reference).into_iter().flatten().cloned()
     }
 
+    /// The Service as it is written, with a cluster IP or without.
+    pub(super) fn document(&self, id: &ObjectRef) -> Option<&Arc<document::Service>> {
+        self.entries.get(id)?.document.as_ref()
+    }
+
     pub(super) fn compiled(&self, id: &ObjectRef) -> Option<&Arc<Service>> {
         self.entries.get(id)?.compiled.as_ref()
     }

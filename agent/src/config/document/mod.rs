@@ -6,13 +6,18 @@
 mod endpoint_slice;
 mod marks;
 mod namespace;
+mod place;
 mod pod;
+mod reference_grant;
+mod route;
 mod service;
 
 pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
 pub use marks::{Marks, MeshLabel};
 pub use namespace::Namespace;
 pub use pod::{ContainerPort, ENROLLED, Pod, Published};
+pub use reference_grant::ReferenceGrant;
+pub use route::{BackendRef, Parent, Reference, Route, RouteRule, RouteSpec, RuleFilters};
 pub use service::{Service, ServicePort, TargetPort};
 
 use std::fmt;
@@ -22,9 +27,11 @@ use std::sync::Arc;
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{FieldPath, Problem};
 use crate::model::{Name, ObjectRef};
+use crate::route::{RouteKind, RouteRef};
 
 /// One object, reduced to what the mesh needs of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +44,10 @@ pub enum Document {
     Pod(Arc<Pod>),
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice(Arc<EndpointSlice>),
+    /// `gateway.networking.k8s.io` ReferenceGrant.
+    ReferenceGrant(Arc<ReferenceGrant>),
+    /// `gateway.networking.k8s.io/v1` HTTPRoute or GRPCRoute.
+    Route(Arc<Route>),
 }
 
 /// The kinds of objects that are read; all others are passed over. In the order in which they are best applied.
@@ -50,6 +61,14 @@ pub enum Kind {
     Pod,
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
+    /// `gateway.networking.k8s.io` ReferenceGrant.
+    ReferenceGrant,
+    /// `gateway.networking.k8s.io/v1` HTTPRoute.
+    #[serde(rename = "HTTPRoute")]
+    HttpRoute,
+    /// `gateway.networking.k8s.io/v1` GRPCRoute.
+    #[serde(rename = "GRPCRoute")]
+    GrpcRoute,
 }
 
 /// Tells an object from all others. Printed as `Pod shop/web`.
@@ -71,6 +90,8 @@ impl Document {
             Self::Service(it) => Key::of(Kind::Service, &it.id),
             Self::Pod(it) => Key::of(Kind::Pod, &it.id),
             Self::EndpointSlice(it) => Key::of(Kind::EndpointSlice, &it.id),
+            Self::ReferenceGrant(it) => Key::of(Kind::ReferenceGrant, &it.id),
+            Self::Route(it) => Key::from(&it.id),
         }
     }
 
@@ -81,6 +102,8 @@ impl Document {
             Self::Service(_) => Kind::Service,
             Self::Pod(_) => Kind::Pod,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
+            Self::Route(it) => it.id.kind.into(),
         }
     }
 
@@ -106,11 +129,34 @@ impl Document {
     ) -> Result<Self, Problem> {
         EndpointSlice::read(object, problems).map(|it| Self::EndpointSlice(Arc::new(it)))
     }
+
+    /// Reads a ReferenceGrant; problems that it survives are added to `problems`.
+    pub fn reference_grant(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        ReferenceGrant::read(object, problems).map(|it| Self::ReferenceGrant(Arc::new(it)))
+    }
+
+    /// Reads an HTTPRoute; problems are added to `problems`. One that says anything badly is a document without a spec.
+    pub fn http_route(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        Route::read(RouteKind::Http, object, problems).map(|it| Self::Route(Arc::new(it)))
+    }
+
+    /// Reads a GRPCRoute; problems are added to `problems`. One that says anything badly is a document without a spec.
+    pub fn grpc_route(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        Route::read(RouteKind::Grpc, object, problems).map(|it| Self::Route(Arc::new(it)))
+    }
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Namespace, Self::Service, Self::Pod, Self::EndpointSlice];
+    pub const ALL: [Self; 7] = [
+        Self::Namespace,
+        Self::Service,
+        Self::Pod,
+        Self::EndpointSlice,
+        Self::ReferenceGrant,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+    ];
 
     /// The `kind` of a manifest.
     pub fn as_str(self) -> &'static str {
@@ -119,14 +165,24 @@ impl Kind {
             Self::Service => "Service",
             Self::Pod => "Pod",
             Self::EndpointSlice => "EndpointSlice",
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
         }
     }
 
-    /// The `apiVersion` that is read.
-    pub fn api_version(self) -> &'static str {
+    /// The `apiVersion` that is read; of several, the newest.
+    pub fn api_version(self) -> String {
+        let (group, version) = (self.group(), self.versions()[0]);
+        if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") }
+    }
+
+    /// The versions that are read, which all say the same; the newest first.
+    pub fn versions(self) -> &'static [&'static str] {
         match self {
-            Self::Namespace | Self::Service | Self::Pod => "v1",
-            Self::EndpointSlice => "discovery.k8s.io/v1",
+            // It was v1beta1 for years, and clusters with a bundle before 1.5 have nothing else.
+            Self::ReferenceGrant => &["v1", "v1beta1"],
+            _ => &["v1"],
         }
     }
 
@@ -135,7 +191,23 @@ impl Kind {
         match self {
             Self::Namespace | Self::Service | Self::Pod => "",
             Self::EndpointSlice => "discovery.k8s.io",
+            Self::ReferenceGrant | Self::HttpRoute | Self::GrpcRoute => route::GROUP,
         }
+    }
+}
+
+impl From<RouteKind> for Kind {
+    fn from(kind: RouteKind) -> Self {
+        match kind {
+            RouteKind::Http => Self::HttpRoute,
+            RouteKind::Grpc => Self::GrpcRoute,
+        }
+    }
+}
+
+impl From<&RouteRef> for Key {
+    fn from(route: &RouteRef) -> Self {
+        Self::of(route.kind.into(), &route.id)
     }
 }
 

@@ -70,6 +70,11 @@ impl Service {
             distribution: distribution(spec, problems),
         })
     }
+
+    /// Whether it is the API server's own, which the mesh keeps away from: without it nothing could be put right.
+    pub fn is_api_server(&self) -> bool {
+        &*self.id.namespace == "default" && &*self.id.name == "kubernetes"
+    }
 }
 
 fn addresses(spec: &core::ServiceSpec, problems: &mut Vec<Problem>) -> Vec<IpAddr> {

@@ -15,8 +15,9 @@ pub fn manifests(file: &Path, bytes: &[u8]) {
     }
     let mut store = Store::default();
     let changes = store.update([(file.to_owned(), Some(objects))]);
-    for rejection in store.rejections() {
+    let mut compiler = Compiler::new(NodeInfo { name: "node1".into(), zone: None });
+    compiler.apply(changes);
+    for rejection in store.rejections(compiler.problems()) {
         assert!(!rejection.to_string().is_empty());
     }
-    Compiler::new(NodeInfo { name: "node1".into(), zone: None }).apply(changes);
 }

@@ -5,6 +5,7 @@ mod locate;
 mod split;
 
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
@@ -24,6 +25,25 @@ pub(super) struct Object {
     pub(super) document: Option<Document>,
     /// What is wrong with it.
     pub(super) rejections: Vec<Rejection>,
+    /// Where its fields are, of kinds with which something may be wrong only because of others.
+    pub(super) text: Option<Text>,
+}
+
+/// Where an object is written.
+#[derive(Clone, Debug)]
+pub(super) struct Text {
+    document: Arc<Located>,
+    /// From the document, which may be a list, to the object.
+    path: FieldPath,
+}
+
+/// A document that is kept because somebody may yet ask where its fields are.
+#[derive(Debug)]
+struct Located {
+    text: Box<str>,
+    lines_before: u32,
+    start: Position,
+    positions: OnceLock<Positions>,
 }
 
 /// Reads the objects of a file, in their order. Kinds that the mesh does not know are passed over.
@@ -40,7 +60,8 @@ pub(super) fn read(file: &Path, bytes: &[u8]) -> Result<Vec<Object>, Box<Rejecti
     let syntax = if file.extension().is_some_and(|it| it == "json") { Syntax::Json } else { Syntax::Yaml };
     let mut objects = Vec::new();
     for chunk in split::documents(text.strip_prefix('\u{feff}').unwrap_or(text), syntax) {
-        let mut reader = Reader { file, syntax, chunk, positions: None, objects: &mut objects };
+        let mut reader =
+            Reader { file, syntax, chunk, positions: None, located: None, objects: &mut objects };
         reader.read();
     }
     Ok(objects)
@@ -53,6 +74,8 @@ struct Reader<'a> {
     chunk: split::Chunk<'a>,
     /// Worked out at the first problem.
     positions: Option<Positions>,
+    /// The document as it is kept, if any object asks for that.
+    located: Option<Arc<Located>>,
     objects: &'a mut Vec<Object>,
 }
 
@@ -63,7 +86,7 @@ impl Reader<'_> {
             Ok(value) => self.read_value(&value, None, &FieldPath::default()),
             Err(error) => {
                 let key = decode::salvage(self.chunk.text, self.syntax, error.position.line);
-                let position = error.position.after(&self.chunk);
+                let position = error.position.after(self.chunk.lines_before);
                 self.refuse(key, position, FieldPath::default(), error.message);
             }
         }
@@ -115,7 +138,9 @@ impl Reader<'_> {
                 }
             })
             .collect();
-        self.objects.push(Object { position, key, document, rejections });
+        let text = matches!(document, Some(Document::Route(_)))
+            .then(|| Text { document: self.keep(), path: path.clone() });
+        self.objects.push(Object { position, key, document, rejections, text });
     }
 
     fn refuse(&mut self, key: Option<Key>, position: Position, field: FieldPath, message: String) {
@@ -127,7 +152,21 @@ impl Reader<'_> {
             message,
         };
         let position = self.chunk.start();
-        self.objects.push(Object { position, key, document: None, rejections: vec![rejection] });
+        let rejections = vec![rejection];
+        self.objects.push(Object { position, key, document: None, rejections, text: None });
+    }
+
+    fn keep(&mut self) -> Arc<Located> {
+        let chunk = &self.chunk;
+        let located = self.located.get_or_insert_with(|| {
+            Arc::new(Located {
+                text: chunk.text.into(),
+                lines_before: chunk.lines_before,
+                start: chunk.start(),
+                positions: OnceLock::new(),
+            })
+        });
+        located.clone()
     }
 
     /// Where the field stands, or what is nearest to it if it is missing.
@@ -137,14 +176,27 @@ impl Reader<'_> {
         }
         let chunk = &self.chunk;
         let positions = self.positions.get_or_insert_with(|| Positions::of(chunk.text));
-        positions.of_field(path).map_or(chunk.start(), |position| position.after(chunk))
+        positions.of_field(path).map_or(chunk.start(), |position| position.after(chunk.lines_before))
+    }
+}
+
+impl Text {
+    /// Where the object's field stands, or what is nearest to it if it is missing.
+    pub(super) fn locate(&self, field: &FieldPath) -> Position {
+        let Located { text, lines_before, start, positions } = &*self.document;
+        let path = join(&self.path, field);
+        if path.0.is_empty() {
+            return *start;
+        }
+        let positions = positions.get_or_init(|| Positions::of(text));
+        positions.of_field(&path).map_or(*start, |position| position.after(*lines_before))
     }
 }
 
 impl Position {
-    /// This place of the chunk, in the file.
-    fn after(self, chunk: &split::Chunk<'_>) -> Self {
-        Self { line: self.line + chunk.lines_before, column: self.column }
+    /// This place of a document, in the file that has so many lines before it.
+    fn after(self, lines_before: u32) -> Self {
+        Self { line: self.line + lines_before, column: self.column }
     }
 }
 

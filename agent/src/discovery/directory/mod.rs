@@ -79,7 +79,7 @@ pub fn check(root: &Path, node: NodeInfo) -> Result<Checked, OpenError> {
     Ok(Checked {
         files: state.stamps.len(),
         objects: state.store.objects(),
-        rejections: state.store.rejections(),
+        rejections: state.publication.rejections.to_vec(),
     })
 }
 
@@ -228,7 +228,7 @@ impl State {
         }
         let changes = self.store.update(updates);
         let has_new_world = self.compiler.apply(changes);
-        let rejections = self.store.rejections();
+        let rejections = self.store.rejections(self.compiler.problems());
         let has_new_rejections = *self.publication.rejections != *rejections;
         if has_new_world {
             self.publication.snapshot = Arc::new(self.compiler.snapshot());

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::manifest::Object;
-use crate::config::{Change, Document, Key, Position, Rejection};
+use super::manifest::{Object, Text};
+use crate::config::{Change, Document, Key, Position, Problem, Rejection};
 
 /// What the files say, and what holds instead where they say it badly.
 #[derive(Debug, Default)]
@@ -35,6 +35,7 @@ struct Held {
     position: Position,
     document: Document,
     rejections: Vec<Rejection>,
+    text: Option<Text>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,12 +100,29 @@ impl Store {
         self.unreadable.retain(|path, _| keep(path));
     }
 
-    /// What is rejected now, sorted by place.
-    pub(super) fn rejections(&self) -> Vec<Rejection> {
+    /// What is rejected now, sorted by place. `problems` are those of objects in force that only the others make.
+    pub(super) fn rejections(&self, problems: &BTreeMap<Key, Vec<Problem>>) -> Vec<Rejection> {
         let mut rejections: Vec<Rejection> = self.unreadable.values().cloned().collect();
         for file in self.flawed.iter().filter_map(|path| self.files.get(path)) {
             rejections.extend(file.rejections.iter().cloned());
             rejections.extend(file.held.iter().flat_map(|held| held.rejections.iter().cloned()));
+        }
+        for (key, problems) in problems {
+            let place = self.places.get(key).and_then(|places| places.first());
+            let Some((place, held)) = place.and_then(|place| Some((place, self.held(place)?))) else {
+                continue;
+            };
+            let locate = |problem: &Problem| match &held.text {
+                Some(text) => text.locate(&problem.field),
+                None => held.position,
+            };
+            rejections.extend(problems.iter().map(|problem| Rejection {
+                file: place.file.clone(),
+                position: Some(locate(problem)),
+                object: Some(key.clone()),
+                field: problem.field.clone(),
+                message: problem.message.clone(),
+            }));
         }
         for key in &self.contested {
             let Some([first, others @ ..]) = self.places.get(key).map(Vec::as_slice) else { continue };
@@ -152,6 +170,7 @@ impl Store {
                     position: object.position,
                     document,
                     rejections: object.rejections,
+                    text: object.text,
                 }),
                 None => file.rejections.extend(object.rejections),
             }
@@ -203,14 +222,15 @@ impl Store {
     }
 
     fn change_of(&self, key: Key) -> Change {
-        let in_force = self
-            .places
-            .get(&key)
-            .and_then(|places| places.first())
-            .and_then(|place| self.files.get(&place.file)?.held.get(place.index));
+        let in_force =
+            self.places.get(&key).and_then(|places| places.first()).and_then(|place| self.held(place));
         match in_force {
             Some(held) => Change::Put(held.document.clone()),
             None => Change::Remove(key),
         }
+    }
+
+    fn held(&self, place: &Place) -> Option<&Held> {
+        self.files.get(&place.file)?.held.get(place.index)
     }
 }

@@ -356,7 +356,7 @@ proptest! {
             let changes = store.update([(PathBuf::from(file), Some(objects))]);
             compiler.apply(changes);
         }
-        store.rejections();
+        store.rejections(&BTreeMap::new());
         let snapshot = compiler.snapshot();
         prop_assert!(snapshot.workloads.values().any(|it| &*it.pod.name == "untouched"));
         // All gone: nothing is left behind.
@@ -365,6 +365,6 @@ proptest! {
         compiler.apply(changes);
         let snapshot = compiler.snapshot();
         prop_assert!(snapshot.workloads.is_empty() && snapshot.destinations.is_empty() && snapshot.captured.is_empty());
-        prop_assert!(store.rejections().is_empty());
+        prop_assert!(store.rejections(&BTreeMap::new()).is_empty());
     }
 }

@@ -124,7 +124,7 @@ fn object_ref(policy: &NetworkPolicy) -> ObjectRef {
     ObjectRef::new(text(&policy.metadata.namespace), text(&policy.metadata.name))
 }
 
-fn news<K: Resource<DynamicType = ()>>(
+fn news<K: Resource>(
     event: Event<K>,
     kind: Kind,
     read: fn(K, &mut Vec<Problem>) -> Result<Document, Problem>,
@@ -142,7 +142,7 @@ fn news<K: Resource<DynamicType = ()>>(
     }
 }
 
-fn key<K: Resource<DynamicType = ()>>(kind: Kind, object: &K) -> Key {
+fn key<K: Resource>(kind: Kind, object: &K) -> Key {
     let text = |text: &Option<String>| text.as_deref().unwrap_or_default().into();
     Key { kind, namespace: text(&object.meta().namespace), name: text(&object.meta().name) }
 }

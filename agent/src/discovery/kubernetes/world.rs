@@ -153,10 +153,14 @@ impl World {
         if has_new_policies || has_new_world {
             self.complain();
         }
+        self.has_new_rejections |= self.compiler.take_new_problems();
         let has_new_rejections = std::mem::take(&mut self.has_new_rejections);
         if has_new_rejections {
-            let rejections = self.rejections.values().flatten();
-            self.latest.rejections = rejections.chain(&self.complaints).cloned().collect();
+            let of_compiler = self.compiler.problems().iter().flat_map(|(key, problems)| {
+                problems.iter().map(|problem| Rejection::of_object(key.clone(), problem.clone()))
+            });
+            let rejections = self.rejections.values().flatten().chain(&self.complaints).cloned();
+            self.latest.rejections = rejections.chain(of_compiler).collect();
         }
         let has_new_statements = std::mem::take(&mut self.has_new_statements);
         let is_first = !std::mem::replace(&mut self.is_published, true);

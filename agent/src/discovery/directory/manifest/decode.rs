@@ -134,7 +134,7 @@ impl<'a> Header<'a> {
 /// Reads the object; problems that it survives are added to `problems`.
 pub(super) fn document(kind: Kind, value: &Value, problems: &mut Vec<Problem>) -> Result<Document, Problem> {
     if let Some(other) = value.get("apiVersion").and_then(Value::as_str)
-        && other.rsplit('/').next() != Some("v1")
+        && !kind.versions().contains(&other.rsplit('/').next().unwrap_or_default())
     {
         let message = format!("expected {}, found {other:?}", kind.api_version());
         return Err(Problem::new(FieldPath::new(["apiVersion"]), message));
@@ -144,6 +144,9 @@ pub(super) fn document(kind: Kind, value: &Value, problems: &mut Vec<Problem>) -
         Kind::Service => Document::service(&typed::<core::Service>(value)?, problems),
         Kind::Pod => Document::pod(&typed::<core::Pod>(value)?, problems),
         Kind::EndpointSlice => Document::endpoint_slice(&typed::<discovery::EndpointSlice>(value)?, problems),
+        Kind::ReferenceGrant => Document::reference_grant(value, problems),
+        Kind::HttpRoute => Document::http_route(value, problems),
+        Kind::GrpcRoute => Document::grpc_route(value, problems),
     }
 }
 
@@ -159,29 +162,8 @@ pub(super) fn key(kind: Kind, value: &Value) -> Option<Key> {
 }
 
 fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, Problem> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let field = FieldPath::from(error.path());
-        let message = error.inner().to_string();
-        // "invalid type: string "x", expected i32": what was expected goes first, as everywhere.
-        let found_expected = ["invalid type: ", "invalid value: "]
-            .iter()
-            .find_map(|prefix| message.strip_prefix(prefix)?.rsplit_once(", expected "));
-        let message = match found_expected {
-            Some((found, expected)) => format!("expected {}, found {found}", plain(expected)),
-            None => message,
-        };
-        Problem::new(field, message)
-    })
-}
-
-/// What serde calls a type, as the user would.
-fn plain(expected: &str) -> &str {
-    match expected {
-        "i32" | "i64" => "a whole number",
-        "bool" => "true or false",
-        "Time" => "a time such as 2026-01-31T12:00:00Z",
-        other => other,
-    }
+    serde_path_to_error::deserialize(value)
+        .map_err(|error| Problem::of_type(&FieldPath::from(error.path()), error.inner()))
 }
 
 fn name_of(value: &Value) -> &'static str {

@@ -1,0 +1,366 @@
+//! HTTPRoutes and GRPCRoutes: what they say, read into the terms of `route`. Whether what they refer to is there is not known
+//! here.
+//!
+//! Of a route that says anything badly, nothing is taken: half a route would send requests where its author has not sent
+//! them. Parents other than Services are gateways' business, and so are all routes that have no other: nothing is said of those.
+
+mod filters;
+mod matches;
+mod wire;
+
+pub use filters::RuleFilters;
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+
+use http::{HeaderName, StatusCode};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::Value;
+
+use super::super::{FieldPath, Problem};
+use super::object_id;
+use super::place::Place;
+use crate::model::{Name, ObjectRef};
+use crate::route::{
+    Hostname, Lifetime, Match, Retry, RouteKind, RouteRef, SessionKind, SessionPersistence, Timeouts,
+};
+
+/// The API group of routes and of ReferenceGrants.
+pub(super) const GROUP: &str = "gateway.networking.k8s.io";
+
+/// A route.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// Kind, namespace and name.
+    pub id: RouteRef,
+    /// `metadata.creationTimestamp`.
+    pub created: Option<Timestamp>,
+    /// What it says; None where it says something badly.
+    pub spec: Option<RouteSpec>,
+}
+
+/// What a route says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RouteSpec {
+    /// The Services that it is for.
+    pub parents: Vec<Parent>,
+    /// The hosts that it is for; empty for all.
+    pub hostnames: Vec<Hostname>,
+    /// Its rules.
+    pub rules: Vec<RouteRule>,
+}
+
+/// A Service that a route is for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parent {
+    /// Its place in `parentRefs`.
+    pub index: usize,
+    /// The Service.
+    pub service: ObjectRef,
+    /// The port that the route is for; None for all, as far as `section` does not say.
+    pub port: Option<u16>,
+    /// The name of the port that the route is for.
+    pub section: Option<Name>,
+}
+
+/// A rule of a route.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RouteRule {
+    /// `name`.
+    pub name: Option<Name>,
+    /// The ways that lead to it.
+    pub matches: Vec<Match>,
+    /// Its filters.
+    pub filters: RuleFilters,
+    /// Its backends.
+    pub backends: Vec<BackendRef>,
+    /// Its time limits.
+    pub timeouts: Timeouts,
+    /// Whether what failed is tried again.
+    pub retry: Option<Retry>,
+    /// Whether it keeps sessions.
+    pub session: Option<SessionPersistence>,
+}
+
+/// A backend of a rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackendRef {
+    /// `weight`, 1 unless given.
+    pub weight: u32,
+    /// What it refers to.
+    pub to: Reference,
+    /// Its filters.
+    pub filters: RuleFilters,
+}
+
+/// What a backend or a mirror refers to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reference {
+    /// Where it stands.
+    pub field: FieldPath,
+    /// API group; empty for the core one.
+    pub group: Name,
+    /// Kind.
+    pub kind: Name,
+    /// Namespace and name.
+    pub id: ObjectRef,
+    /// `port`.
+    pub port: Option<u16>,
+}
+
+impl Route {
+    pub(super) fn read(
+        kind: RouteKind,
+        object: &Value,
+        problems: &mut Vec<Problem>,
+    ) -> Result<Self, Problem> {
+        let meta = metadata(object)?;
+        let created = meta.creation_timestamp.as_ref().map(|time| time.0);
+        let id = RouteRef { kind, id: object_id(&meta)? };
+        let found = RefCell::new(Vec::new());
+        let root = Place::root(&found);
+        let spec = match object.get("spec") {
+            Some(spec) if is_for_gateways(spec) => Some(RouteSpec::default()),
+            spec => {
+                refuse_unknown(object, &root);
+                let spec = spec.unwrap_or(&Value::Null);
+                let place = root.key("spec");
+                match kind {
+                    RouteKind::Http => {
+                        place.typed(spec).map(|it| route_spec(&id, it, &place, matches::of_http))
+                    }
+                    RouteKind::Grpc => {
+                        place.typed(spec).map(|it| route_spec(&id, it, &place, matches::of_grpc))
+                    }
+                }
+            }
+        };
+        let found = found.into_inner();
+        let spec = spec.filter(|_| found.is_empty());
+        problems.extend(found);
+        Ok(Self { id, created, spec })
+    }
+}
+
+/// `metadata` of an object.
+pub(super) fn metadata(object: &Value) -> Result<ObjectMeta, Problem> {
+    let metadata = object.get("metadata").unwrap_or(&Value::Null);
+    serde_path_to_error::deserialize(metadata).map_err(|error| {
+        let mut field = FieldPath::new(["metadata"]);
+        field.0.extend(FieldPath::from(error.path()).0);
+        Problem::of_type(&field, error.inner())
+    })
+}
+
+/// Whether the route has parents and none of them is a Service.
+fn is_for_gateways(spec: &Value) -> bool {
+    let is_service = |parent: &Value| {
+        let text = |key: &str| parent.get(key).and_then(Value::as_str);
+        !parent.is_object() || (text("group") == Some("") && text("kind") == Some("Service"))
+    };
+    match spec.get("parentRefs") {
+        None | Some(Value::Null) => true,
+        Some(parents) => parents.as_array().is_some_and(|parents| !parents.iter().any(is_service)),
+    }
+}
+
+fn refuse_unknown(object: &Value, root: &Place<'_>) {
+    let known = ["apiVersion", "kind", "metadata", "spec", "status"];
+    for key in object.as_object().into_iter().flat_map(|object| object.keys()) {
+        if !known.contains(&key.as_str()) {
+            root.key(key).refuse("there is no such field");
+        }
+    }
+}
+
+fn route_spec<M>(
+    id: &RouteRef,
+    spec: wire::Spec<M>,
+    place: &Place<'_>,
+    read_match: fn(&M, &Place<'_>) -> Option<Match>,
+) -> RouteSpec {
+    let hostnames = place
+        .each("hostnames", &spec.hostnames)
+        .filter_map(|(place, text)| {
+            place.take(Hostname::parse(text).map_err(|error| format!("{error}, found {text:?}")))
+        })
+        .collect();
+    let mut rules = Vec::new();
+    let mut names = HashSet::new();
+    for (index, (place, rule)) in place.each("rules", &spec.rules).enumerate() {
+        if let Some(name) = &rule.name
+            && !names.insert(name)
+        {
+            place.key("name").refuse(format!("expected each name once, found {name:?} again"));
+        }
+        rules.push(route_rule(id, index, rule, &place, read_match));
+    }
+    match &spec.rules {
+        // What the API server fills in; of GRPCRoutes too, where no rule means no request.
+        None if id.kind == RouteKind::Http => rules.push(RouteRule::of_all()),
+        Some(rules) if rules.is_empty() && id.kind == RouteKind::Http => {
+            place.key("rules").refuse("expected at least one rule");
+        }
+        _ => {}
+    }
+    RouteSpec { parents: parents(&id.id.namespace, &spec.parent_refs, place), hostnames, rules }
+}
+
+fn parents(namespace: &Name, refs: &Option<Vec<wire::ParentRef>>, place: &Place<'_>) -> Vec<Parent> {
+    let parent = |(index, (place, parent)): (usize, (Place<'_>, &wire::ParentRef))| {
+        let is_service = parent.group.as_deref() == Some("") && parent.kind.as_deref() == Some("Service");
+        is_service.then(|| Parent {
+            index,
+            service: ObjectRef {
+                namespace: given(&parent.namespace).unwrap_or_else(|| namespace.clone()),
+                name: parent.name.as_str().into(),
+            },
+            port: parent.port.and_then(|port| place.key("port").port(port)),
+            section: given(&parent.section_name),
+        })
+    };
+    place.each("parentRefs", refs).enumerate().filter_map(parent).collect()
+}
+
+fn route_rule<M>(
+    id: &RouteRef,
+    index: usize,
+    rule: &wire::Rule<M>,
+    place: &Place<'_>,
+    read_match: fn(&M, &Place<'_>) -> Option<Match>,
+) -> RouteRule {
+    let reader = filters::Reader { kind: id.kind, namespace: &id.id.namespace };
+    let mut matches: Vec<Match> =
+        place.each("matches", &rule.matches).filter_map(|(place, it)| read_match(it, &place)).collect();
+    if rule.matches.as_ref().is_none_or(Vec::is_empty) {
+        matches.push(Match::default());
+    }
+    let filters = reader.read(&rule.filters, &matches, place);
+    if filters.plain.redirect.is_some() && rule.backend_refs.as_ref().is_some_and(|refs| !refs.is_empty()) {
+        place
+            .key("backendRefs")
+            .refuse("expected no backends beside a RequestRedirect filter, which answers by itself");
+    }
+    let backend = |(place, it): (Place<'_>, &wire::BackendRef)| {
+        let wire::BackendRef { group, kind, namespace, name, port, weight, filters } = it;
+        BackendRef {
+            weight: weight.map_or(Some(1), |it| place.key("weight").number(it, 0..=1_000_000)).unwrap_or(1),
+            to: reader.reference((group, kind, namespace, name, *port), &place),
+            filters: reader.read(filters, &matches, &place),
+        }
+    };
+    let backends = place.each("backendRefs", &rule.backend_refs).map(backend).collect();
+    if id.kind == RouteKind::Grpc {
+        for (key, is_there) in [("timeouts", rule.timeouts.is_some()), ("retry", rule.retry.is_some())] {
+            if is_there {
+                place.key(key).refuse("GRPCRoutes have no such field");
+            }
+        }
+    }
+    RouteRule {
+        name: given(&rule.name),
+        filters,
+        backends,
+        timeouts: rule.timeouts.as_ref().map(|it| timeouts(it, &place.key("timeouts"))).unwrap_or_default(),
+        retry: rule.retry.as_ref().map(|it| retry(it, &place.key("retry"))),
+        session: rule
+            .session_persistence
+            .as_ref()
+            .and_then(|it| session(id, index, it, &place.key("sessionPersistence"))),
+        matches,
+    }
+}
+
+impl RouteRule {
+    /// The rule of a route that has none.
+    fn of_all() -> Self {
+        Self {
+            name: None,
+            matches: vec![Match::default()],
+            filters: RuleFilters::default(),
+            backends: Vec::new(),
+            timeouts: Timeouts::default(),
+            retry: None,
+            session: None,
+        }
+    }
+}
+
+fn timeouts(wire: &wire::Timeouts, place: &Place<'_>) -> Timeouts {
+    let read =
+        |key: &str, text: &Option<String>| text.as_ref().and_then(|text| place.key(key).duration(text));
+    let request = read("request", &wire.request);
+    let backend_request = read("backendRequest", &wire.backend_request);
+    if request.is_some_and(|request| backend_request > Some(request)) {
+        place.key("backendRequest").refuse("expected no longer than the timeout of the whole request");
+    }
+    Timeouts { request, backend_request }
+}
+
+fn retry(wire: &wire::Retry, place: &Place<'_>) -> Retry {
+    let code = |(place, code): (Place<'_>, &i64)| {
+        let code: u16 = place.number(*code, 400..=599)?;
+        StatusCode::from_u16(code).ok()
+    };
+    Retry {
+        codes: place.each("codes", &wire.codes).filter_map(code).collect(),
+        // The Gateway API leaves open how many there are unless given; one that fails after that fails for a reason.
+        attempts: wire.attempts.map_or(Some(1), |it| place.key("attempts").number(it, 1..=100)).unwrap_or(1),
+        backoff: wire.backoff.as_ref().and_then(|text| place.key("backoff").duration(text)),
+    }
+}
+
+fn session(
+    id: &RouteRef,
+    index: usize,
+    wire: &wire::SessionPersistence,
+    place: &Place<'_>,
+) -> Option<SessionPersistence> {
+    let kind = match wire.kind.as_deref() {
+        None | Some("Cookie") => SessionKind::Cookie,
+        Some("Header") => SessionKind::Header,
+        Some(other) => {
+            place.key("type").expected("Cookie or Header", other);
+            return None;
+        }
+    };
+    let name = match given(&wire.session_name) {
+        // The same on every node, and another for each rule. What names of objects are made of is good for a name here too.
+        None => format!("undermesh-{}-{}-{index}", id.id.namespace, id.id.name).into(),
+        // A cookie's name is made of the same characters as a header's (RFC 6265, section 4.1.1).
+        Some(name) if name.len() <= 128 && HeaderName::from_bytes(name.as_bytes()).is_ok() => name,
+        Some(name) => {
+            place.key("sessionName").expected("a name that a cookie or header may have", &name);
+            return None;
+        }
+    };
+    let config = wire.cookie_config.as_ref();
+    if config.is_some() && kind == SessionKind::Header {
+        place
+            .key("cookieConfig")
+            .refuse("expected nothing about a cookie where a header carries the session");
+    }
+    let lifetime = match config.and_then(|config| config.lifetime_type.as_deref()) {
+        None | Some("Session") => Lifetime::Session,
+        Some("Permanent") => Lifetime::Permanent,
+        Some(other) => {
+            place.key("cookieConfig").key("lifetimeType").expected("Permanent or Session", other);
+            return None;
+        }
+    };
+    let read =
+        |key: &str, text: &Option<String>| text.as_ref().and_then(|text| place.key(key).duration(text));
+    let absolute_timeout = read("absoluteTimeout", &wire.absolute_timeout);
+    if lifetime == Lifetime::Permanent && wire.absolute_timeout.is_none() {
+        place
+            .key("absoluteTimeout")
+            .refuse("expected a duration, for a cookie that is Permanent lasts so long");
+    }
+    let idle_timeout = read("idleTimeout", &wire.idle_timeout);
+    Some(SessionPersistence { name, kind, lifetime, absolute_timeout, idle_timeout })
+}
+
+fn given(text: &Option<String>) -> Option<Name> {
+    text.as_deref().filter(|text| !text.is_empty()).map(Name::from)
+}
