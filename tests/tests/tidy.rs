@@ -21,7 +21,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("capture", &["model", "snapshot", "sentence"]),
     ("telemetry", &["model", "snapshot"]),
     ("discovery", &["model", "snapshot", "config", "kubernetes"]),
-    ("proxy", &["model", "snapshot", "policy", "route", "balance", "identity", "capture", "telemetry"]),
+    (
+        "proxy",
+        &["model", "snapshot", "policy", "route", "balance", "identity", "capture", "telemetry", "sentence"],
+    ),
     ("admin", &["model", "snapshot", "telemetry"]),
     // A role of its own, wired in its `mod.rs`: the authority is `identity`'s, its health and metrics are `admin`'s.
     ("controller", &["model", "config", "identity", "policy", "telemetry", "admin", "kubernetes"]),

@@ -105,6 +105,9 @@ pub struct AgentArgs {
         env = "UNDERMESH_CONNECT_TIMEOUT",
     )]
     connect_timeout: u64,
+    /// Whether HTTP requests are counted where no route needs to know of them.
+    #[arg(long, value_enum, default_value_t, env = "UNDERMESH_HTTP")]
+    http: Http,
     /// Idle seconds after which a relayed connection's peer is probed, for peers that vanish.
     #[arg(
         long,
@@ -157,6 +160,16 @@ enum AccessLogChoice {
     Off,
     Text,
     Json,
+}
+
+/// What is done with HTTP that no route is about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Http {
+    /// Each request is balanced and counted on its own.
+    #[default]
+    Auto,
+    /// It is carried as any other bytes.
+    Off,
 }
 
 /// Runs the agent until it is told to stop. Exit code 1: it could not start or go on.
@@ -226,6 +239,7 @@ impl AgentArgs {
                     .with_interval(Duration::from_secs(self.keepalive_interval))
                     .with_retries(self.keepalive_probes),
                 max_connections: max_connections(self.max_connections, workers),
+                http: self.http == Http::Auto,
             },
             mtls,
             tunnel,

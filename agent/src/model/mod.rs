@@ -10,7 +10,7 @@ mod workload;
 
 pub use node::NodeInfo;
 pub use service::{
-    Candidates, Endpoint, EndpointLoad, LoadGuard, Service, ServicePort, SessionAffinity,
+    Candidates, Declared, Endpoint, EndpointLoad, LoadGuard, Service, ServicePort, SessionAffinity,
     TrafficDistribution, TrafficScope,
 };
 pub use spiffe::{SpiffeError, SpiffeId, TrustDomain};

@@ -47,6 +47,45 @@ pub struct ServicePort {
     pub candidates: Candidates,
 }
 
+/// What a Service says is spoken on one of its ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declared {
+    /// HTTP, of whatever version.
+    Http,
+    /// Something else, TLS included.
+    Opaque,
+    /// It does not say.
+    Nothing,
+}
+
+impl ServicePort {
+    /// What is spoken on the port, by its `appProtocol` (KEP-3726 has the names of Kubernetes' own), else by the first word of
+    /// its name, as Istio has users name ports.
+    pub fn declared(&self) -> Declared {
+        if let Some(protocol) = &self.app_protocol {
+            return match protocol.to_ascii_lowercase().as_str() {
+                "http" | "http2" | "grpc" | "grpc-web" | "kubernetes.io/h2c" | "kubernetes.io/ws" => {
+                    Declared::Http
+                }
+                _ => Declared::Opaque,
+            };
+        }
+        match self.name.split('-').next().unwrap_or_default() {
+            "http" | "http2" | "grpc" => Declared::Http,
+            "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" => Declared::Opaque,
+            _ => Declared::Nothing,
+        }
+    }
+
+    /// The endpoint with this address, if a connection from this node may go to it.
+    pub fn candidate(&self, address: SocketAddr) -> Option<&Endpoint> {
+        let candidates = if address.is_ipv4() { &self.candidates.v4 } else { &self.candidates.v6 };
+        let place =
+            candidates.binary_search_by_key(&address, |&index| self.endpoints[index as usize].address);
+        Some(&self.endpoints[candidates[place.ok()?] as usize])
+    }
+}
+
 /// The endpoints of one port that a connection may go to, per address family, as ascending indices into
 /// [`ServicePort::endpoints`]. Worked out once per change, so that a connection need not look at every endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,11 +1,14 @@
 //! The proxy: what becomes of a captured connection.
 //!
-//! captured -> the destination behind the code -> an endpoint -> upstream -> relay. Runs on worker threads, one
+//! captured -> the destination behind the code -> what is spoken -> an endpoint -> upstream -> relay, or HTTP request by request.
+//! Runs on worker threads, one
 //! single-threaded runtime each, that share nothing but immutable snapshots and counters. It does not know where
 //! configuration comes from nor how capture works; it never buffers without bound and never waits without a limit on
 //! anything but the two applications.
 
 mod captured;
+mod detect;
+mod http;
 mod inbound;
 mod outbound;
 mod reach;
@@ -42,6 +45,8 @@ pub struct ProxySettings {
     pub keepalive: TcpKeepalive,
     /// Connections relayed at one time; more are refused.
     pub max_connections: usize,
+    /// Whether requests are told of where no route needs to know of them.
+    pub http: bool,
 }
 
 /// What all connections share.

@@ -1,19 +1,23 @@
 //! The client's side: a connection that a pod made to a mesh address.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tracing::error;
 
 use super::Proxy;
 use super::captured::Captured;
+use super::detect::{Speech, detect};
+use super::http;
 use super::reach::{self, Assurance, Attempts, Unreached, Upstream};
 use super::relay::relay;
 use super::tunnel::stream;
 use super::upstream;
 use super::worker::Here;
 use crate::capture::PodNet;
-use crate::model::LoadGuard;
+use crate::model::{Declared, LoadGuard, ServicePort};
 use crate::snapshot::{Destination, Snapshot};
 use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 
@@ -29,8 +33,54 @@ pub(super) async fn serve(
     let Some((captured, place)) = captured.zip(proxy.enter()) else {
         return refuse_unknown(&proxy, &net, &client, client_socket);
     };
-    relayed(&proxy, &here, &captured, client).await;
+    match speech(&proxy, &here, &captured, client).await {
+        Ok((Speech::Http1, client)) => http::serve_http1(proxy.clone(), here, captured, client).await,
+        Ok((Speech::Http2, client)) => http::serve_http2(proxy.clone(), here, captured, client).await,
+        Ok((Speech::Opaque | Speech::Silence, client)) => relayed(&proxy, &here, &captured, client).await,
+        Err(error) => error!(pod = %net.pod, %error, "cannot go on with a connection"),
+    }
     drop(place);
+}
+
+/// What the connection is carried as. What a user says of a port counts for more than a guess, but never makes a connection
+/// fail that is something else.
+async fn speech(
+    proxy: &Proxy,
+    here: &Here,
+    captured: &Captured,
+    client: TcpStream,
+) -> io::Result<(Speech, TcpStream)> {
+    let dialled = captured.dialled;
+    match expected(proxy, captured) {
+        Declared::Http => detect(client, None).await,
+        Declared::Opaque => Ok((Speech::Opaque, client)),
+        Declared::Nothing => {
+            let detected = detect(client, Some(here.servers_first.limit(dialled))).await?;
+            match detected.0 {
+                Speech::Silence => here.servers_first.note(dialled),
+                _ => here.servers_first.forget(dialled),
+            }
+            Ok(detected)
+        }
+    }
+}
+
+/// What is said of the port that was dialled.
+fn expected(proxy: &Proxy, captured: &Captured) -> Declared {
+    let snapshot = proxy.snapshot.load();
+    let port = captured.dialled.port();
+    let declared = match snapshot.destination(captured.dialled.ip()) {
+        Some(Destination::Service(service)) => {
+            let namespace = &captured.net.workload.pod.namespace;
+            if snapshot.routes.get(&service.id).is_some_and(|routes| routes.http(port, namespace).is_some()) {
+                return Declared::Http;
+            }
+            service.port(port).map_or(Declared::Nothing, ServicePort::declared)
+        }
+        _ => Declared::Nothing,
+    };
+    // Without a route nothing but the metrics would need to know of requests.
+    if proxy.settings.http { declared } else { Declared::Opaque }
 }
 
 /// Carries bytes that nobody looks at.

@@ -17,8 +17,8 @@ use super::tunnel::{self, Tunnel};
 use super::upstream::{self, Target, is_worth_another};
 use super::worker::Here;
 use super::{Proxy, identity};
-use crate::balance::{self, NoEndpointReason, Request};
-use crate::model::{LoadGuard, Name, ObjectRef, Service, Workload, WorkloadUid};
+use crate::balance::{self, NoEndpoint, NoEndpointReason, Request};
+use crate::model::{Endpoint, LoadGuard, Name, ObjectRef, Service, Workload, WorkloadUid};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
 
@@ -66,12 +66,14 @@ pub(super) struct Attempts<'a> {
     tried: Vec<SocketAddr>,
     /// Why the last one failed.
     last: Option<InTheWay>,
+    /// Rather than none, one that has been tried.
+    may_repeat: bool,
 }
 
 impl<'a> Attempts<'a> {
     /// None has been tried yet. `dialled` is the port of the Service, at an address of the family that is wanted.
     pub(super) fn new(proxy: &'a Proxy, service: &'a Service, client: IpAddr, dialled: SocketAddr) -> Self {
-        Self { proxy, service, client, dialled, tried: Vec::new(), last: None }
+        Self { proxy, service, client, dialled, tried: Vec::new(), last: None, may_repeat: false }
     }
 
     /// The endpoint to try, and its part of the load; else why none is left.
@@ -81,12 +83,40 @@ impl<'a> Attempts<'a> {
         {
             return Err(self.unreached(RefuseReason::NoEndpoints));
         }
-        let request = Request { client: self.client, dialled: self.dialled, excluding: &self.tried };
-        let random = fastrand::u64(..);
-        match balance::select(self.service, &request, &self.proxy.affinity, Instant::now(), random) {
+        let chosen = match self.select() {
+            Err(none) if none.reason == NoEndpointReason::AllTried && self.may_repeat => {
+                self.tried.clear();
+                self.select()
+            }
+            chosen => chosen,
+        };
+        match chosen {
             Ok(endpoint) => Ok((endpoint.address, endpoint.load.enter())),
             Err(none) => Err(self.unreached(refusal(none.reason))),
         }
+    }
+
+    fn select(&self) -> Result<&'a Endpoint, NoEndpoint> {
+        let request = Request { client: self.client, dialled: self.dialled, excluding: &self.tried };
+        balance::select(self.service, &request, &self.proxy.affinity, Instant::now(), fastrand::u64(..))
+    }
+
+    /// Just this endpoint, if connections may go to it.
+    pub(super) fn one(&self, address: SocketAddr) -> Option<(SocketAddr, LoadGuard)> {
+        let endpoint = self.service.port(self.dialled.port())?.candidate(address)?;
+        Some((endpoint.address, endpoint.load.enter()))
+    }
+
+    /// The Service that they are of.
+    pub(super) fn service(&self) -> &'a Service {
+        self.service
+    }
+
+    /// Begins anew with another one than this, if there is another.
+    pub(super) fn avoid(&mut self, endpoint: SocketAddr) {
+        self.tried = vec![endpoint];
+        self.last = None;
+        self.may_repeat = true;
     }
 
     /// Has another one be tried, where that may do better.
@@ -159,6 +189,16 @@ async fn dial_socket(
     let source = captured.bound.filter(|source| source.is_ipv4() == to.is_ipv4());
     let target = Target { from: &captured.net, to, source, on_behalf_of };
     upstream::connect(proxy, &here.dialer, gone, target).await.map(Upstream::Socket)
+}
+
+/// What a connection to the endpoint would rely on if it were made now.
+pub(super) fn assurance(
+    proxy: &Proxy,
+    snapshot: &Snapshot,
+    captured: &Captured,
+    to: SocketAddr,
+) -> Assurance {
+    way(proxy, snapshot, captured, to).1
 }
 
 /// How a connection gets to an endpoint.

@@ -3,10 +3,12 @@
 //! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
 
 mod attacks;
+mod conformance;
 mod crash;
 mod endings;
 mod enrolment;
 mod handshakes;
+mod http;
 mod inner;
 mod intruders;
 mod istiod;
@@ -22,6 +24,8 @@ mod ports;
 mod preflight;
 mod programs;
 mod replaced;
+mod requests;
+mod routes;
 mod services;
 mod soak;
 mod sockets;

@@ -15,6 +15,7 @@ use crate::kit::{Mesh, SOON};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const OPENED: &str = "undermesh_tcp_connections_opened_total";
+const REQUESTS: &str = "undermesh_http_requests_total";
 const POSTGRES: &str = "/usr/lib/postgresql/15/bin";
 
 /// A client and a pod on each node for the server.
@@ -46,6 +47,13 @@ impl Stage {
         let labels = [("reporter", "source"), ("source_workload", "client")];
         let what = format!("{expected} connections are seen");
         self.mesh.agents[0].wait_metrics(SOON, &what, |m| m.sum(OPENED, &labels) == expected).map(drop)
+    }
+
+    /// How many requests of the client were answered, once `expected` have.
+    fn asked(&self, expected: f64) -> Result<()> {
+        let labels = [("reporter", "source"), ("source_workload", "client"), ("response_code", "200")];
+        let what = format!("{expected} requests are seen");
+        self.mesh.agents[0].wait_metrics(SOON, &what, |m| m.sum(REQUESTS, &labels) == expected).map(drop)
     }
 
     /// A folder of its own for the server in that place.
@@ -111,7 +119,8 @@ fn nginx_and_curl() -> Result<()> {
         let found = checksum(&got)?;
         ensure!(found == sum, "10 MiB from {ip} came with the checksum {found}, not {sum}");
     }
-    stage.saw(8.0)
+    // Nothing is said of the port, so that this is HTTP shows in its first bytes. Four requests to each address.
+    stage.asked(16.0)
 }
 
 fn checksum(file: &Path) -> Result<String> {

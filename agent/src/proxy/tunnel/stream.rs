@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use h2::{Reason, RecvStream, SendStream};
@@ -33,12 +34,36 @@ const PARTS: usize = 8;
 /// Bytes that one direction may move before other connections of the thread get their turn.
 const TURN: usize = 1024 * 1024;
 
+/// How long a peer may take to end its side of a stream that has been ended.
+const SEEN_OUT: Duration = Duration::from_secs(5);
+
 /// A stream of a tunnel, connected at both ends.
 #[derive(Debug)]
 pub(in crate::proxy) struct Ends {
-    pub(super) send: SendStream<Bytes>,
-    pub(super) recv: RecvStream,
+    pub(in crate::proxy) send: SendStream<Bytes>,
+    pub(in crate::proxy) recv: RecvStream,
     pub(super) place: Place,
+}
+
+impl Ends {
+    /// Breaks the stream off. Others take CANCEL for an orderly end, and what was cut off for the whole (RFC 9113, section 8.5).
+    pub(in crate::proxy) fn reset(mut self) {
+        self.send.send_reset(Reason::CONNECT_ERROR);
+    }
+
+    /// Waits for the peer to end its side of a stream that has been ended here, whatever it still says: were the stream dropped
+    /// before, it would be reset after all.
+    pub(in crate::proxy) async fn see_out(mut self) {
+        let said = async {
+            while let Some(Ok(bytes)) = self.recv.data().await {
+                if self.recv.flow_control().release_capacity(bytes.len()).is_err() {
+                    break;
+                }
+            }
+        };
+        // A peer that never ends is left.
+        let _ = tokio::time::timeout(SEEN_OUT, said).await;
+    }
 }
 
 /// On which side of the tunnel the socket is.

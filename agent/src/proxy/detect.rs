@@ -1,0 +1,232 @@
+//! What a client speaks, by its first bytes. They are looked at and left where they are, so that whoever carries the
+//! connection on finds it as it was made.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// What the first bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speech {
+    /// A request line of HTTP/1.0 or 1.1.
+    Http1,
+    /// The preface of HTTP/2 (RFC 9113, section 3.4).
+    Http2,
+    /// Anything else, TLS included; also nothing at all where the server is to speak first.
+    Opaque,
+    /// Nothing was said in time.
+    Silence,
+}
+
+/// How long a client may take to say something before it counts as one that waits for the server.
+const SERVER_FIRST: Duration = Duration::from_millis(50);
+
+/// The longest request line that is waited for; longer ones are for the application to judge.
+const LONGEST_LINE: usize = 16 * 1024;
+
+/// Bytes looked at first: request lines are seldom longer.
+const FIRST_LOOK: usize = 512;
+
+/// How long it is remembered that a destination's clients wait for it to speak.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+/// Destinations that are remembered.
+const MOST_REMEMBERED: usize = 1024;
+
+/// The destinations whose clients said nothing at first: the next ones are not waited for.
+#[derive(Debug, Default)]
+pub(super) struct ServersFirst(Mutex<HashMap<SocketAddr, Instant>>);
+
+impl ServersFirst {
+    /// How long a client of this destination is waited for.
+    pub(super) fn limit(&self, destination: SocketAddr) -> Duration {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = known.get(&destination).is_some_and(|since| since.elapsed() < REMEMBERED);
+        if is_known { Duration::ZERO } else { SERVER_FIRST }
+    }
+
+    /// A client of this destination has said nothing.
+    pub(super) fn note(&self, destination: SocketAddr) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST_REMEMBERED {
+            known.retain(|_, since| since.elapsed() < REMEMBERED);
+        }
+        if known.len() < MOST_REMEMBERED {
+            known.entry(destination).or_insert_with(Instant::now);
+        }
+    }
+
+    /// One has said something first: another server has the address, or that client was slow.
+    pub(super) fn forget(&self, destination: SocketAddr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&destination);
+    }
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Waits until what the client says can be told, and hands the connection back. A `limit` is for clients that may wait for the
+/// server to speak; with none left, only what has come already is looked at.
+pub(super) async fn detect(client: TcpStream, limit: Option<Duration>) -> io::Result<(Speech, TcpStream)> {
+    let mut seen = vec![0; FIRST_LOOK];
+    // More often than not the first bytes come with the connection.
+    let known = SockRef::from(&client).peek(uninit(&mut seen)).unwrap_or_default();
+    if let Some(speech) = judge(&seen[..known]) {
+        return Ok((speech, client));
+    }
+    let told = match limit {
+        None => Some(listen(&client, seen, known).await),
+        Some(Duration::ZERO) => None,
+        Some(limit) => tokio::time::timeout(limit, listen(&client, seen, known)).await.ok(),
+    };
+    match told {
+        Some(speech) => Ok((speech, client)),
+        // Some bytes may have been seen, and tokio thinks that they were taken: only a socket that is registered anew
+        // tells of them again.
+        None => Ok((Speech::Silence, TcpStream::from_std(client.into_std()?)?)),
+    }
+}
+
+async fn listen(client: &TcpStream, mut seen: Vec<u8>, mut known: usize) -> Speech {
+    loop {
+        let Ok(ready) = client.ready(Interest::READABLE).await else { return Speech::Opaque };
+        let peeked = client.try_io(Interest::READABLE, || {
+            let n = SockRef::from(client).peek(uninit(&mut seen))?;
+            // What is left unread makes the socket readable for ever: only more of it is news.
+            if n > known || n == 0 || ready.is_read_closed() {
+                Ok(n)
+            } else {
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+        });
+        match peeked {
+            Ok(n) => {
+                if let Some(speech) = judge(&seen[..n]) {
+                    return speech;
+                }
+                if n == 0 || ready.is_read_closed() || n >= LONGEST_LINE {
+                    return Speech::Opaque;
+                }
+                known = n;
+                if n == seen.len() {
+                    seen.resize(LONGEST_LINE, 0);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_broken) => return Speech::Opaque,
+        }
+    }
+}
+
+/// What the bytes are the beginning of; nothing as long as that cannot be told.
+fn judge(bytes: &[u8]) -> Option<Speech> {
+    if bytes.starts_with(PREFACE) {
+        return Some(Speech::Http2);
+    }
+    if PREFACE.starts_with(bytes) {
+        return None;
+    }
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let is_whole = line.len() < bytes.len();
+    // RFC 9112, section 2.2: an empty line before the request line is to be passed over.
+    if matches!(line, b"" | b"\r") {
+        return if is_whole { judge(&bytes[line.len() + 1..]) } else { None };
+    }
+    let mut parts = line.splitn(3, |byte| *byte == b' ');
+    let (method, target, version) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+    let is_token =
+        !method.is_empty() && method.len() <= LONGEST_METHOD && method.iter().all(|byte| is_token(*byte));
+    let is_target =
+        target.is_none_or(|target| target.iter().all(|byte| byte.is_ascii_graphic() || *byte >= 0x80));
+    let is_version = version.is_none_or(|version| {
+        let version = version.strip_suffix(b"\r").unwrap_or(version);
+        let fits = |whole: &[u8]| version == whole || !is_whole && whole.starts_with(version);
+        fits(b"HTTP/1.1") || fits(b"HTTP/1.0")
+    });
+    if !(is_token && is_target && is_version) {
+        return Some(Speech::Opaque);
+    }
+    match (is_whole, target, version) {
+        (true, Some(target), Some(_)) if !target.is_empty() => Some(Speech::Http1),
+        (true, ..) => Some(Speech::Opaque),
+        (false, ..) => None,
+    }
+}
+
+/// Longer than any registered method; WebDAV's `UPDATEREDIRECTREF` has 17.
+const LONGEST_METHOD: usize = 24;
+
+/// RFC 9110, section 5.6.2. Methods in lower case exist by the letter alone, and text protocols begin with them.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_uppercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_')
+}
+
+fn uninit(bytes: &mut [u8]) -> &mut [std::mem::MaybeUninit<u8>] {
+    // SAFETY: initialised bytes are valid as uninitialised ones, and `peek` writes nothing but initialised bytes.
+    unsafe { &mut *(std::ptr::from_mut(bytes) as *mut [std::mem::MaybeUninit<u8>]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn first_bytes_and_what_speaks_so() {
+        use Speech::{Http1, Http2, Opaque};
+        let check = |bytes: &[u8], expected: Option<Speech>| {
+            assert_eq!(judge(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
+        };
+        check(b"", None);
+        check(b"G", None);
+        check(b"GET", None);
+        check(b"GET / HTT", None);
+        check(b"GET / HTTP/1.1", None);
+        check(b"GET / HTTP/1.1\r", None);
+        check(b"GET / HTTP/1.1\r\n", Some(Http1));
+        check(b"GET / HTTP/1.0\n", Some(Http1));
+        check(b"\r\n\r\nPOST /a?b=c HTTP/1.1\r\nHost: x", Some(Http1));
+        check(b"OPTIONS * HTTP/1.1\r\n", Some(Http1));
+        check(b"CONNECT a:1 HTTP/1.1\r\n", Some(Http1));
+        check(b"M-SEARCH * HTTP/1.1\r\n", Some(Http1));
+        check(b"GET /\xc3\xa4 HTTP/1.1\r\n", Some(Http1));
+        check(b"GET / HTTP/2.0\r\n", Some(Opaque));
+        check(b"GET / HTTP/1.12\r\n", Some(Opaque));
+        check(b"GET /\r\n", Some(Opaque));
+        check(b"GET  HTTP/1.1\r\n", Some(Opaque));
+        check(b"get / HTTP/1.1\r\n", Some(Opaque));
+        check(b"EHLO example.org\r\n", Some(Opaque));
+        check(b"*1\r\n$4\r\nPING\r\n", Some(Opaque));
+        check(b"\x16\x03\x01\x02\x00\x01\x00", Some(Opaque));
+        check(b"\0\0\0\x08\x04\xd2\x16\x2f", Some(Opaque));
+        check(b"SSH-2.0-OpenSSH_9.2\r\n", Some(Opaque));
+        check(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(Http2));
+        check(b"PRI * HTTP/2.0\r\n\r\nSM", None);
+        check(b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", Some(Opaque));
+        check(b"PRI", None);
+    }
+
+    proptest! {
+        /// What was told once is not told otherwise when more comes, and a request line is found however it comes.
+        #[test]
+        fn more_bytes_change_nothing(bytes in prop::collection::vec(any::<u8>(), 0..64), at in 0usize..64) {
+            let at = at.min(bytes.len());
+            if let Some(speech) = judge(&bytes[..at]) {
+                prop_assert_eq!(judge(&bytes), Some(speech));
+            }
+        }
+
+        #[test]
+        fn request_lines_are_found(method in "[A-Z-]{1,10}", target in "/[!-~]{0,40}", minor in "[01]", at in 0usize..64) {
+            let line = format!("{method} {target} HTTP/1.{minor}\r\n");
+            prop_assert_eq!(judge(line.as_bytes()), Some(Speech::Http1));
+            prop_assert_eq!(judge(&line.as_bytes()[..at.min(line.len() - 1)]), None);
+        }
+    }
+}

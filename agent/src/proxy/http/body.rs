@@ -1,0 +1,220 @@
+//! Message bodies on their way through: passed on as they come, frame by frame, and counted.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::{Notify, mpsc};
+
+use super::exchange::Exchange;
+
+/// How long a client that waits for `100 Continue` is left to wait for it (RFC 9110, section 10.1.1).
+const CONTINUE_AFTER: Duration = Duration::from_secs(1);
+
+/// The body of a request on its way to an upstream.
+#[derive(Debug)]
+pub(super) struct RequestBody {
+    inner: Inner,
+    bytes: Arc<AtomicU64>,
+    /// Others that get the same.
+    copies: Vec<mpsc::Sender<Copied>>,
+    held_back: Option<HeldBack>,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Empty,
+    /// What a client sends.
+    Client(Incoming),
+    /// What another request's body has said.
+    Copy(mpsc::Receiver<Copied>),
+}
+
+/// A piece of a body for whoever gets a copy; None is its end.
+type Copied = Option<Bytes>;
+
+/// A body broke off.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BodyError {
+    /// Whoever sends it has failed.
+    #[error(transparent)]
+    Sender(#[from] hyper::Error),
+    /// It is a copy that fell behind.
+    #[error("the copy of a request's body fell behind")]
+    Behind,
+}
+
+/// Pieces by which a copy may be behind what it is a copy of.
+const MOST_BEHIND: usize = 64;
+
+/// A body whose client waits for `100 Continue`: our asking for the first byte is what tells it to go on.
+struct HeldBack(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+/// Lets the client of a body that is held back go on.
+pub(super) type GoOn = Arc<Notify>;
+
+impl RequestBody {
+    /// What comes from the client; its bytes are added to `bytes`.
+    pub(super) fn new(inner: Incoming, bytes: Arc<AtomicU64>) -> Self {
+        let inner = if inner.is_end_stream() { Inner::Empty } else { Inner::Client(inner) };
+        Self { inner, bytes, copies: Vec::new(), held_back: None }
+    }
+
+    /// Nothing.
+    pub(super) fn empty() -> Self {
+        Self { inner: Inner::Empty, bytes: Arc::default(), copies: Vec::new(), held_back: None }
+    }
+
+    /// The same again, for another request. It is broken off when it falls behind, so that it never holds this one up.
+    pub(super) fn copy(&mut self) -> Self {
+        if self.is_end_stream() {
+            return Self::empty();
+        }
+        let (copy, copied) = mpsc::channel(MOST_BEHIND);
+        self.copies.push(copy);
+        Self { inner: Inner::Copy(copied), ..Self::empty() }
+    }
+
+    /// Asks the client for nothing until it is told to go on, or has waited for long enough.
+    pub(super) fn hold_back(&mut self) -> GoOn {
+        let go_on = GoOn::default();
+        let told = go_on.clone();
+        self.held_back = Some(HeldBack(Box::pin(async move {
+            // Whether it was told or not is one to it: servers that never say so exist.
+            let _ = tokio::time::timeout(CONTINUE_AFTER, told.notified()).await;
+        })));
+        go_on
+    }
+
+    fn pass_on(&mut self, piece: Copied) {
+        self.copies.retain(|copy| copy.try_send(piece.clone()).is_ok());
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        if let Some(HeldBack(told)) = &mut this.held_back {
+            ready!(told.as_mut().poll(cx));
+            this.held_back = None;
+        }
+        let frame = match &mut this.inner {
+            Inner::Empty => None,
+            Inner::Client(inner) => ready!(Pin::new(inner).poll_frame(cx)),
+            Inner::Copy(copied) => {
+                return Poll::Ready(match ready!(copied.poll_recv(cx)) {
+                    Some(Some(bytes)) => Some(Ok(Frame::data(bytes))),
+                    Some(None) => None,
+                    None => Some(Err(BodyError::Behind)),
+                });
+            }
+        };
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    let data = data.clone();
+                    this.pass_on(Some(data));
+                }
+                if this.is_end_stream() {
+                    this.pass_on(None);
+                }
+            }
+            Some(Err(_)) => this.copies.clear(),
+            None => this.pass_on(None),
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Empty => true,
+            Inner::Client(inner) => inner.is_end_stream(),
+            Inner::Copy(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Empty => SizeHint::with_exact(0),
+            Inner::Client(inner) => inner.size_hint(),
+            Inner::Copy(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl fmt::Debug for HeldBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HeldBack")
+    }
+}
+
+/// The body of a response on its way to the client.
+#[derive(Debug)]
+pub(super) enum ResponseBody {
+    /// What the agent says itself, if anything.
+    Own(Option<Bytes>),
+    /// What an upstream says, and who is told how it went.
+    Upstream {
+        /// The body as it comes.
+        inner: Incoming,
+        /// Told of bytes and of the end.
+        exchange: Box<Exchange>,
+    },
+}
+
+impl ResponseBody {
+    /// What an upstream says. An answer without a body is over at once.
+    pub(super) fn of(inner: Incoming, mut exchange: Box<Exchange>) -> Self {
+        if inner.is_end_stream() {
+            exchange.done();
+            return Self::Own(None);
+        }
+        Self::Upstream { inner, exchange }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Upstream { inner, exchange } => {
+                let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
+                exchange.passes(frame.as_ref(), inner.is_end_stream());
+                Poll::Ready(frame)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Own(bytes) => bytes.is_none(),
+            Self::Upstream { inner, .. } => inner.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Upstream { inner, .. } => inner.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! One request, from its head to the end of its answer: what is held meanwhile, and what telemetry is told at the end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::HeaderMap;
+use http::uri::Authority;
+use http::{Method, Request, Response, Uri, Version};
+use http_body::Frame;
+
+use super::answer::{Refusal, is_grpc};
+use super::body::ResponseBody;
+use super::pool::{Key, Lease};
+use super::talk::{Talk, Told};
+use crate::model::{LoadGuard, ObjectRef};
+use crate::route::Rule;
+use crate::telemetry::{HttpRequest, RequestEnd, RouteLabel};
+
+/// A request that is being answered. Dropped before its answer has passed, it counts as one whose client has gone.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    talk: Arc<Talk>,
+    began: Instant,
+    method: Method,
+    version: Version,
+    target: Uri,
+    pub(super) authority: Option<Authority>,
+    pub(super) is_grpc: bool,
+    pub(super) rule: Option<Arc<Rule>>,
+    /// The Service that the client dialled.
+    pub(super) service: Option<ObjectRef>,
+    /// How often an upstream was tried.
+    pub(super) attempts: u32,
+    pub(super) request_bytes: Arc<AtomicU64>,
+    response_bytes: u64,
+    status: Option<u16>,
+    grpc_status: Option<u16>,
+    end: Option<RequestEnd>,
+    /// With whom it is counted; the Service itself where nobody was reached.
+    pub(super) told: Option<Arc<Told>>,
+    pub(super) upstream: Option<SocketAddr>,
+    /// The connection that the answer comes on.
+    pub(super) loan: Option<(Key, Lease)>,
+    /// Its part of the endpoint's load.
+    pub(super) load: Option<LoadGuard>,
+}
+
+impl Exchange {
+    pub(super) fn begin<B>(talk: &Arc<Talk>, request: &Request<B>) -> Box<Self> {
+        Box::new(Self {
+            talk: talk.clone(),
+            began: Instant::now(),
+            method: request.method().clone(),
+            version: request.version(),
+            target: request.uri().clone(),
+            authority: None,
+            is_grpc: is_grpc(request.headers()),
+            rule: None,
+            service: None,
+            attempts: 0,
+            request_bytes: Arc::default(),
+            response_bytes: 0,
+            status: None,
+            grpc_status: None,
+            end: None,
+            told: None,
+            upstream: None,
+            loan: None,
+            load: None,
+        })
+    }
+
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// The agent answers this itself.
+    pub(super) fn answered(
+        mut self: Box<Self>,
+        end: RequestEnd,
+        response: Response<ResponseBody>,
+    ) -> Response<ResponseBody> {
+        self.head(response.status().as_u16(), response.headers());
+        self.end = Some(end);
+        response
+    }
+
+    /// The agent refuses it, and says why.
+    pub(super) fn refused(self: Box<Self>, refusal: &Refusal) -> Response<ResponseBody> {
+        let response = refusal.answer(self.is_grpc);
+        self.answered(refusal.end, response)
+    }
+
+    /// The head of the answer.
+    pub(super) fn head(&mut self, status: u16, headers: &HeaderMap) {
+        self.status = Some(status);
+        if self.is_grpc {
+            // An answer without messages has the status in its head.
+            self.grpc_status = grpc_status(headers);
+        }
+    }
+
+    /// A frame of the answer's body passes, or what ends it.
+    pub(super) fn passes(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>, is_last: bool) {
+        match frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.response_bytes += data.len() as u64;
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    self.grpc_status = grpc_status(trailers).or(self.grpc_status);
+                }
+                if is_last {
+                    self.done();
+                }
+            }
+            Some(Err(_)) => self.end = Some(RequestEnd::UpstreamReset),
+            None => self.done(),
+        }
+    }
+
+    /// The connection went on with another protocol, and has carried so many bytes each way.
+    pub(super) fn carried(&mut self, sent: u64, received: u64) {
+        self.request_bytes.fetch_add(sent, Ordering::Relaxed);
+        self.response_bytes += received;
+        self.end.get_or_insert(RequestEnd::Done);
+    }
+
+    /// The answer has passed as a whole, and its connection is free for the next.
+    pub(super) fn done(&mut self) {
+        self.end.get_or_insert(RequestEnd::Done);
+        self.load = None;
+        if let Some((key, lease)) = self.loan.take() {
+            self.talk.here.upstreams.give_back(&key, lease);
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let Some(told) = self.told.take() else { return };
+        let request = HttpRequest {
+            route: self.rule.as_deref().map(label),
+            method: std::mem::take(&mut self.method),
+            status: self.status,
+            grpc_status: self.grpc_status,
+            version: self.version,
+            authority: self
+                .authority
+                .as_ref()
+                .map(|authority| authority.as_str().to_owned())
+                .unwrap_or_default(),
+            path: self.target.path().to_owned(),
+            end: self.end.unwrap_or(RequestEnd::ClientGone),
+            attempts: self.attempts,
+            duration: self.began.elapsed(),
+            request_bytes: self.request_bytes.load(Ordering::Relaxed),
+            response_bytes: self.response_bytes,
+            facts: told.facts.clone(),
+            upstream: self.upstream,
+            trace_id: None,
+        };
+        self.talk.proxy.telemetry.request_finished(&told.counters, request);
+    }
+}
+
+fn label(rule: &Rule) -> RouteLabel {
+    let name = rule.name.clone().unwrap_or_else(|| rule.index.to_string().into());
+    RouteLabel { kind: rule.route.kind.as_str(), id: rule.route.id.clone(), rule: name }
+}
+
+fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}

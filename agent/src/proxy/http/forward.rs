@@ -1,0 +1,306 @@
+//! One request's way: which rule it falls under, what that makes of it, which endpoint it is sent to, and its answer.
+
+use std::sync::Arc;
+
+use http::header::{HOST, LOCATION, ORIGIN};
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, Request, Response, StatusCode, Uri};
+use hyper::body::Incoming;
+
+use super::answer::Refusal;
+use super::body::{RequestBody, ResponseBody};
+use super::exchange::Exchange;
+use super::send::{self, Patience, Way};
+use super::session::Session;
+use super::talk::{Dialect, Talk};
+use super::upgrade::{Bridge, ClientEnd};
+use super::{head, mirror};
+use crate::model::Service;
+use crate::proxy::reach::Assurance;
+use crate::route::{Backend, Matched, RequestHead, Rule, Target, UrlRewrite};
+use crate::snapshot::{Destination, Snapshot};
+use crate::telemetry::RequestEnd;
+
+/// Answers the request, one way or another.
+pub(super) async fn answer(
+    talk: Arc<Talk>,
+    request: Request<Incoming>,
+    dialect: Dialect,
+) -> Response<ResponseBody> {
+    let mut exchange = Exchange::begin(&talk, &request);
+    let snapshot = talk.proxy.snapshot.load_full();
+    match carry(&talk, &snapshot, &mut exchange, request, dialect).await {
+        Ok(Outcome::Passed(response)) => response.map(|body| ResponseBody::of(body, exchange)),
+        Ok(Outcome::Upgraded(response, bridge)) => {
+            talk.here.upstreams.tasks.spawn(bridge.carry(exchange));
+            response.map(|_no_body| ResponseBody::Own(None))
+        }
+        Ok(Outcome::Own(end, response)) => {
+            told_of_service(&talk, &snapshot, &mut exchange);
+            exchange.answered(end, response)
+        }
+        Err(refusal) => {
+            told_of_service(&talk, &snapshot, &mut exchange);
+            exchange.refused(&refusal)
+        }
+    }
+}
+
+/// A request that reached nobody is told of the Service as such.
+fn told_of_service(talk: &Talk, snapshot: &Snapshot, exchange: &mut Exchange) {
+    if exchange.told.is_none() {
+        let (service, dialled) = (exchange.service.as_ref(), talk.captured.dialled);
+        exchange.told = Some(talk.told(snapshot, service, dialled, &Assurance::NONE));
+    }
+}
+
+/// What becomes of a request that is not refused.
+enum Outcome {
+    /// An upstream answers.
+    Passed(Response<Incoming>),
+    /// It does, and goes on with another protocol.
+    Upgraded(Response<Incoming>, Bridge),
+    /// The rule itself is the answer.
+    Own(RequestEnd, Response<ResponseBody>),
+}
+
+async fn carry(
+    talk: &Arc<Talk>,
+    snapshot: &Arc<Snapshot>,
+    exchange: &mut Exchange,
+    request: Request<Incoming>,
+    dialect: Dialect,
+) -> Result<Outcome, Refusal> {
+    let authority =
+        head::authority(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
+    exchange.authority = authority.clone();
+    exchange.service = service(talk, snapshot).map(|service| service.id.clone());
+    let matched = matched(talk, snapshot, &request, authority.as_ref())?;
+    exchange.rule = matched.map(|matched| matched.rule.clone());
+    let Some(matched) = matched else {
+        // No route says anything: it goes where it was sent.
+        let way = dialled(talk, snapshot);
+        let (request, client_end) = outgoing(exchange, request, dialect);
+        let request = aimed(request, authority, None, dialect)?;
+        let response =
+            send::send(talk, snapshot, exchange, way, request, dialect, Patience::default()).await?;
+        return Ok(passed(response, client_end));
+    };
+    if let Some((end, response)) = own_answer(talk, &matched, &request, authority.as_ref()) {
+        return Ok(Outcome::Own(end, response));
+    }
+    let origin = request.headers().get(ORIGIN).cloned();
+    let session = Session::of(matched.rule, snapshot, request.headers());
+    let (backend, way) = match session.as_ref().and_then(Session::way) {
+        Some(kept) => kept,
+        None => chosen(talk, matched.rule, snapshot)?,
+    };
+    let (mut request, client_end) = outgoing(exchange, request, dialect);
+    mirror::send(talk, snapshot, matched.rule, &mut request, authority.as_ref(), dialect);
+    let request = modified(request, &matched, backend, authority, dialect)?;
+    let patience = Patience::of(matched.rule, exchange.began());
+    let mut response = send::send(talk, snapshot, exchange, way, request, dialect, patience).await?;
+    let headers = response.headers_mut();
+    for filters in [&backend.filters, &matched.rule.filters] {
+        if let Some(modifier) = &filters.response_headers {
+            modifier.apply(headers);
+        }
+        if let Some(cors) = &filters.cors {
+            cors.respond(origin.as_ref(), headers);
+        }
+    }
+    if let (Some(session), Some(endpoint)) = (session, exchange.upstream) {
+        session.keep(endpoint, headers);
+    }
+    Ok(passed(response, client_end))
+}
+
+/// The rule that the request falls under; none where no route says anything of its port.
+fn matched<'s>(
+    talk: &Talk,
+    snapshot: &'s Snapshot,
+    request: &Request<Incoming>,
+    authority: Option<&Authority>,
+) -> Result<Option<Matched<'s>>, Refusal> {
+    let routed = || {
+        let service = service(talk, snapshot)?;
+        let namespace = &talk.captured.net.workload.pod.namespace;
+        Some((service, snapshot.routes.get(&service.id)?.http(talk.captured.dialled.port(), namespace)?))
+    };
+    let Some((service, table)) = routed() else { return Ok(None) };
+    match table.find(&request_head(request, authority)) {
+        Some(matched) => Ok(Some(matched)),
+        None => Err(Refusal::new(
+            RequestEnd::NoRoute,
+            format!("no rule of the routes of {} fits the request", service.id),
+        )),
+    }
+}
+
+fn request_head<'a, B>(request: &'a Request<B>, authority: Option<&'a Authority>) -> RequestHead<'a> {
+    RequestHead {
+        method: request.method(),
+        host: authority.map_or("", Authority::host),
+        path: request.uri().path(),
+        query: request.uri().query(),
+        headers: request.headers(),
+    }
+}
+
+/// The answer of rules that send the client elsewhere, or tell a browser what it may do.
+fn own_answer(
+    talk: &Talk,
+    matched: &Matched<'_>,
+    request: &Request<Incoming>,
+    authority: Option<&Authority>,
+) -> Option<(RequestEnd, Response<ResponseBody>)> {
+    let filters = &matched.rule.filters;
+    let preflight = || filters.cors.as_ref()?.preflight(request.headers());
+    if request.method() == Method::OPTIONS
+        && let Some(headers) = preflight()
+    {
+        let mut response = Response::new(ResponseBody::Own(None));
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        *response.headers_mut() = headers;
+        return Some((RequestEnd::Preflight, response));
+    }
+    let redirect = filters.redirect.as_ref()?;
+    let head = request_head(request, authority);
+    let host = authority.map_or("", Authority::as_str);
+    let (status, location) =
+        redirect.answer(&head, host, "http", talk.captured.dialled.port(), matched.prefix);
+    let mut response = Response::new(ResponseBody::Own(None));
+    *response.status_mut() = status;
+    response.headers_mut().insert(LOCATION, location);
+    Some((RequestEnd::Redirected, response))
+}
+
+/// The backend that the rule's weights give the request.
+fn chosen<'s>(
+    talk: &Talk,
+    rule: &'s Rule,
+    snapshot: &'s Snapshot,
+) -> Result<(&'s Backend, Way<'s>), Refusal> {
+    let Some(backend) = rule.backend(talk.here.shares.next()) else {
+        let detail = format!("{} has no backend with a weight for this request", rule.route);
+        return Err(Refusal::new(RequestEnd::NoBackend, detail));
+    };
+    let invalid = |why: &dyn std::fmt::Display| {
+        Refusal::new(RequestEnd::InvalidBackend, format!("{}: {why}", rule.route))
+    };
+    match &backend.target {
+        Target::Service { id, port } => match snapshot.services.get(id) {
+            Some(service) => Ok((backend, Way::Service { service, port: *port, kept: None })),
+            None => Err(invalid(&format_args!("there is no Service {id}"))),
+        },
+        Target::Invalid(why) => Err(invalid(why)),
+    }
+}
+
+/// Where the client sent it.
+fn dialled<'s>(talk: &Talk, snapshot: &'s Snapshot) -> Way<'s> {
+    let dialled = talk.captured.dialled;
+    match service(talk, snapshot) {
+        Some(service) => Way::Service { service, port: dialled.port(), kept: None },
+        // A pod's own address: that pod and no other, ready or not.
+        None => Way::Pod(dialled),
+    }
+}
+
+fn service<'s>(talk: &Talk, snapshot: &'s Snapshot) -> Option<&'s Service> {
+    match snapshot.destination(talk.captured.dialled.ip()) {
+        Some(Destination::Service(service)) => Some(service),
+        _ => None,
+    }
+}
+
+/// The request without what was meant for this hop alone, and the client's end of what may become another protocol.
+fn outgoing(
+    exchange: &Exchange,
+    request: Request<Incoming>,
+    dialect: Dialect,
+) -> (Request<RequestBody>, Option<ClientEnd>) {
+    let bytes = exchange.request_bytes.clone();
+    let mut request = request.map(|body| RequestBody::new(body, bytes));
+    let client_end = head::asks_for_upgrade(&request).then(|| ClientEnd::of(&mut request));
+    let keeps_upgrade = client_end.is_some() && request.method() != Method::CONNECT;
+    head::strip_hop_by_hop(request.headers_mut(), keeps_upgrade && dialect == Dialect::Http1);
+    (request, client_end)
+}
+
+/// The request as the rule and its backend want it.
+fn modified(
+    mut request: Request<RequestBody>,
+    matched: &Matched<'_>,
+    backend: &Backend,
+    mut authority: Option<Authority>,
+    dialect: Dialect,
+) -> Result<Request<RequestBody>, Refusal> {
+    let mut path = None;
+    for filters in [&matched.rule.filters, &backend.filters] {
+        if let Some(modifier) = &filters.request_headers {
+            modifier.apply(request.headers_mut());
+            // A rule may name the host by its header as well.
+            if modifier.set.iter().any(|(name, _)| *name == HOST)
+                && let Some(host) = request.headers().get(HOST)
+            {
+                authority = Authority::try_from(host.as_bytes()).ok().or(authority);
+            }
+        }
+        if let Some(rewrite) = &filters.rewrite {
+            path = rewritten(request.uri(), rewrite, matched.prefix)?.or(path);
+            if let Some(hostname) = &rewrite.hostname {
+                authority = Some(Authority::try_from(&**hostname).map_err(|_| unwritable(hostname))?);
+            }
+        }
+    }
+    aimed(request, authority, path, dialect)
+}
+
+fn rewritten(
+    target: &Uri,
+    rewrite: &UrlRewrite,
+    prefix: Option<&str>,
+) -> Result<Option<PathAndQuery>, Refusal> {
+    let Some(path) = rewrite.path(target.path(), prefix) else { return Ok(None) };
+    let whole = match target.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path,
+    };
+    PathAndQuery::try_from(whole.as_str()).map(Some).map_err(|_| unwritable(&whole))
+}
+
+fn aimed(
+    mut request: Request<RequestBody>,
+    authority: Option<Authority>,
+    path: Option<PathAndQuery>,
+    dialect: Dialect,
+) -> Result<Request<RequestBody>, Refusal> {
+    let (method, target) = (request.method().clone(), request.uri().clone());
+    let target = head::address(dialect, &method, &target, authority.as_ref(), path, request.headers_mut());
+    *request.uri_mut() = target.map_err(|error| Refusal::new(RequestEnd::BadRequest, error.to_string()))?;
+    Ok(request)
+}
+
+fn unwritable(text: &str) -> Refusal {
+    Refusal::new(
+        RequestEnd::InvalidBackend,
+        format!("the rule makes {text:?} of the request, which is no address"),
+    )
+}
+
+/// The answer as it is passed on; with the end of HTTP on the connection, if that is what it says.
+fn passed(mut response: Response<Incoming>, client_end: Option<ClientEnd>) -> Outcome {
+    match client_end.filter(|client| client.is_upgraded_by(response.status())) {
+        Some(client) => {
+            let bridge = client.meets(&mut response);
+            let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+            head::strip_hop_by_hop(response.headers_mut(), is_switching);
+            Outcome::Upgraded(response, bridge)
+        }
+        None => {
+            head::strip_hop_by_hop(response.headers_mut(), false);
+            Outcome::Passed(response)
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The heads of messages: what must hold for a request to be passed on at all, and what is meant for one hop alone.
+
+use http::header::{
+    CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderValue, Method, Request, Uri, Version};
+
+use super::talk::Dialect;
+
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
+/// Why a request is not passed on: what RFC 9112 has a server answer with 400.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadHead {
+    /// RFC 9112, section 3.2.
+    #[error("an HTTP/1.1 request must have exactly one Host")]
+    Host,
+    /// What names no authority.
+    #[error("the Host is not a host with or without a port")]
+    Authority,
+    /// RFC 9113, section 8.3.1.
+    #[error("the Host differs from the :authority")]
+    TwoAuthorities,
+}
+
+/// Who a request is for: the target's authority, else its `Host`. None: HTTP/1.0 without one.
+pub(super) fn authority<B>(request: &Request<B>) -> Result<Option<Authority>, BadHead> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let (host, another) = (hosts.next(), hosts.next());
+    if another.is_some() {
+        return Err(BadHead::Host);
+    }
+    let read = |host: &HeaderValue| Authority::try_from(host.as_bytes()).map_err(|_| BadHead::Authority);
+    match (request.uri().authority(), host) {
+        // RFC 9112, section 3.2.2: that of the target counts, whatever the Host says; but in HTTP/2 both must agree.
+        (Some(target), Some(host)) if request.version() == Version::HTTP_2 && read(host)? != *target => {
+            Err(BadHead::TwoAuthorities)
+        }
+        (Some(target), _) => Ok(Some(target.clone())),
+        // A target that names nobody may have an empty Host.
+        (None, Some(host)) if host.is_empty() => Ok(None),
+        (None, Some(host)) => read(host).map(Some),
+        (None, None) if request.version() == Version::HTTP_11 => Err(BadHead::Host),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Takes out what is for this hop alone (RFC 9110, section 7.6.1). The way of an upgrade is left open.
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, keeps_upgrade: bool) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        // What frames or addresses the message is nobody's to name away, and `TE: trailers` asks for what we do pass on.
+        if !is_framing(&name) && name != UPGRADE && name != TE {
+            headers.remove(name);
+        }
+    }
+    headers.remove(CONNECTION);
+    headers.remove(&KEEP_ALIVE);
+    headers.remove(&PROXY_CONNECTION);
+    headers.remove(PROXY_AUTHENTICATE);
+    headers.remove(PROXY_AUTHORIZATION);
+    if headers.get(TE).is_some_and(|te| te != "trailers") {
+        headers.remove(TE);
+    }
+    if keeps_upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    } else {
+        headers.remove(UPGRADE);
+    }
+}
+
+fn is_framing(name: &HeaderName) -> bool {
+    *name == HOST || *name == TRANSFER_ENCODING || *name == http::header::CONTENT_LENGTH
+}
+
+/// Whether the request asks for another protocol on its connection.
+pub(super) fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
+    let says = |value: &HeaderValue| {
+        value
+            .to_str()
+            .is_ok_and(|value| value.split(',').any(|word| word.trim().eq_ignore_ascii_case("upgrade")))
+    };
+    request.method() == Method::CONNECT
+        || request.version() == Version::HTTP_11
+            && request.headers().contains_key(UPGRADE)
+            && request.headers().get_all(CONNECTION).iter().any(says)
+}
+
+/// Whether the client sends its body only when it is told to.
+pub(super) fn waits_to_go_on<B>(request: &Request<B>) -> bool {
+    request.version() == Version::HTTP_11
+        && request
+            .headers()
+            .get(EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// The target of a request as the upstream is to see it: HTTP/1 gets the path alone and the authority as `Host`.
+pub(super) fn address(
+    dialect: Dialect,
+    method: &Method,
+    target: &Uri,
+    authority: Option<&Authority>,
+    path: Option<PathAndQuery>,
+    headers: &mut HeaderMap,
+) -> Result<Uri, http::Error> {
+    if method == Method::CONNECT && path.is_none() {
+        return Ok(target.clone());
+    }
+    let path =
+        path.or_else(|| target.path_and_query().cloned()).unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let builder = Uri::builder().path_and_query(path);
+    if dialect == Dialect::Http2 {
+        headers.remove(HOST);
+        let scheme = target.scheme_str().unwrap_or("http");
+        return match authority {
+            Some(authority) => builder.scheme(scheme).authority(authority.clone()).build(),
+            None => builder.build(),
+        };
+    }
+    if let Some(authority) = authority {
+        let is_said = headers.get(HOST).is_some_and(|host| host == authority.as_str());
+        if !is_said {
+            headers.insert(HOST, HeaderValue::try_from(authority.as_str())?);
+        }
+    }
+    builder.build()
+}

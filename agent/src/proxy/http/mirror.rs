@@ -1,0 +1,88 @@
+//! Mirrored requests: copies that are sent elsewhere, whose answers nobody waits for.
+//!
+//! A copy never slows or fails what it is a copy of: it has a connection of its own, and is broken off when it falls behind.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::uri::Authority;
+use http::{HeaderValue, Request};
+use http_body_util::BodyExt as _;
+use tracing::debug;
+
+use super::body::RequestBody;
+use super::exchange::Exchange;
+use super::head;
+use super::send::{self, Patience, Way};
+use super::talk::{Dialect, Talk};
+use crate::route::{Rule, Target};
+use crate::snapshot::Snapshot;
+
+/// What a mirrored request is marked with.
+pub(super) const MIRRORED: &str = "undermesh-mirrored";
+
+/// How long a copy may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Sends copies to where the rule wants some.
+pub(super) fn send(
+    talk: &Arc<Talk>,
+    snapshot: &Arc<Snapshot>,
+    rule: &Rule,
+    request: &mut Request<RequestBody>,
+    authority: Option<&Authority>,
+    dialect: Dialect,
+) {
+    for mirror in &rule.filters.mirrors {
+        // A copy of a copy would go round in circles where services mirror each other.
+        if !mirror.takes(fastrand::u64(..)) || request.headers().contains_key(MIRRORED) {
+            continue;
+        }
+        let Target::Service { id, port } = mirror.target.clone() else { continue };
+        let mut copy = Request::new(request.body_mut().copy());
+        *copy.method_mut() = request.method().clone();
+        *copy.version_mut() = request.version();
+        *copy.headers_mut() = request.headers().clone();
+        copy.headers_mut().insert(MIRRORED, HeaderValue::from_static("true"));
+        if let Some(modifier) = &rule.filters.request_headers {
+            modifier.apply(copy.headers_mut());
+        }
+        let aimed = head::address(
+            dialect,
+            &copy.method().clone(),
+            request.uri(),
+            authority,
+            None,
+            copy.headers_mut(),
+        );
+        let Ok(target) = aimed else { continue };
+        *copy.uri_mut() = target;
+        let (talk, snapshot) = (talk.clone(), snapshot.clone());
+        let tasks = talk.here.upstreams.clone();
+        tasks.tasks.spawn(async move {
+            let carried = async {
+                let service = snapshot.services.get(&id)?;
+                let way = Way::Service { service, port, kept: None };
+                let mut exchange = Exchange::begin(&talk, &copy);
+                exchange.service = Some(id.clone());
+                let sent =
+                    send::send(&talk, &snapshot, &mut exchange, way, copy, dialect, Patience::default());
+                match sent.await {
+                    Ok(response) => {
+                        // Read to its end, so that the connection may be used again.
+                        _ = response.into_body().collect().await;
+                        exchange.done();
+                    }
+                    Err(refusal) => {
+                        debug!(service = %id, detail = refusal.detail, "a mirrored request came to nothing");
+                        drop(exchange.refused(&refusal));
+                    }
+                }
+                Some(())
+            };
+            if tokio::time::timeout(LIMIT, carried).await.is_err() {
+                debug!(service = %id, "a mirrored request took too long");
+            }
+        });
+    }
+}

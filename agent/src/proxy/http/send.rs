@@ -1,0 +1,307 @@
+//! A request that knows where it wants to go, sent to one endpoint after another until one answers.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::{Request, Response, StatusCode};
+use hyper::body::{Body as _, Incoming};
+use tokio::time::{sleep, timeout, timeout_at};
+use tracing::debug;
+
+use super::answer::Refusal;
+use super::body::RequestBody;
+use super::exchange::Exchange;
+use super::head;
+use super::pool::{Lease, Sender};
+use super::talk::{Dialect, Talk};
+use crate::model::{LoadGuard, Service};
+use crate::proxy::reach::{Attempts, InTheWay};
+use crate::route::{Retry, Rule};
+use crate::sentence::in_one_sentence;
+use crate::snapshot::Snapshot;
+use crate::telemetry::RequestEnd;
+
+/// Between two attempts, where the rule does not say: long enough for a hiccup to pass.
+const BACKOFF: Duration = Duration::from_millis(25);
+
+/// Where a request is to go.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Way<'s> {
+    /// To this pod.
+    Pod(SocketAddr),
+    /// To an endpoint of a Service.
+    Service {
+        service: &'s Service,
+        port: u16,
+        /// The one that the request's session is with.
+        kept: Option<SocketAddr>,
+    },
+}
+
+/// How long and how often a request is tried.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Patience<'s> {
+    /// When the answer must have begun.
+    until: Option<Instant>,
+    /// How long one attempt may take.
+    attempt: Option<Duration>,
+    retry: Option<&'s Retry>,
+}
+
+impl<'s> Patience<'s> {
+    /// What the rule says of a request that came at `began`.
+    pub(super) fn of(rule: &'s Rule, began: Instant) -> Self {
+        Self {
+            until: rule.timeouts.request.map(|limit| began + limit),
+            attempt: rule.timeouts.backend_request,
+            retry: rule.retry.as_ref(),
+        }
+    }
+}
+
+/// The head of the answer. The exchange has the connection that its body comes on.
+pub(super) async fn send(
+    talk: &Arc<Talk>,
+    snapshot: &Snapshot,
+    exchange: &mut Exchange,
+    way: Way<'_>,
+    request: Request<RequestBody>,
+    dialect: Dialect,
+    patience: Patience<'_>,
+) -> Result<Response<Incoming>, Refusal> {
+    let sending = Sending { talk, snapshot, dialect, patience };
+    let answer = sending.answer(exchange, way, request);
+    match patience.until {
+        None => answer.await,
+        Some(until) => timeout_at(until.into(), answer).await.unwrap_or_else(|_elapsed| {
+            Err(Refusal::new(
+                RequestEnd::RequestTimeout,
+                "no answer within the time that the rule leaves a request",
+            ))
+        }),
+    }
+}
+
+/// What stays the same from one attempt to the next.
+struct Sending<'a> {
+    talk: &'a Arc<Talk>,
+    snapshot: &'a Snapshot,
+    dialect: Dialect,
+    patience: Patience<'a>,
+}
+
+impl Sending<'_> {
+    async fn answer(
+        &self,
+        exchange: &mut Exchange,
+        way: Way<'_>,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, Refusal> {
+        let mut endpoints = Endpoints::of(self.talk, way);
+        let mut retries = self.patience.retry.map_or(0, |retry| retry.attempts);
+        loop {
+            let (to, load) = endpoints.next()?;
+            exchange.attempts += 1;
+            exchange.upstream = Some(to);
+            exchange.load = load;
+            // Only what can be made again can be sent again.
+            let again = if retries > 0 { copy(&request) } else { None };
+            let answer = match self.attempt(exchange, to, request).await {
+                Err(Failed::Unconnected(why, unsent)) => {
+                    endpoints.failed(to, why);
+                    request = *unsent;
+                    continue;
+                }
+                Err(Failed::Broken(refusal)) => Err(refusal),
+                Ok(response) => Ok(response),
+            };
+            match again.filter(|_| self.asks_for_retry(&answer)) {
+                None => return answer,
+                Some(again) => request = again,
+            }
+            retries -= 1;
+            // What comes of the answer is not read: its connection goes with it.
+            exchange.loan = None;
+            endpoints.avoid(to);
+            self.back_off().await;
+        }
+    }
+
+    /// Sends the request to the endpoint, over a connection that stands or else a fresh one.
+    async fn attempt(
+        &self,
+        exchange: &mut Exchange,
+        to: SocketAddr,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, Failed> {
+        let Self { talk, snapshot, dialect, .. } = self;
+        let service = exchange.service.as_ref();
+        let mut must_be_fresh = false;
+        loop {
+            let mut lease = match talk.lease(snapshot, service, to, *dialect, must_be_fresh).await {
+                Ok(lease) => lease,
+                Err(why) => return Err(Failed::Unconnected(why, Box::new(request))),
+            };
+            exchange.told = Some(talk.told(snapshot, service, to, &lease.assurance));
+            // A connection that stood may be gone by now. That loses no request that may be sent twice (RFC 9110, 9.2.2).
+            let again =
+                if lease.is_reused && request.method().is_idempotent() { copy(&request) } else { None };
+            let is_reused = lease.is_reused;
+            match self.over(&mut lease, request).await {
+                Ok(response) => {
+                    exchange.head(response.status().as_u16(), response.headers());
+                    exchange.loan = Some((talk.key(to), lease));
+                    return Ok(response);
+                }
+                Err(Unanswered::TooSlow) => {
+                    let detail = format!("{to}: no answer within the time that the rule leaves an attempt");
+                    return Err(Failed::Broken(Refusal::new(RequestEnd::UpstreamTimeout, detail)));
+                }
+                Err(Unanswered::Broken { error, unsent }) => match unsent.map(|unsent| *unsent).or(again) {
+                    Some(same) if is_reused && !must_be_fresh => {
+                        debug!(%to, %error, "a connection had died; trying a new one");
+                        request = same;
+                        must_be_fresh = true;
+                    }
+                    _ => {
+                        let detail = format!("{to}: {}", in_one_sentence(&error));
+                        return Err(Failed::Broken(Refusal::new(RequestEnd::UpstreamReset, detail)));
+                    }
+                },
+            }
+        }
+    }
+
+    async fn over(
+        &self,
+        lease: &mut Lease,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, Unanswered> {
+        if head::waits_to_go_on(&request) {
+            let go_on = request.body_mut().hold_back();
+            hyper::ext::on_informational(&mut request, move |said| {
+                if said.status() == StatusCode::CONTINUE {
+                    go_on.notify_one();
+                }
+            });
+        }
+        let answer = async {
+            match &mut lease.sender {
+                Sender::Http1(sender) => sender.try_send_request(request).await,
+                Sender::Http2(sender) => sender.try_send_request(request).await,
+            }
+        };
+        let answer = match self.patience.attempt {
+            None => answer.await,
+            Some(limit) => timeout(limit, answer).await.map_err(|_elapsed| Unanswered::TooSlow)?,
+        };
+        answer.map_err(|mut failed| {
+            let unsent = failed.take_message().map(Box::new);
+            Unanswered::Broken { error: failed.into_error(), unsent }
+        })
+    }
+
+    fn asks_for_retry(&self, answer: &Result<Response<Incoming>, Refusal>) -> bool {
+        let Some(retry) = self.patience.retry else { return false };
+        answer.as_ref().map_or(true, |response| retry.codes.contains(&response.status()))
+    }
+
+    /// Not all at the same moment: what failed for one has failed for others.
+    async fn back_off(&self) {
+        let least = self.patience.retry.and_then(|retry| retry.backoff).unwrap_or(BACKOFF);
+        sleep(least.mul_f64(1.0 + fastrand::f64())).await;
+    }
+}
+
+/// An attempt that came to nothing.
+enum Failed {
+    /// No connection: not a byte was sent, and another endpoint may do better.
+    Unconnected(InTheWay, Box<Request<RequestBody>>),
+    /// The endpoint has the request, or some of it.
+    Broken(Refusal),
+}
+
+/// A connection brought no answer.
+enum Unanswered {
+    TooSlow,
+    Broken {
+        error: hyper::Error,
+        /// The request, if nothing of it was sent.
+        unsent: Option<Box<Request<RequestBody>>>,
+    },
+}
+
+/// The request once more, if it has no body that would have to be had twice.
+fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+    if !request.body().is_end_stream() {
+        return None;
+    }
+    let mut copy = Request::new(RequestBody::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
+    Some(copy)
+}
+
+/// The endpoints that one request is sent to, one after the other.
+enum Endpoints<'a> {
+    /// There is one, and what became of it.
+    Pod(SocketAddr, Option<InTheWay>),
+    Service {
+        attempts: Attempts<'a>,
+        kept: Option<SocketAddr>,
+    },
+}
+
+impl<'a> Endpoints<'a> {
+    fn of(talk: &'a Talk, way: Way<'a>) -> Self {
+        match way {
+            Way::Pod(address) => Self::Pod(address, None),
+            Way::Service { service, port, kept } => {
+                let client = talk.captured.client.ip();
+                let dialled = SocketAddr::new(talk.captured.dialled.ip(), port);
+                Self::Service { attempts: Attempts::new(&talk.proxy, service, client, dialled), kept }
+            }
+        }
+    }
+
+    fn next(&mut self) -> Result<(SocketAddr, Option<LoadGuard>), Refusal> {
+        match self {
+            Self::Pod(address, None) => Ok((*address, None)),
+            Self::Pod(address, Some((reason, _))) => Err(Refusal::unreached(*reason, address)),
+            Self::Service { attempts, kept } => {
+                let next =
+                    kept.take().and_then(|kept| attempts.one(kept)).map_or_else(|| attempts.next(), Ok);
+                match next {
+                    Ok((address, load)) => Ok((address, Some(load))),
+                    Err(unreached) => {
+                        let towards: &dyn Display = match &unreached.tried {
+                            Some(address) => address,
+                            None => &attempts.service().id,
+                        };
+                        Err(Refusal::unreached(unreached.reason, towards))
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nothing was sent: the next one may do better.
+    fn failed(&mut self, endpoint: SocketAddr, why: InTheWay) {
+        match self {
+            Self::Pod(_, failed) => *failed = Some(why),
+            Self::Service { attempts, .. } => attempts.failed(endpoint, why),
+        }
+    }
+
+    /// The request is to be sent again: to another one, if there is another.
+    fn avoid(&mut self, endpoint: SocketAddr) {
+        if let Self::Service { attempts, .. } = self {
+            attempts.avoid(endpoint);
+        }
+    }
+}

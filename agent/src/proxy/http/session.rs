@@ -1,0 +1,132 @@
+//! Sessions: requests that carry what an earlier answer gave them go to the endpoint of then (GEP-1619).
+//!
+//! What they carry names the endpoint and the times of the session. It proves nothing and need not: it only ever chooses
+//! among endpoints that the rule leads to anyway.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::header::{COOKIE, HeaderMap, HeaderName, HeaderValue, SET_COOKIE};
+
+use super::send::Way;
+use crate::route::{Backend, Lifetime, Rule, SessionKind, SessionPersistence, Target};
+use crate::snapshot::Snapshot;
+
+/// The session of one request, as its rule has them.
+#[derive(Debug)]
+pub(super) struct Session<'s> {
+    kept_by: &'s SessionPersistence,
+    /// What the request carries, as far as it still holds.
+    token: Option<Token>,
+    way: Option<(&'s Backend, Way<'s>)>,
+    now: u64,
+}
+
+/// What a request carries. Times are seconds since the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Token {
+    endpoint: SocketAddr,
+    began: u64,
+    used: u64,
+}
+
+impl<'s> Session<'s> {
+    /// None where the rule keeps no sessions.
+    pub(super) fn of(rule: &'s Rule, snapshot: &'s Snapshot, headers: &HeaderMap) -> Option<Self> {
+        let kept_by = rule.session.as_ref()?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let token = carried(kept_by, headers).and_then(Token::read).filter(|token| token.holds(kept_by, now));
+        let way = token.and_then(|token| way(rule, snapshot, token.endpoint));
+        Some(Self { kept_by, token: token.filter(|_| way.is_some()), way, now })
+    }
+
+    /// The backend and the endpoint that the session is with, while the rule leads there: a backend keeps its sessions with
+    /// whatever weight, and loses them when it leaves.
+    pub(super) fn way(&self) -> Option<(&'s Backend, Way<'s>)> {
+        self.way
+    }
+
+    /// Has the client carry what leads to this endpoint, unless it does so already.
+    pub(super) fn keep(&self, endpoint: SocketAddr, headers: &mut HeaderMap) {
+        let same = self.token.filter(|token| token.endpoint == endpoint);
+        if same.is_some() && self.kept_by.idle_timeout.is_none() {
+            return;
+        }
+        let began = same.map_or(self.now, |token| token.began);
+        let token = Token { endpoint, began, used: self.now }.write();
+        match self.kept_by.kind {
+            SessionKind::Cookie => {
+                if let Ok(cookie) = HeaderValue::try_from(self.cookie(&token, began)) {
+                    headers.append(SET_COOKIE, cookie);
+                }
+            }
+            SessionKind::Header => {
+                let name = HeaderName::try_from(&*self.kept_by.name);
+                if let (Ok(name), Ok(value)) = (name, HeaderValue::try_from(token)) {
+                    headers.insert(name, value);
+                }
+            }
+        }
+    }
+
+    fn cookie(&self, token: &str, began: u64) -> String {
+        let SessionPersistence { name, lifetime, absolute_timeout, .. } = self.kept_by;
+        let max_age = match (lifetime, absolute_timeout) {
+            (Lifetime::Permanent, Some(limit)) => {
+                let left = limit.as_secs().saturating_sub(self.now.saturating_sub(began));
+                format!("; Max-Age={left}")
+            }
+            _ => String::new(),
+        };
+        format!("{name}={token}; Path=/{max_age}; HttpOnly; SameSite=Lax")
+    }
+}
+
+fn way<'s>(rule: &'s Rule, snapshot: &'s Snapshot, endpoint: SocketAddr) -> Option<(&'s Backend, Way<'s>)> {
+    rule.backends.iter().find_map(|backend| {
+        let Target::Service { id, port } = &backend.target else { return None };
+        let service = snapshot.services.get(id)?;
+        service.port(*port)?.candidate(endpoint)?;
+        Some((backend, Way::Service { service, port: *port, kept: Some(endpoint) }))
+    })
+}
+
+/// What the request carries of the session.
+fn carried<'h>(kept_by: &SessionPersistence, headers: &'h HeaderMap) -> Option<&'h str> {
+    match kept_by.kind {
+        SessionKind::Header => headers.get(&*kept_by.name)?.to_str().ok(),
+        SessionKind::Cookie => headers
+            .get_all(COOKIE)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|cookies| cookies.split(';'))
+            .find_map(|cookie| cookie.trim().strip_prefix(&*kept_by.name)?.strip_prefix('=')),
+    }
+}
+
+impl Token {
+    fn read(text: &str) -> Option<Self> {
+        let text = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
+        let mut parts = text.split(' ');
+        let token = Self {
+            endpoint: parts.next()?.parse().ok()?,
+            began: parts.next()?.parse().ok()?,
+            used: parts.next()?.parse().ok()?,
+        };
+        parts.next().is_none().then_some(token)
+    }
+
+    fn write(self) -> String {
+        let Self { endpoint, began, used } = self;
+        URL_SAFE_NO_PAD.encode(format!("{endpoint} {began} {used}"))
+    }
+
+    fn holds(&self, kept_by: &SessionPersistence, now: u64) -> bool {
+        let within = |since: u64, limit: Option<Duration>| {
+            limit.is_none_or(|limit| now.saturating_sub(since) <= limit.as_secs())
+        };
+        within(self.began, kept_by.absolute_timeout) && within(self.used, kept_by.idle_timeout)
+    }
+}

@@ -1,0 +1,180 @@
+//! What the requests of one client connection have in common: who asks, and the way to upstream connections.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hyper::client::conn::{http1, http2};
+use hyper::rt::Executor;
+use hyper_util::rt::TokioIo;
+use tracing::debug;
+
+use super::body::RequestBody;
+use super::io::Counted;
+use super::pool::{Key, Lease, Pool, Sender};
+use super::{HEADER_LIST, HTTP2_CONNECTION_WINDOW, HTTP2_STREAM_WINDOW, MOST_BUFFERED, MOST_HEADERS};
+use crate::model::ObjectRef;
+use crate::proxy::Proxy;
+use crate::proxy::captured::Captured;
+use crate::proxy::reach::{self, Assurance, InTheWay};
+use crate::proxy::worker::Here;
+use crate::snapshot::Snapshot;
+use crate::telemetry::{ConnectionFacts, HttpCounters, RefuseReason};
+
+/// One client connection.
+#[derive(Debug)]
+pub(super) struct Talk {
+    pub(super) proxy: Arc<Proxy>,
+    pub(super) here: Arc<Here>,
+    pub(super) captured: Captured,
+    /// Who was talked to so far, for telemetry: a handful, and most requests go where one went before.
+    told: Mutex<Vec<Arc<Told>>>,
+}
+
+/// What telemetry is told of requests to one endpoint.
+#[derive(Debug)]
+pub(super) struct Told {
+    to: SocketAddr,
+    assurance: Assurance,
+    pub(super) facts: Arc<ConnectionFacts>,
+    /// For each side that reports.
+    pub(super) counters: Vec<HttpCounters>,
+}
+
+/// The protocol of an upstream connection: the one that the client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dialect {
+    Http1,
+    Http2,
+}
+
+impl Talk {
+    pub(super) fn new(proxy: Arc<Proxy>, here: Arc<Here>, captured: Captured) -> Self {
+        Self { proxy, here, captured, told: Mutex::default() }
+    }
+
+    /// Which connections may carry this client's requests to the endpoint.
+    pub(super) fn key(&self, to: SocketAddr) -> Key {
+        Key { source: self.captured.net.cookie, bound: self.captured.bound, to }
+    }
+
+    /// A connection to the endpoint for one request: one that stands, unless it must be a fresh one, else a new one.
+    pub(super) async fn lease(
+        self: &Arc<Self>,
+        snapshot: &Snapshot,
+        service: Option<&ObjectRef>,
+        to: SocketAddr,
+        dialect: Dialect,
+        must_be_fresh: bool,
+    ) -> Result<Lease, InTheWay> {
+        let key = self.key(to);
+        let pool = &self.here.upstreams;
+        // What stands was made by what held then; what is asked for is what holds now.
+        let wanted = reach::assurance(&self.proxy, snapshot, &self.captured, to);
+        match dialect {
+            Dialect::Http1 => {
+                if !must_be_fresh && let Some(lease) = pool.take_http1(&key, &wanted) {
+                    return Ok(lease);
+                }
+                let (io, assurance) = self.connect(snapshot, service, to).await?;
+                let sender = http1(pool, io).await.map_err(|error| refused(&error, &assurance))?;
+                Ok(Lease { sender: Sender::Http1(sender), assurance, is_reused: false })
+            }
+            Dialect::Http2 => {
+                let make = || async {
+                    let (io, assurance) = self.connect(snapshot, service, to).await?;
+                    let sender = http2(pool, io).await.map_err(|error| refused(&error, &assurance))?;
+                    Ok((sender, assurance))
+                };
+                pool.http2(&key, &wanted, make).await
+            }
+        }
+    }
+
+    async fn connect(
+        &self,
+        snapshot: &Snapshot,
+        service: Option<&ObjectRef>,
+        to: SocketAddr,
+    ) -> Result<(TokioIo<Counted>, Assurance), InTheWay> {
+        let Self { proxy, here, captured, .. } = self;
+        // Whoever asked may go while others wait for the same: whether a client is still there is its own task's to see.
+        let gone = std::future::pending();
+        let (upstream, assurance) = reach::dial(proxy, here, snapshot, captured, to, gone).await?;
+        let meter = reach::record(proxy, snapshot, captured, to, service, &assurance);
+        Ok((TokioIo::new(Counted::new(upstream, meter, &here.upstreams)), assurance))
+    }
+
+    /// With whom requests to the endpoint are counted.
+    pub(super) fn told(
+        &self,
+        snapshot: &Snapshot,
+        service: Option<&ObjectRef>,
+        to: SocketAddr,
+        assurance: &Assurance,
+    ) -> Arc<Told> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = told.iter().find(|told| told.to == to && told.assurance == *assurance) {
+            return known.clone();
+        }
+        let facts = |reporter: &_| {
+            let (proxy, captured) = (&self.proxy, &self.captured);
+            reach::facts(proxy, snapshot, captured, to, service, assurance, *reporter)
+        };
+        let all: Vec<ConnectionFacts> = reach::reporters(assurance).iter().map(facts).collect();
+        let counters = all.iter().map(|facts| self.proxy.telemetry.http_counters(facts)).collect();
+        let Some(facts) = all.into_iter().next() else { unreachable!("somebody reports every connection") };
+        let new = Arc::new(Told { to, assurance: assurance.clone(), facts: Arc::new(facts), counters });
+        if told.len() == MOST_TOLD {
+            told.remove(0);
+        }
+        told.push(new.clone());
+        new
+    }
+}
+
+/// Endpoints that a connection remembers.
+const MOST_TOLD: usize = 16;
+
+async fn http1(pool: &Pool, io: TokioIo<Counted>) -> hyper::Result<http1::SendRequest<RequestBody>> {
+    let (sender, connection) = http1::Builder::new()
+        .preserve_header_case(true)
+        .max_headers(MOST_HEADERS)
+        .max_buf_size(MOST_BUFFERED)
+        .handshake(io)
+        .await?;
+    pool.tasks.spawn(async move { ended(connection.with_upgrades().await) });
+    Ok(sender)
+}
+
+async fn http2(pool: &Arc<Pool>, io: TokioIo<Counted>) -> hyper::Result<http2::SendRequest<RequestBody>> {
+    let (sender, connection) = http2::Builder::new(OnPool(pool.clone()))
+        .initial_stream_window_size(HTTP2_STREAM_WINDOW)
+        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+        .max_header_list_size(HEADER_LIST)
+        .handshake(io)
+        .await?;
+    pool.tasks.spawn(async move { ended(connection.await) });
+    Ok(sender)
+}
+
+/// The requests on it have been told.
+fn ended(result: hyper::Result<()>) {
+    if let Err(error) = result {
+        debug!(%error, "an upstream connection broke");
+    }
+}
+
+fn refused(error: &hyper::Error, assurance: &Assurance) -> InTheWay {
+    debug!(%error, "an upstream does not begin to speak HTTP");
+    (RefuseReason::ConnectFailed, assurance.clone())
+}
+
+/// Runs what an HTTP/2 connection needs run.
+#[derive(Clone, Debug)]
+struct OnPool(Arc<Pool>);
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for OnPool {
+    fn execute(&self, task: F) {
+        self.0.tasks.spawn(task);
+    }
+}

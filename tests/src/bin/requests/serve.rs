@@ -1,0 +1,167 @@
+//! The server. What a request's query may ask for: `status=503`, `delay_ms=100` before the answer, `bytes=1000` of body,
+//! `break=1` (the connection ends without an answer), `trailer=value`, `cookie=name` (its value is said back).
+
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use bytes::Bytes;
+use clap::Args;
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+#[derive(Args)]
+pub struct Serve {
+    /// What it calls itself.
+    #[arg(long)]
+    name: String,
+    /// The port to listen on, IPv4 and IPv6.
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+}
+
+impl Serve {
+    pub async fn run(self) -> Result<()> {
+        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, self.port)).await?;
+        let server =
+            Arc::new(Server { name: self.name, connections: AtomicU64::new(0), requests: AtomicU64::new(0) });
+        loop {
+            let (stream, peer) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            let server = server.clone();
+            let connection = server.connections.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let answer = service_fn(move |request| {
+                    let server = server.clone();
+                    async move { server.answer(request, peer, connection).await }
+                });
+                // How a client ends its connection is for the client to tell.
+                let _ = Builder::new(TokioExecutor::new())
+                    .serve_connection_with_upgrades(TokioIo::new(stream), answer)
+                    .await;
+            });
+        }
+    }
+}
+
+struct Server {
+    name: String,
+    connections: AtomicU64,
+    requests: AtomicU64,
+}
+
+/// The connection ends without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("as was asked for")]
+struct Broken;
+
+type Body = BoxBody<Bytes, Infallible>;
+
+impl Server {
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        peer: SocketAddr,
+        connection: u64,
+    ) -> Result<Response<Body>, Broken> {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        let asked = request.uri().query().unwrap_or_default().to_owned();
+        let query = query(&asked);
+        if let Some(delay) = query.get("delay_ms").and_then(|text| text.parse().ok()) {
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+        }
+        if query.contains_key("break") {
+            return Err(Broken);
+        }
+        if request.headers().contains_key("upgrade") {
+            return Ok(upgraded(request));
+        }
+        let (head, body) = request.into_parts();
+        let received = body.collect().await.map_err(|_| Broken)?;
+        let trailers = received.trailers().cloned().unwrap_or_default();
+        let said = json!({
+            "server": self.name,
+            "connection": connection,
+            "requests": number,
+            "peer": peer.ip().to_canonical(),
+            "method": head.method.as_str(),
+            "target": head.uri.to_string(),
+            "version": format!("{:?}", head.version),
+            "headers": fields(&head.headers),
+            "trailers": fields(&trailers),
+            "bytes": received.to_bytes().len(),
+        });
+        let body = match query.get("bytes").and_then(|text| text.parse().ok()) {
+            Some(bytes) => Bytes::from(vec![b'x'; bytes]),
+            None => Bytes::from(format!("{said}\n")),
+        };
+        let status = query.get("status").and_then(|text| text.parse().ok()).unwrap_or(200u16);
+        let mut response = Response::builder().status(status).header("x-server", &self.name);
+        if let Some(name) = query.get("cookie") {
+            response = response.header("set-cookie", format!("{name}=from-{}", self.name));
+        }
+        // hyper leaves the body of an answer to HEAD to its users.
+        let body = if head.method == http::Method::HEAD {
+            response = response.header("content-length", body.len());
+            Full::default()
+        } else {
+            Full::new(body)
+        };
+        if query.contains_key("trailer") {
+            // hyper sends none in HTTP/1 that were not announced.
+            response = response.header("trailer", "x-trailer");
+            if head.version == http::Version::HTTP_11 {
+                response = response.header("transfer-encoding", "chunked");
+            }
+        }
+        let body = match query.get("trailer").and_then(|value| value.parse().ok()) {
+            Some(value) => {
+                let trailers = HeaderMap::from_iter([(http::HeaderName::from_static("x-trailer"), value)]);
+                body.with_trailers(async move { Some(Ok(trailers)) }).boxed()
+            }
+            None => body.boxed(),
+        };
+        response.body(body).map_err(|_| Broken)
+    }
+}
+
+/// Says back what it is told, in whatever protocol was asked for.
+fn upgraded(mut request: Request<Incoming>) -> Response<Body> {
+    let protocol = request.headers().get("upgrade").cloned();
+    tokio::spawn(async move {
+        if let Ok(stream) = hyper::upgrade::on(&mut request).await {
+            let (mut reader, mut writer) = tokio::io::split(TokioIo::new(stream));
+            let _ = tokio::io::copy(&mut reader, &mut writer).await;
+            let _ = tokio::io::AsyncWriteExt::shutdown(&mut writer).await;
+        }
+    });
+    let mut response = Response::new(Full::default().boxed());
+    *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert("connection", http::HeaderValue::from_static("upgrade"));
+    if let Some(protocol) = protocol {
+        response.headers_mut().insert("upgrade", protocol);
+    }
+    response
+}
+
+fn query(text: &str) -> HashMap<&str, &str> {
+    text.split('&').filter_map(|pair| pair.split_once('=')).collect()
+}
+
+fn fields(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {
+    let mut fields: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, value) in headers {
+        fields.entry(name.to_string()).or_default().push(String::from_utf8_lossy(value.as_bytes()).into());
+    }
+    fields
+}
