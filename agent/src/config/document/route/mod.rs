@@ -6,6 +6,8 @@
 
 mod filters;
 mod matches;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use filters::RuleFilters;
