@@ -31,6 +31,16 @@ pub struct PortRoutes {
     pub table: Arc<HttpTable>,
 }
 
+impl Audience {
+    /// The namespace of the clients, where not all are meant.
+    pub fn namespace(&self) -> Option<&Name> {
+        match self {
+            Self::Everybody => None,
+            Self::Namespace(namespace) => Some(namespace),
+        }
+    }
+}
+
 impl ServiceRoutes {
     /// The rules for requests of this namespace to this port, None where no route says anything: then a request goes to the
     /// Service's own endpoints. Consumer routes of the client's namespace take the place of all producer routes: what none
