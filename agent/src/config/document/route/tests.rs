@@ -182,7 +182,7 @@ fn what_is_wrong_with_the_rest() {
             spec.rules[0].timeouts.backendRequest: expected no longer than the timeout of the whole request
             spec.rules[1].timeouts.request: expected a duration such as 500ms, 10s or 1h30m, found "1.5s"
             spec.rules[2].retry.codes[0]: expected 400 to 599, found 200
-            spec.rules[2].retry.attempts: expected 1 to 100, found 0
+            spec.rules[2].retry.attempts: expected 1 to 2147483647, found 0
             spec.rules[2].retry.backoff: expected a duration such as 500ms, 10s or 1h30m, found "fast"
         "#]],
     );
@@ -335,6 +335,10 @@ fn unknown_fields_beside_the_spec() {
     let route = Route::read(RouteKind::Http, &object, &mut problems).unwrap();
     assert_eq!((route.spec, route.id.to_string()), (None, "HTTPRoute default/a".to_owned()));
     assert_eq!(problems[0].field.to_string(), "spce");
+    // A parent that is lost to a misspelt field is no gateway.
+    let object = serde_json::json!({"metadata": {"name": "a"}, "spec": {"parentRef": []}});
+    Route::read(RouteKind::Http, &object, &mut problems).unwrap();
+    assert_eq!(problems[1].field.to_string(), "spec.parentRef");
     // Without a name there is no telling which it is.
     let nameless = serde_json::json!({"metadata": {"name": 5}});
     let problem = Route::read(RouteKind::Http, &nameless, &mut problems).unwrap_err();
