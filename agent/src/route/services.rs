@@ -1,6 +1,7 @@
 //! The routes of one Service: by port, and by who calls.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use super::{HttpTable, RouteKind, RouteRef};
@@ -31,6 +32,16 @@ pub struct PortRoutes {
     pub table: Arc<HttpTable>,
 }
 
+impl Audience {
+    /// The namespace of the clients, where not all are meant.
+    pub fn namespace(&self) -> Option<&Name> {
+        match self {
+            Self::Everybody => None,
+            Self::Namespace(namespace) => Some(namespace),
+        }
+    }
+}
+
 impl ServiceRoutes {
     /// The rules for requests of this namespace to this port, None where no route says anything: then a request goes to the
     /// Service's own endpoints. Consumer routes of the client's namespace take the place of all producer routes: what none
@@ -38,11 +49,10 @@ impl ServiceRoutes {
     pub fn http(&self, port: u16, client_namespace: &str) -> Option<&Arc<HttpTable>> {
         // Most Services have producer routes alone, and these need no key to be made.
         let of_consumer = || {
-            let has_consumers =
-                self.ports.range((port, Audience::Namespace("".into()))..).next()?.0.0 == port;
-            has_consumers
-                .then(|| self.ports.get(&(port, Audience::Namespace(client_namespace.into()))))
-                .flatten()
+            let after = (Bound::Excluded((port, Audience::Everybody)), Bound::Unbounded);
+            let ((next, _), _) = self.ports.range(after).next()?;
+            let key = (*next == port).then(|| (port, Audience::Namespace(client_namespace.into())))?;
+            self.ports.get(&key)
         };
         let routes = of_consumer().or_else(|| self.ports.get(&(port, Audience::Everybody)))?;
         Some(&routes.table)

@@ -98,7 +98,10 @@ impl HttpTable {
     pub fn new(routes: impl IntoIterator<Item = RouteRules>) -> Self {
         let mut entries: Vec<Entry> = routes.into_iter().flat_map(entries_of).collect();
         // Stable: what is equal by rank stays in the order of the matches.
-        entries.sort_by(|a, b| a.rank().cmp(&b.rank()));
+        entries.sort_by(|a, b| {
+            let by_route = || name_of(a).cmp(name_of(b)).then(a.rule.route.kind.cmp(&b.rule.route.kind));
+            a.rank().cmp(&b.rank()).then_with(by_route).then(a.rule.index.cmp(&b.rule.index))
+        });
         let mut table = Self {
             exact_hosts: HashMap::new(),
             wildcard_hosts: ByLength::default(),
@@ -224,8 +227,14 @@ fn entries_of(route: RouteRules) -> impl Iterator<Item = Entry> {
     })
 }
 
+/// `namespace/name` as one text, in which `a-b/c` comes before `a/c`.
+fn name_of(entry: &Entry) -> impl Iterator<Item = u8> + '_ {
+    let id = &entry.rule.route.id;
+    id.namespace.bytes().chain([b'/']).chain(id.name.bytes())
+}
+
 impl Entry {
-    /// The order of precedence, see [`HttpTable`].
+    /// The order of precedence up to the route's age, see [`HttpTable`].
     fn rank(&self) -> impl Ord + '_ {
         let Match { path, method, headers, query } = &self.matches;
         let hostname = self.hostname.as_ref().map_or((u8::MAX, Reverse(0)), Hostname::rank);
@@ -237,11 +246,8 @@ impl Entry {
             PathMatch::Prefix(_) => (4, Reverse(0)),
         };
         let age = (self.created.is_none(), self.created);
-        let route = &self.rule.route;
-        // As one text: `a-b/c` comes before `a/c`.
-        let name = format!("{}", route.id);
         let counts = (method.is_none(), Reverse(headers.len()), Reverse(query.len()));
-        (hostname, path, counts, age, name, route.kind, self.rule.index)
+        (hostname, path, counts, age)
     }
 
     fn matched(&self) -> Matched<'_> {

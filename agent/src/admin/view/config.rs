@@ -1,6 +1,6 @@
 //! `/debug/config`: the snapshot in force. It has no secrets: keys and certificates are no part of the model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -24,6 +24,8 @@ struct Page<'a> {
     workloads: &'a Snapshot,
     #[serde(serialize_with = "services")]
     services: &'a Snapshot,
+    #[serde(serialize_with = "routes")]
+    routes: &'a Snapshot,
     #[serde(serialize_with = "captured")]
     captured: &'a Snapshot,
     rejections: Vec<RejectionView>,
@@ -37,6 +39,7 @@ pub(in super::super) fn config(telemetry: &Telemetry) -> Vec<u8> {
         node: &status.node,
         workloads: &snapshot,
         services: &snapshot,
+        routes: &snapshot,
         captured: &snapshot,
         rejections: RejectionView::all(status),
     })
@@ -57,6 +60,21 @@ fn services<S: Serializer>(snapshot: &Snapshot, serializer: S) -> Result<S::Ok, 
         })
         .collect();
     serializer.collect_seq(services.values().map(|service| ServiceView::of(service)))
+}
+
+fn routes<S: Serializer>(snapshot: &Snapshot, serializer: S) -> Result<S::Ok, S::Error> {
+    let routes = snapshot.routes.iter().flat_map(|(service, routes)| {
+        routes.ports.iter().map(move |((port, audience), of_port)| RoutesView {
+            namespace: &service.namespace,
+            service: &service.name,
+            port: *port,
+            client_namespace: audience.namespace(),
+            kind: of_port.kind.as_str(),
+            rules: of_port.table.rules().map(Arc::as_ptr).collect::<BTreeSet<_>>().len(),
+            routes: of_port.table.routes().map(|route| route.id.to_string()).collect(),
+        })
+    });
+    serializer.collect_seq(routes)
 }
 
 fn captured<S: Serializer>(snapshot: &Snapshot, serializer: S) -> Result<S::Ok, S::Error> {
@@ -141,6 +159,19 @@ impl<'a> ServiceView<'a> {
             },
         }
     }
+}
+
+/// What one port has for one audience.
+#[derive(Serialize)]
+struct RoutesView<'a> {
+    namespace: &'a str,
+    service: &'a str,
+    port: u16,
+    /// Whose requests these are for, if not everybody's.
+    client_namespace: Option<&'a Name>,
+    kind: &'static str,
+    rules: usize,
+    routes: BTreeSet<String>,
 }
 
 #[derive(Serialize)]

@@ -83,3 +83,40 @@ fn one_change_in_a_large_cluster_is_cheap() {
     println!("one pod: median {:?}, at most {:?}", times[100], times[199]);
     assert!(times[100] < Duration::from_millis(5));
 }
+
+/// 5,000 Services with a route each, of which one changes.
+#[test]
+#[ignore = "a measurement, to be run by name"]
+fn one_route_among_many_is_cheap() {
+    let service = |number: usize| {
+        let object = serde_json::json!({"metadata": {"name": format!("s-{number}"), "namespace": "shop"},
+            "spec": {"clusterIP": format!("10.0.{}.{}", number >> 8, number & 255), "ports": [{"port": 80}]}});
+        let service = serde_json::from_value(object).unwrap();
+        Change::Put(Document::service(&service, &mut Vec::new()).unwrap())
+    };
+    let route = |number: usize, weight: u32| {
+        let object = serde_json::json!({"metadata": {"name": format!("r-{number}"), "namespace": "shop"},
+            "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": format!("s-{number}")}],
+                "rules": [{"backendRefs": [{"name": format!("s-{number}"), "port": 80, "weight": weight}]}]}});
+        Change::Put(Document::http_route(&object, &mut Vec::new()).unwrap())
+    };
+    let mut compiler = Compiler::new(NodeInfo { name: "node-1".into(), zone: None });
+    let start = Instant::now();
+    compiler.apply((0..5_000).flat_map(|number| [service(number), route(number, 1)]));
+    println!("everything: {:?}", start.elapsed());
+    assert_eq!(compiler.snapshot().routes.len(), 5_000);
+    let mut times: Vec<Duration> = (0..200)
+        .map(|number| {
+            let held = compiler.snapshot();
+            let change = route(number * 23, 2);
+            let start = Instant::now();
+            assert!(compiler.apply([change]));
+            let time = start.elapsed();
+            drop(held);
+            time
+        })
+        .collect();
+    times.sort();
+    println!("one route: median {:?}, at most {:?}", times[100], times[199]);
+    assert!(times[100] < Duration::from_millis(1));
+}

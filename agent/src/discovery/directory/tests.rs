@@ -368,3 +368,60 @@ proptest! {
         prop_assert!(store.rejections(&BTreeMap::new()).is_empty());
     }
 }
+
+#[test]
+fn what_is_wrong_with_a_route_is_found_where_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    write(
+        "service.yaml",
+        "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}}",
+    );
+    write(
+        "routes.yaml",
+        "\
+apiVersion: v1
+kind: List
+items:
+- apiVersion: gateway.networking.k8s.io/v1
+  kind: HTTPRoute
+  metadata: {name: a}
+  spec:
+    parentRefs:
+    - {group: '', kind: Service, name: web}
+    rules:
+    - backendRefs:
+      - {name: web, port: 80}
+      - {name: absent, port: 80}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: b}
+spec:
+  parentRefs:
+  - {group: '', kind: Service, name: web}
+  rules:
+  - matches:
+    - metod: {service: a}
+---
+apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: HTTPRoute
+metadata: {name: c}
+---
+apiVersion: gateway.networking.k8s.io/v1beta1
+kind: ReferenceGrant
+metadata: {name: d}
+spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute}], to: []}
+",
+    );
+    let checked = check(dir.path(), node()).unwrap();
+    let lines: Vec<_> = checked.rejections.iter().map(|it| format!("{it}\n")).collect();
+    expect![[r#"
+        ./routes.yaml:13:9: HTTPRoute default/a: spec.rules[0].backendRefs[1]: there is no Service default/absent; its share of the requests is answered with an error
+        ./routes.yaml:15:1: GRPCRoute default/b: this version cannot be used, and there was none before it: the route is not in force
+        ./routes.yaml:23:14: GRPCRoute default/b: spec.rules[0].matches[0].metod: there is no such field, or this version of Undermesh does not know it
+        ./routes.yaml:25:13: HTTPRoute default/c: apiVersion: expected gateway.networking.k8s.io/v1, found "gateway.networking.k8s.io/v1alpha2"
+        ./routes.yaml:32:15: ReferenceGrant default/d: spec.from[0]: missing field `namespace`; the grant grants nothing until then
+    "#]]
+    .assert_eq(&lines.concat().replace(&dir.path().display().to_string(), "."));
+}

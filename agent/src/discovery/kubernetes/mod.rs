@@ -5,6 +5,7 @@
 //! write a pod capture another. It comes from [`super::node`].
 
 mod announce;
+mod optional;
 mod policies;
 mod version;
 mod watch;

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 use super::policies::Policy;
-use super::{Tell, WatchFailed};
+use super::{Tell, WatchFailed, optional};
 use crate::config::{Document, Key, Kind, Problem};
 use crate::kubernetes;
 use crate::model::ObjectRef;
@@ -62,6 +62,9 @@ pub(super) fn all(client: &Client, tell: &Tell, failed: &WatchFailed) -> JoinSet
     // The mesh does without them: they only tell what stands in its way.
     let mut listing = HashSet::new();
     watches.spawn(watched.follow("networkpolicies", move |event| policy_news(event, &mut listing)));
+    for kind in optional::ALL {
+        watches.spawn(kind.follow(client.clone(), tell.clone(), failed.clone()));
+    }
     watches
 }
 
@@ -124,10 +127,10 @@ fn object_ref(policy: &NetworkPolicy) -> ObjectRef {
     ObjectRef::new(text(&policy.metadata.namespace), text(&policy.metadata.name))
 }
 
-fn news<K: Resource>(
+pub(super) fn news<K: Resource>(
     event: Event<K>,
     kind: Kind,
-    read: fn(K, &mut Vec<Problem>) -> Result<Document, Problem>,
+    read: impl FnOnce(K, &mut Vec<Problem>) -> Result<Document, Problem>,
 ) -> News {
     match event {
         Event::Init => News::Begins(kind),

@@ -102,20 +102,25 @@ impl Reader<'_> {
         if is_again {
             return place.refuse(format!("expected one filter of the type {}, found another", filter.kind));
         }
-        // One of them is there.
-        if let Some(wire) = &filter.request_header_modifier {
-            plain.request_headers = Some(header_modifier(wire, &at));
-        } else if let Some(wire) = &filter.response_header_modifier {
-            plain.response_headers = Some(header_modifier(wire, &at));
-        } else if let Some(wire) = &filter.request_mirror {
-            mirrors.push(self.mirror(wire, &at));
-        } else if let Some(wire) = &filter.request_redirect {
-            plain.redirect = Some(redirect(wire, &at));
-        } else if let Some(wire) = &filter.url_rewrite {
-            let path = wire.path.as_ref().and_then(|path| path_modifier(path, &at.key("path")));
-            plain.rewrite = Some(UrlRewrite { hostname: hostname(&wire.hostname, &at), path });
-        } else if let Some(wire) = &filter.cors {
-            plain.cors = Some(cors(wire, &at));
+        match filter {
+            wire::Filter { request_header_modifier: Some(wire), .. } if *own == "requestHeaderModifier" => {
+                plain.request_headers = Some(header_modifier(wire, &at));
+            }
+            wire::Filter { response_header_modifier: Some(wire), .. } if *own == "responseHeaderModifier" => {
+                plain.response_headers = Some(header_modifier(wire, &at));
+            }
+            wire::Filter { request_mirror: Some(wire), .. } if *own == "requestMirror" => {
+                mirrors.push(self.mirror(wire, &at));
+            }
+            wire::Filter { request_redirect: Some(wire), .. } if *own == "requestRedirect" => {
+                plain.redirect = Some(redirect(wire, &at));
+            }
+            wire::Filter { url_rewrite: Some(wire), .. } if *own == "urlRewrite" => {
+                let path = wire.path.as_ref().and_then(|path| path_modifier(path, &at.key("path")));
+                plain.rewrite = Some(UrlRewrite { hostname: hostname(&wire.hostname, &at), path });
+            }
+            wire::Filter { cors: Some(wire), .. } if *own == "cors" => plain.cors = Some(cors(wire, &at)),
+            _ => {}
         }
     }
 

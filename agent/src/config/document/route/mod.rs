@@ -6,6 +6,8 @@
 
 mod filters;
 mod matches;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use filters::RuleFilters;
@@ -153,14 +155,15 @@ pub(super) fn metadata(object: &Value) -> Result<ObjectMeta, Problem> {
     })
 }
 
-/// Whether the route has parents and none of them is a Service.
+/// Whether the route has parents and none of them is a Service, or leaves it to gateways to take it. One without parents may
+/// have them in a field that is misspelt.
 fn is_for_gateways(spec: &Value) -> bool {
     let is_service = |parent: &Value| {
         let text = |key: &str| parent.get(key).and_then(Value::as_str);
         !parent.is_object() || (text("group") == Some("") && text("kind") == Some("Service"))
     };
     match spec.get("parentRefs") {
-        None | Some(Value::Null) => true,
+        None | Some(Value::Null) => spec.get("useDefaultGateways").is_some(),
         Some(parents) => parents.as_array().is_some_and(|parents| !parents.iter().any(is_service)),
     }
 }
@@ -306,7 +309,10 @@ fn retry(wire: &wire::Retry, place: &Place<'_>) -> Retry {
     Retry {
         codes: place.each("codes", &wire.codes).filter_map(code).collect(),
         // The Gateway API leaves open how many there are unless given; one that fails after that fails for a reason.
-        attempts: wire.attempts.map_or(Some(1), |it| place.key("attempts").number(it, 1..=100)).unwrap_or(1),
+        attempts: wire
+            .attempts
+            .map_or(Some(1), |it| place.key("attempts").number(it, 1..=i64::from(i32::MAX)))
+            .unwrap_or(1),
         backoff: wire.backoff.as_ref().and_then(|text| place.key("backoff").duration(text)),
     }
 }
