@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tracing::error;
 
 use super::Proxy;
@@ -15,7 +16,7 @@ use super::reach::{self, Assurance, Attempts, Unreached, Upstream};
 use super::relay::relay;
 use super::tunnel::stream;
 use super::upstream;
-use super::worker::Here;
+use super::worker::{Fate, Here};
 use crate::capture::PodNet;
 use crate::model::{Declared, LoadGuard, ServicePort};
 use crate::snapshot::{Destination, Snapshot};
@@ -26,16 +27,20 @@ pub(super) async fn serve(
     proxy: Arc<Proxy>,
     here: Arc<Here>,
     net: Arc<PodNet>,
-    client: TcpStream,
-    client_socket: SocketAddr,
+    (client, client_socket): (TcpStream, SocketAddr),
+    fate: watch::Receiver<Fate>,
 ) {
     let captured = Captured::of(&proxy, &net, &client, client_socket);
     let Some((captured, place)) = captured.zip(proxy.enter()) else {
         return refuse_unknown(&proxy, &net, &client, client_socket);
     };
     match speech(&proxy, &here, &captured, client).await {
-        Ok((Speech::Http1, client)) => http::serve_http1(proxy.clone(), here, captured, client).await,
-        Ok((Speech::Http2, client)) => http::serve_http2(proxy.clone(), here, captured, client).await,
+        Ok((Speech::Http1, client)) => {
+            http::serve_http1(http::Client::new((proxy.clone(), here), captured, client, fate)).await
+        }
+        Ok((Speech::Http2, client)) => {
+            http::serve_http2(http::Client::new((proxy.clone(), here), captured, client, fate)).await
+        }
         Ok((Speech::Opaque | Speech::Silence, client)) => relayed(&proxy, &here, &captured, client).await,
         Err(error) => error!(pod = %net.pod, %error, "cannot go on with a connection"),
     }

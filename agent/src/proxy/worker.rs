@@ -256,7 +256,7 @@ impl PodTask {
         while *fate.borrow_and_update() == Fate::Serve {
             tokio::select! {
                 changed = fate.changed() => if changed.is_err() { break },
-                accepted = self.outbound.accept() => self.take_outbound(accepted).await,
+                accepted = self.outbound.accept() => self.take_outbound(accepted, &fate).await,
                 accepted = self.inbound.accept() => self.take_inbound(accepted, &fate).await,
                 Some(ended) = self.connections.join_next() => report_panic(ended),
             }
@@ -269,11 +269,14 @@ impl PodTask {
         see_out(connections, fate).await;
     }
 
-    async fn take_outbound(&mut self, accepted: io::Result<(TcpStream, SocketAddr)>) {
-        if let Some((stream, peer)) = self.accepted(accepted).await {
-            let connection =
-                outbound::serve(self.proxy.clone(), self.here.clone(), self.net.clone(), stream, peer);
-            self.connections.spawn(connection);
+    async fn take_outbound(
+        &mut self,
+        accepted: io::Result<(TcpStream, SocketAddr)>,
+        fate: &watch::Receiver<Fate>,
+    ) {
+        if let Some(accepted) = self.accepted(accepted).await {
+            let (proxy, here, net) = (self.proxy.clone(), self.here.clone(), self.net.clone());
+            self.connections.spawn(outbound::serve(proxy, here, net, accepted, fate.clone()));
         }
     }
 
@@ -328,7 +331,7 @@ impl PodTask {
                 }
             };
             match tokio::time::timeout(Duration::from_millis(10), next).await {
-                Ok((true, accepted)) => self.take_outbound(accepted).await,
+                Ok((true, accepted)) => self.take_outbound(accepted, fate).await,
                 Ok((false, accepted)) => self.take_inbound(accepted, fate).await,
                 Err(_nothing_waits) => return,
             }

@@ -27,6 +27,8 @@ pub struct AgentOptions {
     pub env: Vec<(String, String)>,
     /// Without the lab's certificate authority: connections between nodes are plaintext.
     pub plaintext: bool,
+    /// Another admin address than [`ADMIN_ADDRESS`], for a second agent of the node.
+    pub admin_address: Option<String>,
 }
 
 /// A running agent; killed when dropped.
@@ -35,13 +37,15 @@ pub struct Agent {
     node: Node,
     process: Process,
     state_dir: PathBuf,
+    admin_address: String,
 }
 
 impl Agent {
     pub(super) fn spawn(node: Node, lab: &State, options: AgentOptions) -> Result<Self> {
         let binary = options.binary.map_or_else(|| binary("undermesh"), Ok)?;
         let mut command = Command::new(binary);
-        command.args(["agent", "--node-name", node.name(), "--admin-address", ADMIN_ADDRESS]);
+        let admin_address = options.admin_address.unwrap_or_else(|| ADMIN_ADDRESS.to_owned());
+        command.args(["agent", "--node-name", node.name(), "--admin-address", &admin_address]);
         command.arg("--config-dir").arg(lab.config_dir()).arg("--bpffs").arg(node.pins());
         let authority = |arg: &String| arg.starts_with("--ca-");
         if !options.plaintext && !options.args.iter().any(authority) {
@@ -50,7 +54,7 @@ impl Agent {
         }
         command.args(options.args).envs(options.env);
         let process = node.spawn(command)?;
-        Ok(Self { node, process, state_dir: lab.dir.join("state") })
+        Ok(Self { node, process, state_dir: lab.dir.join("state"), admin_address })
     }
 
     /// Waits until the agent says that every pod of its node is enrolled, or has a reason not to be.
@@ -100,7 +104,7 @@ impl Agent {
 
     /// An HTTP GET to the admin endpoint.
     pub fn get(&self, path: &str) -> Result<Response> {
-        self.node.get(ADMIN_ADDRESS, path, &[])
+        self.node.get(&self.admin_address, path, &[])
     }
 
     /// Scrapes the metrics.

@@ -2,16 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::json;
-use undermesh_tests::lab::{Manifest, Pod, PodSpec, Process, eventually};
+use undermesh_tests::lab::{AgentOptions, Manifest, Pod, PodSpec, Process, binary, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
-use crate::kit::{Mesh, SHOP, SOON};
-use crate::requests::{ask, serve_requests};
+use crate::kit::{Mesh, SHOP, SOON, last_line, options};
+use crate::requests::{Asked, ask, serve_requests};
 
 const REQUESTS: &str = "undermesh_http_requests_total";
 const OPENED: &str = "undermesh_tcp_connections_opened_total";
@@ -294,4 +295,116 @@ fn what_is_no_http_passes_as_it_is() -> Result<()> {
         ensure!(said.contains("you said *1"), "{said}");
         Ok(())
     })
+}
+
+/// Asks without a pause until it is told to stop.
+struct Asking {
+    process: Process,
+}
+
+impl Asking {
+    fn begin(stage: &Stage, args: &[&str]) -> Result<Self> {
+        let mut command = Command::new(binary("requests")?);
+        command.args([
+            "ask",
+            &stage.url("/"),
+            "--count",
+            "100000000",
+            "--connections",
+            "4",
+            "--pause-ms",
+            "5",
+        ]);
+        command.args(args);
+        Ok(Self { process: stage.client.spawn(command)? })
+    }
+
+    fn end(mut self) -> Result<Asked> {
+        self.process.signal(Signal::SIGTERM);
+        self.process.wait(SOON)?;
+        last_line(&self.process.output())
+    }
+}
+
+#[test]
+fn an_agent_that_takes_over_costs_no_request() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut stage = Stage::set("um-e2e-http-roll")?;
+    for version in [&[][..], &["--http2"]] {
+        let asking = Asking::begin(&stage, version)?;
+        for round in 0..4 {
+            let admin_address = Some(format!("127.0.0.1:{}", 15030 + round % 2));
+            let options = AgentOptions { admin_address, ..options(&["--take-over", "--drain", "10s"]) };
+            let next = stage.mesh.nodes[0].spawn_agent(options)?;
+            let mut previous = std::mem::replace(&mut stage.mesh.agents[0], next);
+            eventually(SOON, "it has taken over", || {
+                let said = previous.process().log_tail(20);
+                ensure!(said.contains("another agent has taken over"), "{said}");
+                Ok(())
+            })?;
+            std::thread::sleep(Duration::from_millis(500));
+            // With its clients told to go, nothing is left to wait for.
+            let began = Instant::now();
+            previous.terminate(Duration::from_secs(15))?;
+            ensure!(began.elapsed() < Duration::from_secs(8), "its clients stayed for {:?}", began.elapsed());
+        }
+        let asked = asking.end()?;
+        asked.all(200)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn servers_that_are_replaced_one_by_one_cost_no_request() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut stage = Stage::set("um-e2e-http-replaced")?;
+    let asking = Asking::begin(&stage, &["--header", "x-load: 1"])?;
+    for _ in 0..2 {
+        for index in 0..stage.servers.len() {
+            // As a rollout does it: the endpoint is taken out first, and the server ends a while later.
+            stage.servers[index].set_ready(false)?;
+            std::thread::sleep(Duration::from_millis(700));
+            stage.running[index].kill();
+            stage.running[index] = serve_requests(&stage.servers[index])?;
+            stage.servers[index].set_ready(true)?;
+            std::thread::sleep(Duration::from_millis(700));
+        }
+    }
+    asking.end()?.all(200)?;
+    Ok(())
+}
+
+#[test]
+fn a_request_that_does_not_get_on_is_given_up_and_an_idle_connection_is_not() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-http-slow")?;
+    let script = format!(
+        "import socket,time\n\
+         idle=socket.create_connection(('{ip}',80),10)\n\
+         idle.sendall(b'GET / HTTP/1.1\\r\\nHost: echo\\r\\n\\r\\n')\n\
+         print(idle.recv(12))\n\
+         slow=socket.create_connection(('{ip}',80),10)\n\
+         slow.sendall(b'GET / HTTP/1.1\\r\\nHost: ')\n\
+         slow.settimeout(0.1)\n\
+         began=time.monotonic()\n\
+         while time.monotonic()-began < 60:\n  try:\n    slow.sendall(b'e')\n    if slow.recv(100)==b'': break\n  except socket.timeout: pass\n  except ConnectionError: break\n\
+         print('given up after', round(time.monotonic()-began))\n\
+         idle.settimeout(0.2)\n\
+         try:\n  while idle.recv(10000): pass\nexcept socket.timeout: pass\n\
+         idle.settimeout(10)\n\
+         idle.sendall(b'GET / HTTP/1.1\\r\\nHost: echo\\r\\n\\r\\n')\n\
+         print(idle.recv(12))\n",
+        ip = cluster_ips()[0]
+    );
+    let mut command = Command::new("python3");
+    command.args(["-c", &script]);
+    let said = stage.client.run(command, Duration::from_secs(90))?.success()?;
+    let seconds: u32 = said
+        .lines()
+        .find_map(|line| line.strip_prefix("given up after "))
+        .and_then(|text| text.parse().ok())
+        .with_context(|| said.clone())?;
+    ensure!((28..=40).contains(&seconds), "{said}");
+    ensure!(said.matches("b'HTTP/1.1 200'").count() == 2, "{said}");
+    Ok(())
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use http::header::{HOST, LOCATION, ORIGIN};
+use http::header::{CONNECTION, HOST, LOCATION, ORIGIN};
 use http::uri::{Authority, PathAndQuery};
-use http::{Method, Request, Response, StatusCode, Uri};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 
 use super::answer::Refusal;
@@ -29,7 +29,7 @@ pub(super) async fn answer(
 ) -> Response<ResponseBody> {
     let mut exchange = Exchange::begin(&talk, &request);
     let snapshot = talk.proxy.snapshot.load_full();
-    match carry(&talk, &snapshot, &mut exchange, request, dialect).await {
+    let mut response = match carry(&talk, &snapshot, &mut exchange, request, dialect).await {
         Ok(Outcome::Passed(response)) => response.map(|body| ResponseBody::of(body, exchange)),
         Ok(Outcome::Upgraded(response, bridge)) => {
             talk.here.upstreams.tasks.spawn(bridge.carry(exchange));
@@ -43,7 +43,13 @@ pub(super) async fn answer(
             told_of_service(&talk, &snapshot, &mut exchange);
             exchange.refused(&refusal)
         }
+    };
+    if dialect == Dialect::Http1 && talk.is_leaving() && response.status() != StatusCode::SWITCHING_PROTOCOLS
+    {
+        // The client's next request is on a connection that another agent takes, or none.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
+    response
 }
 
 /// A request that reached nobody is told of the Service as such.

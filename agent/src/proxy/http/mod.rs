@@ -14,6 +14,7 @@ mod mirror;
 mod pool;
 mod send;
 mod session;
+mod slow;
 mod talk;
 mod upgrade;
 
@@ -25,15 +26,39 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tracing::debug;
 
 use super::Proxy;
 use super::captured::Captured;
 use super::relay::close_in_order;
 use super::tasks::Tasks;
-use super::worker::Here;
+use super::worker::{Fate, Here};
 pub(super) use pool::Pool;
+use slow::{Heads, Watched};
 use talk::{Dialect, Talk};
+
+/// A client's connection on which HTTP is spoken.
+#[derive(Debug)]
+pub(super) struct Client {
+    talk: Arc<Talk>,
+    socket: TcpStream,
+    fate: watch::Receiver<Fate>,
+}
+
+impl Client {
+    /// The connection is `captured` on `socket`; `fate` is that of its pod.
+    pub(super) fn new(
+        (proxy, here): (Arc<Proxy>, Arc<Here>),
+        captured: Captured,
+        socket: TcpStream,
+        fate: watch::Receiver<Fate>,
+    ) -> Self {
+        // HTTP says for itself when a message is cut off, so that no reset has to.
+        close_in_order(&socket);
+        Self { talk: Arc::new(Talk::new(proxy, here, captured, fate.clone())), socket, fate }
+    }
+}
 
 /// Headers in one head.
 const MOST_HEADERS: usize = 128;
@@ -53,13 +78,17 @@ const HTTP2_STREAM_WINDOW: u32 = 256 * 1024;
 /// And of all messages of a connection.
 const HTTP2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
-/// Carries the requests of a client that speaks HTTP/1, until it ends the connection.
-pub(super) async fn serve_http1(proxy: Arc<Proxy>, here: Arc<Here>, captured: Captured, client: TcpStream) {
-    let talk = Arc::new(Talk::new(proxy, here, captured));
-    close_in_order(&client);
-    let answer = service_fn(move |request| {
-        let talk = talk.clone();
-        async move { Ok::<_, Infallible>(forward::answer(talk, request, Dialect::Http1).await) }
+/// Carries the requests of a client that speaks HTTP/1, until it ends the connection or has been told to.
+pub(super) async fn serve_http1(client: Client) {
+    let Client { talk, socket, .. } = client;
+    let heads = Arc::new(Heads::default());
+    let answer = service_fn(|request| {
+        let (talk, busy) = (talk.clone(), heads.complete());
+        async move {
+            let response = forward::answer(talk, request, Dialect::Http1).await;
+            drop(busy);
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         // A client that has ended its side still waits for the answer.
@@ -71,15 +100,19 @@ pub(super) async fn serve_http1(proxy: Arc<Proxy>, here: Arc<Here>, captured: Ca
         .max_buf_size(MOST_BUFFERED)
         // It would close connections that are idle, which is for the application to decide.
         .header_read_timeout(None)
-        .serve_connection(TokioIo::new(client), answer);
-    ended(connection.with_upgrades().await);
+        .serve_connection(TokioIo::new(Watched::new(socket, heads.clone())), answer)
+        .with_upgrades();
+    tokio::select! {
+        biased;
+        result = connection => ended(result),
+        () = heads.overdue() => debug!(pod = %talk.captured.net.pod, "a client does not get on with its request"),
+    }
 }
 
-/// Carries the requests of a client that speaks HTTP/2, until it ends the connection.
-pub(super) async fn serve_http2(proxy: Arc<Proxy>, here: Arc<Here>, captured: Captured, client: TcpStream) {
-    let talk = Arc::new(Talk::new(proxy, here, captured));
-    close_in_order(&client);
-    let answer = service_fn(move |request| {
+/// Carries the requests of a client that speaks HTTP/2, until it ends the connection or its pod leaves.
+pub(super) async fn serve_http2(client: Client) {
+    let Client { talk, socket, mut fate } = client;
+    let answer = service_fn(|request| {
         let talk = talk.clone();
         async move { Ok::<_, Infallible>(forward::answer(talk, request, Dialect::Http2).await) }
     });
@@ -92,9 +125,15 @@ pub(super) async fn serve_http2(proxy: Arc<Proxy>, here: Arc<Here>, captured: Ca
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
         .auto_date_header(false)
         .enable_connect_protocol()
-        .serve_connection(TokioIo::new(client), answer);
+        .serve_connection(TokioIo::new(socket), answer);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        result = &mut connection => return ended(result),
+        _ = fate.wait_for(|fate| *fate != Fate::Serve) => {}
+    }
+    // What is under way is answered, and the client sends no more (GOAWAY).
+    connection.as_mut().graceful_shutdown();
     ended(connection.await);
-    drop(streams);
 }
 
 /// Any client can provoke it, so it is not for the log of a node. What was asked has been answered or told of.

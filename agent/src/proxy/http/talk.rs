@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use hyper::client::conn::{http1, http2};
 use hyper::rt::Executor;
 use hyper_util::rt::TokioIo;
+use tokio::sync::watch;
 use tracing::debug;
 
 use super::body::RequestBody;
@@ -16,7 +17,7 @@ use crate::model::ObjectRef;
 use crate::proxy::Proxy;
 use crate::proxy::captured::Captured;
 use crate::proxy::reach::{self, Assurance, InTheWay};
-use crate::proxy::worker::Here;
+use crate::proxy::worker::{Fate, Here};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{ConnectionFacts, HttpCounters, RefuseReason};
 
@@ -26,6 +27,7 @@ pub(super) struct Talk {
     pub(super) proxy: Arc<Proxy>,
     pub(super) here: Arc<Here>,
     pub(super) captured: Captured,
+    fate: watch::Receiver<Fate>,
     /// Who was talked to so far, for telemetry: a handful, and most requests go where one went before.
     told: Mutex<Vec<Arc<Told>>>,
 }
@@ -48,8 +50,18 @@ pub(super) enum Dialect {
 }
 
 impl Talk {
-    pub(super) fn new(proxy: Arc<Proxy>, here: Arc<Here>, captured: Captured) -> Self {
-        Self { proxy, here, captured, told: Mutex::default() }
+    pub(super) fn new(
+        proxy: Arc<Proxy>,
+        here: Arc<Here>,
+        captured: Captured,
+        fate: watch::Receiver<Fate>,
+    ) -> Self {
+        Self { proxy, here, captured, fate, told: Mutex::default() }
+    }
+
+    /// Whether the pod's next connections are somebody else's: then this one is not to be used for much longer.
+    pub(super) fn is_leaving(&self) -> bool {
+        *self.fate.borrow() != Fate::Serve
     }
 
     /// Which connections may carry this client's requests to the endpoint.

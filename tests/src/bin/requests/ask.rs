@@ -1,4 +1,4 @@
-//! The client: one request or many, over as many connections as are asked for.
+//! The client: one request or many, over as many connections as are asked for; until SIGTERM at the latest.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -86,7 +86,19 @@ impl Ask {
         let left = AtomicUsize::new(self.count);
         let found = Arc::new(Mutex::new(Found::default()));
         let clients = (0..self.connections).map(|_| self.client(&left, &found));
-        futures_util::future::join_all(clients).await;
+        let all = async {
+            futures_util::future::join_all(clients).await;
+        };
+        let mut stop = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut all = std::pin::pin!(all);
+        tokio::select! {
+            () = &mut all => {}
+            // What is under way is waited for, or it would count as failed.
+            _ = stop.recv() => {
+                left.store(0, Ordering::Relaxed);
+                all.await;
+            }
+        }
         let mut found = std::mem::take(&mut *found.lock().unwrap_or_else(PoisonError::into_inner));
         found.took_ns.sort_unstable();
         let quantile = |share: f64| {
@@ -133,21 +145,23 @@ impl Ask {
             *kept = Some(self.connect().await?);
         }
         let Some(sender) = kept else { bail!("no connection") };
-        let request = self.request()?;
-        let response = match sender {
-            Sender::Http1(sender) => {
-                if sender.ready().await.is_err() {
-                    // The server has ended it after its last answer.
-                    *sender = match self.connect().await? {
-                        Sender::Http1(new) => new,
-                        Sender::Http2(_) => bail!("another version"),
-                    };
-                }
-                sender.send_request(request).await
-            }
-            Sender::Http2(sender) => sender.send_request(request).await,
+        let answer = match sender {
+            Sender::Http1(sender) => sender.try_send_request(self.request()?).await,
+            Sender::Http2(sender) => sender.try_send_request(self.request()?).await,
         };
-        read(response?).await
+        let response = match answer {
+            Ok(response) => response,
+            // The server has ended the connection in order, and knows nothing of the request: as all clients do, again.
+            Err(failed) if failed.message().is_some() => {
+                let sender = kept.insert(self.connect().await?);
+                match sender {
+                    Sender::Http1(sender) => sender.send_request(self.request()?).await?,
+                    Sender::Http2(sender) => sender.send_request(self.request()?).await?,
+                }
+            }
+            Err(failed) => return Err(failed.into_error().into()),
+        };
+        read(response).await
     }
 
     async fn connect(&self) -> Result<Sender> {
