@@ -11,7 +11,7 @@ use super::{FieldPath, Problem};
 use crate::model::{Name, ObjectRef};
 use crate::route::{
     Audience, Backend, Filters, HttpTable, InvalidBackend, Match, Mirror, PortRoutes, RouteKind, RouteRef,
-    RouteRules, Rule, ServiceRoutes, Target,
+    RouteRules, Rule, ServiceRoutes, Table, Target, TlsTable,
 };
 
 /// What there is around a route.
@@ -70,7 +70,7 @@ pub enum Reason {
     RefNotPermitted,
 }
 
-/// Routes of two kinds on one port: the one of this route is not in force there.
+/// Routes that cannot be in force together on one port: this one is not in force there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
     /// The route that is not in force.
@@ -108,7 +108,7 @@ pub fn resolve(route: &Route, surroundings: &Surroundings<'_>) -> Option<Resolut
 }
 
 /// The routes of a Service as its clients see them, from all that have it as a parent. Where routes of two kinds want one port
-/// of one audience, those of the first kind have it (GEP-1294).
+/// of one audience, those of the first kind have it (GEP-1294). Of TCPRoutes, between which nothing chooses, the oldest has it.
 pub fn attach<'a>(
     service: &ObjectRef,
     routes: impl IntoIterator<Item = (&'a RouteRef, &'a Resolution)>,
@@ -126,27 +126,48 @@ pub fn attach<'a>(
     }
     let mut conflicts = Vec::new();
     // Ports with the same routes share a table.
-    let mut tables: Vec<(Vec<&RouteRef>, Arc<HttpTable>)> = Vec::new();
+    let mut tables: Vec<(Vec<&RouteRef>, Table)> = Vec::new();
     let mut ports = BTreeMap::new();
     for ((port, audience), wanting) in wanted {
-        // In the order of the kinds: the first is of the one that has the port.
-        let Some(&winner) = wanting.keys().next() else { continue };
-        let (having, losing): (Vec<_>, Vec<_>) =
-            wanting.into_iter().partition(|(route, _)| route.kind == winner.kind);
-        let conflict =
-            |(route, _): (&RouteRef, _)| Conflict { route: route.clone(), port, winner: winner.clone() };
-        conflicts.extend(losing.into_iter().map(conflict));
-        let names: Vec<&RouteRef> = having.iter().map(|(route, _)| *route).collect();
-        let known = tables.iter().find(|(of, _)| *of == names).map(|(_, table)| table.clone());
-        let table = known.unwrap_or_else(|| {
-            let rules = having.iter().map(|(_, resolution)| resolution.rules.clone());
-            let table = Arc::new(HttpTable::new(rules));
-            tables.push((names, table.clone()));
-            table
+        let mut wanting: Vec<_> = wanting.into_iter().collect();
+        wanting.sort_by_cached_key(|(route, resolution)| {
+            let created = resolution.rules.created;
+            (route.kind, (created.is_none(), created), route.id.to_string())
         });
+        // It is of the kind that has the port.
+        let Some(&(winner, _)) = wanting.first() else { continue };
+        let fitting = match winner.kind {
+            RouteKind::Tcp => 1,
+            kind => wanting.iter().filter(|(route, _)| route.kind == kind).count(),
+        };
+        let (having, losing) = wanting.split_at(fitting);
+        conflicts.extend(losing.iter().map(|(route, _)| Conflict {
+            route: (*route).clone(),
+            port,
+            winner: winner.clone(),
+        }));
+        let names: Vec<&RouteRef> = having.iter().map(|(route, _)| *route).collect();
+        let table = match tables.iter().find(|(of, _)| *of == names) {
+            Some((_, table)) => table.clone(),
+            None => {
+                let rules = having.iter().map(|(_, resolution)| resolution.rules.clone());
+                let Some(table) = table(winner.kind, rules) else { continue };
+                tables.push((names, table.clone()));
+                table
+            }
+        };
         ports.insert((port, audience), PortRoutes { kind: winner.kind, table });
     }
     (ServiceRoutes { ports }, conflicts)
+}
+
+/// None where there is no rule and there must be one.
+fn table(kind: RouteKind, mut routes: impl Iterator<Item = RouteRules>) -> Option<Table> {
+    Some(match kind {
+        RouteKind::Grpc | RouteKind::Http => Table::Http(Arc::new(HttpTable::new(routes))),
+        RouteKind::Tls => Table::Tls(Arc::new(TlsTable::new(routes))),
+        RouteKind::Tcp => Table::Tcp(routes.next()?.rules.into_iter().next()?.1),
+    })
 }
 
 impl Resolution {
@@ -222,8 +243,9 @@ impl From<&InvalidBackend> for Reason {
 impl std::fmt::Display for Conflict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { route, port, winner } = self;
+        let other = if route.kind == winner.kind { "other " } else { "" };
         let kind = route.kind.as_str();
-        write!(f, "the port {port} is {winner}'s, beside which no {kind} is in force on it")
+        write!(f, "the port {port} is {winner}'s, beside which no {other}{kind} is in force on it")
     }
 }
 
@@ -280,9 +302,13 @@ impl Resolver<'_, '_, '_> {
     fn rule(&mut self, index: usize, rule: &RouteRule) -> (Vec<Match>, Arc<Rule>) {
         let RouteRule { name, matches, filters, backends, timeouts, retry, session } = rule;
         let filters = self.filters(filters);
+        let else_what = match self.route.kind {
+            RouteKind::Http | RouteKind::Grpc => "its share of the requests is answered with an error",
+            RouteKind::Tls | RouteKind::Tcp => "its share of the connections is closed",
+        };
         let backend = |backend: &BackendRef| Backend {
             weight: backend.weight,
-            target: self.target(&backend.to, "its share of the requests is answered with an error"),
+            target: self.target(&backend.to, else_what),
             filters: self.filters(&backend.filters),
         };
         let backends = backends.iter().map(backend).collect();

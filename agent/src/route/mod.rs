@@ -9,6 +9,7 @@ mod matching;
 mod rule;
 mod services;
 mod table;
+mod tls;
 
 pub use filter::{
     AllowedHeaders, AllowedMethods, Cors, Filters, HeaderModifier, Mirror, Origin, PathModifier, Redirect,
@@ -22,5 +23,6 @@ pub use rule::{
     Backend, InvalidBackend, Lifetime, Retry, RouteKind, RouteRef, Rule, SessionKind, SessionPersistence,
     Target, Timeouts,
 };
-pub use services::{Audience, PortRoutes, ServiceRoutes};
+pub use services::{Audience, PortRoutes, ServiceRoutes, Table};
 pub use table::{HttpTable, Matched, RouteRules};
+pub use tls::TlsTable;

@@ -45,6 +45,10 @@ pub enum RouteKind {
     Grpc,
     /// HTTPRoute.
     Http,
+    /// TLSRoute.
+    Tls,
+    /// TCPRoute.
+    Tcp,
 }
 
 /// One backend of a rule.
@@ -68,7 +72,8 @@ pub enum Target {
         /// Its port.
         port: u16,
     },
-    /// Nowhere: each is answered with 500 (gRPC: UNAVAILABLE), and that never silently becomes somebody else's share.
+    /// Nowhere: each is answered with 500 (gRPC: UNAVAILABLE), or its connection closed where the route knows no requests. That
+    /// never silently becomes somebody else's share.
     Invalid(InvalidBackend),
 }
 
@@ -186,11 +191,16 @@ impl Rule {
 }
 
 impl RouteKind {
+    /// All kinds, the first of two on one port first.
+    pub const ALL: [Self; 4] = [Self::Grpc, Self::Http, Self::Tls, Self::Tcp];
+
     /// The `kind` of a manifest.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Http => "HTTPRoute",
             Self::Grpc => "GRPCRoute",
+            Self::Tls => "TLSRoute",
+            Self::Tcp => "TCPRoute",
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::{HttpTable, RouteKind, RouteRef};
+use super::{HttpTable, RouteKind, RouteRef, Rule, TlsTable};
 use crate::model::Name;
 
 /// All routes of one Service, by port and by who calls. Lives in the snapshot.
@@ -29,7 +29,18 @@ pub struct PortRoutes {
     /// The kind of all of them.
     pub kind: RouteKind,
     /// Their rules.
-    pub table: Arc<HttpTable>,
+    pub table: Table,
+}
+
+/// The rules of one port for one audience.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Table {
+    /// For the requests of HTTP and gRPC.
+    Http(Arc<HttpTable>),
+    /// For connections of TLS, by the name that the client asks for.
+    Tls(Arc<TlsTable>),
+    /// For every connection.
+    Tcp(Arc<Rule>),
 }
 
 impl Audience {
@@ -43,10 +54,36 @@ impl Audience {
 }
 
 impl ServiceRoutes {
-    /// The rules for requests of this namespace to this port, None where no route says anything: then a request goes to the
-    /// Service's own endpoints. Consumer routes of the client's namespace take the place of all producer routes: what none
-    /// of their rules fits is answered with 404 and does not go on to those of the producer (GEP-1294).
+    /// The rules for requests of this namespace to this port, None where no route of HTTP or gRPC says anything: then, unless
+    /// one of the other kinds does, a request goes to the Service's own endpoints. Consumer routes of the client's namespace
+    /// take the place of all producer routes: what none of their rules fits is answered with 404 and does not go on to those of
+    /// the producer (GEP-1294).
     pub fn http(&self, port: u16, client_namespace: &str) -> Option<&Arc<HttpTable>> {
+        match &self.of_port(port, client_namespace)?.table {
+            Table::Http(table) => Some(table),
+            _ => None,
+        }
+    }
+
+    /// The rules for connections of TLS, likewise.
+    pub fn tls(&self, port: u16, client_namespace: &str) -> Option<&Arc<TlsTable>> {
+        match &self.of_port(port, client_namespace)?.table {
+            Table::Tls(table) => Some(table),
+            _ => None,
+        }
+    }
+
+    /// The rule for all connections, likewise.
+    pub fn tcp(&self, port: u16, client_namespace: &str) -> Option<&Arc<Rule>> {
+        match &self.of_port(port, client_namespace)?.table {
+            Table::Tcp(rule) => Some(rule),
+            _ => None,
+        }
+    }
+
+    /// What is in force for this namespace on this port. One kind of route at most: a consumer's TCPRoute takes the place of a
+    /// producer's HTTPRoute, too.
+    pub fn of_port(&self, port: u16, client_namespace: &str) -> Option<&PortRoutes> {
         // Most Services have producer routes alone, and these need no key to be made.
         let of_consumer = || {
             let after = (Bound::Excluded((port, Audience::Everybody)), Bound::Unbounded);
@@ -54,16 +91,27 @@ impl ServiceRoutes {
             let key = (*next == port).then(|| (port, Audience::Namespace(client_namespace.into())))?;
             self.ports.get(&key)
         };
-        let routes = of_consumer().or_else(|| self.ports.get(&(port, Audience::Everybody)))?;
-        Some(&routes.table)
+        of_consumer().or_else(|| self.ports.get(&(port, Audience::Everybody)))
     }
 
     /// The routes that are in force somewhere in it, each once.
     pub fn routes(&self) -> Vec<&RouteRef> {
-        let mut routes: Vec<_> = self.ports.values().flat_map(|port| port.table.routes()).collect();
+        let rules = self.ports.values().flat_map(|port| port.table.rules());
+        let mut routes: Vec<_> = rules.map(|rule| &rule.route).collect();
         routes.sort();
         routes.dedup();
         routes
+    }
+}
+
+impl Table {
+    /// The rules in the order of precedence; one that several ways lead to comes several times.
+    pub fn rules(&self) -> Vec<&Arc<Rule>> {
+        match self {
+            Self::Http(table) => table.rules().collect(),
+            Self::Tls(table) => table.rules().collect(),
+            Self::Tcp(rule) => vec![rule],
+        }
     }
 }
 
@@ -76,7 +124,8 @@ mod tests {
         let mut routes = ServiceRoutes::default();
         let mut put = |port: u16, audience: Audience| {
             let table = Arc::new(HttpTable::new([]));
-            routes.ports.insert((port, audience), PortRoutes { kind: RouteKind::Http, table: table.clone() });
+            let of_port = PortRoutes { kind: RouteKind::Http, table: Table::Http(table.clone()) };
+            routes.ports.insert((port, audience), of_port);
             table
         };
         let everybody = put(80, Audience::Everybody);
@@ -94,5 +143,6 @@ mod tests {
         check(81, "shop", None);
         check(79, "bank", Some(&plain));
         check(82, "bank", None);
+        assert!(routes.tls(80, "bank").is_none() && routes.tcp(80, "bank").is_none());
     }
 }

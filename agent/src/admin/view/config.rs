@@ -70,8 +70,8 @@ fn routes<S: Serializer>(snapshot: &Snapshot, serializer: S) -> Result<S::Ok, S:
             port: *port,
             client_namespace: audience.namespace(),
             kind: of_port.kind.as_str(),
-            rules: of_port.table.rules().map(Arc::as_ptr).collect::<BTreeSet<_>>().len(),
-            routes: of_port.table.routes().map(|route| route.id.to_string()).collect(),
+            rules: of_port.table.rules().into_iter().map(Arc::as_ptr).collect::<BTreeSet<_>>().len(),
+            routes: of_port.table.rules().iter().map(|rule| rule.route.id.to_string()).collect(),
         })
     });
     serializer.collect_seq(routes)

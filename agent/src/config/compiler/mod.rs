@@ -25,7 +25,7 @@ use super::Problem;
 use super::document::{self, Document, Key, Kind, Marks};
 use super::resolve::ParentStatus;
 use crate::model::{self, MtlsMode, Name, NodeInfo, ObjectRef, TrustDomain};
-use crate::route::{RouteKind, RouteRef};
+use crate::route::RouteRef;
 use crate::snapshot::{Destination, Snapshot};
 
 /// Holds the documents in force and the snapshot made from them.
@@ -205,16 +205,15 @@ impl Compiler {
                 Kind::Pod => self.hold_pod(&key.id(), None, affected),
                 Kind::EndpointSlice => affected.services.extend(self.services.remove_slice(&key.id())),
                 Kind::ReferenceGrant => affected.routes.extend(self.routes.put_grant(&key.id(), None)),
-                Kind::HttpRoute => self.remove_route(RouteKind::Http, key.id(), affected),
-                Kind::GrpcRoute => self.remove_route(RouteKind::Grpc, key.id(), affected),
+                Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
+                    if let Some(kind) = key.kind.route() {
+                        let route = RouteRef { kind, id: key.id() };
+                        self.routes.remove(&route);
+                        affected.routes.insert(route);
+                    }
+                }
             },
         }
-    }
-
-    fn remove_route(&mut self, kind: RouteKind, id: ObjectRef, affected: &mut Affected) {
-        let route = RouteRef { kind, id };
-        self.routes.remove(&route);
-        affected.routes.insert(route);
     }
 
     fn hold_pod(&mut self, id: &ObjectRef, new: Option<Arc<document::Pod>>, affected: &mut Affected) {

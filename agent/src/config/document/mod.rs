@@ -46,7 +46,7 @@ pub enum Document {
     EndpointSlice(Arc<EndpointSlice>),
     /// `gateway.networking.k8s.io` ReferenceGrant.
     ReferenceGrant(Arc<ReferenceGrant>),
-    /// `gateway.networking.k8s.io/v1` HTTPRoute or GRPCRoute.
+    /// A route of `gateway.networking.k8s.io`.
     Route(Arc<Route>),
 }
 
@@ -69,6 +69,12 @@ pub enum Kind {
     /// `gateway.networking.k8s.io/v1` GRPCRoute.
     #[serde(rename = "GRPCRoute")]
     GrpcRoute,
+    /// `gateway.networking.k8s.io` TLSRoute.
+    #[serde(rename = "TLSRoute")]
+    TlsRoute,
+    /// `gateway.networking.k8s.io` TCPRoute.
+    #[serde(rename = "TCPRoute")]
+    TcpRoute,
 }
 
 /// Tells an object from all others. Printed as `Pod shop/web`.
@@ -144,11 +150,21 @@ impl Document {
     pub fn grpc_route(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
         Route::read(RouteKind::Grpc, object, problems).map(|it| Self::Route(Arc::new(it)))
     }
+
+    /// Reads a TLSRoute; problems are added to `problems`. One that says anything badly is a document without a spec.
+    pub fn tls_route(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        Route::read(RouteKind::Tls, object, problems).map(|it| Self::Route(Arc::new(it)))
+    }
+
+    /// Reads a TCPRoute; problems are added to `problems`. One that says anything badly is a document without a spec.
+    pub fn tcp_route(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        Route::read(RouteKind::Tcp, object, problems).map(|it| Self::Route(Arc::new(it)))
+    }
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Namespace,
         Self::Service,
         Self::Pod,
@@ -156,6 +172,8 @@ impl Kind {
         Self::ReferenceGrant,
         Self::HttpRoute,
         Self::GrpcRoute,
+        Self::TlsRoute,
+        Self::TcpRoute,
     ];
 
     /// The `kind` of a manifest.
@@ -168,6 +186,8 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
         }
     }
 
@@ -180,8 +200,10 @@ impl Kind {
     /// The versions that are read, which all say the same; the newest first.
     pub fn versions(self) -> &'static [&'static str] {
         match self {
-            // It was v1beta1 for years, and clusters with a bundle before 1.5 have nothing else.
+            // They are v1 since bundles 1.5 and 1.6, and many a cluster has an older one.
             Self::ReferenceGrant => &["v1", "v1beta1"],
+            Self::TlsRoute => &["v1", "v1alpha3", "v1alpha2"],
+            Self::TcpRoute => &["v1", "v1alpha2"],
             _ => &["v1"],
         }
     }
@@ -191,7 +213,9 @@ impl Kind {
         match self {
             Self::Namespace | Self::Service | Self::Pod => "",
             Self::EndpointSlice => "discovery.k8s.io",
-            Self::ReferenceGrant | Self::HttpRoute | Self::GrpcRoute => route::GROUP,
+            Self::ReferenceGrant | Self::HttpRoute | Self::GrpcRoute | Self::TlsRoute | Self::TcpRoute => {
+                route::GROUP
+            }
         }
     }
 }
@@ -201,7 +225,16 @@ impl From<RouteKind> for Kind {
         match kind {
             RouteKind::Http => Self::HttpRoute,
             RouteKind::Grpc => Self::GrpcRoute,
+            RouteKind::Tls => Self::TlsRoute,
+            RouteKind::Tcp => Self::TcpRoute,
         }
+    }
+}
+
+impl Kind {
+    /// Which kind of route this is, if it is one.
+    pub fn route(self) -> Option<RouteKind> {
+        RouteKind::ALL.into_iter().find(|kind| Self::from(*kind) == self)
     }
 }
 

@@ -57,9 +57,8 @@ impl ReferenceGrant {
         problems.extend(found);
         let spec = spec.filter(|_| is_good).unwrap_or(Spec { from: None, to: None });
         let from = spec.from.into_iter().flatten().filter_map(|from| {
-            let kinds = [RouteKind::Http, RouteKind::Grpc];
-            let kind =
-                kinds.into_iter().find(|kind| from.group == route::GROUP && from.kind == kind.as_str());
+            let mut kinds = RouteKind::ALL.into_iter();
+            let kind = kinds.find(|kind| from.group == route::GROUP && from.kind == kind.as_str());
             Some((kind?, from.namespace.into()))
         });
         let to = spec.to.into_iter().flatten().filter(|to| to.group.is_empty() && to.kind == "Service");

@@ -27,10 +27,12 @@ pub(super) struct Optional {
 }
 
 /// The kinds of the Gateway API that the mesh reads.
-pub(super) const ALL: [Optional; 3] = [
+pub(super) const ALL: [Optional; 5] = [
     Optional { kind: Kind::ReferenceGrant, plural: "referencegrants", read: Document::reference_grant },
     Optional { kind: Kind::HttpRoute, plural: "httproutes", read: Document::http_route },
     Optional { kind: Kind::GrpcRoute, plural: "grpcroutes", read: Document::grpc_route },
+    Optional { kind: Kind::TlsRoute, plural: "tlsroutes", read: Document::tls_route },
+    Optional { kind: Kind::TcpRoute, plural: "tcproutes", read: Document::tcp_route },
 ];
 
 /// How often a kind that is not there is looked for. With up to a tenth more, so that agents that were started together do

@@ -47,6 +47,8 @@ impl World {
             }
             Some("HTTPRoute") => Document::http_route(object, &mut problems),
             Some("GRPCRoute") => Document::grpc_route(object, &mut problems),
+            Some("TLSRoute") => Document::tls_route(object, &mut problems),
+            Some("TCPRoute") => Document::tcp_route(object, &mut problems),
             _ => Document::reference_grant(object, &mut problems),
         };
         self.written.extend(problems.into_iter().map(|it| format!("{}: {}", it.field, it.message)));
@@ -471,4 +473,78 @@ fn what_does_not_change_is_shared() {
         &before.services[&ObjectRef::new("shop", "web")],
         &after.services[&ObjectRef::new("shop", "web")]
     ));
+}
+
+#[test]
+fn routes_of_connections() {
+    let mut world = World::of(SERVICES);
+    world.put(&route(
+        "TCPRoute",
+        "shop/tcp",
+        WEB,
+        "{name: web, port: 80, weight: 3}, {name: absent, port: 80}",
+    ));
+    world.put(
+        "
+kind: TLSRoute
+metadata: {name: tls, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web, port: 81}]
+  hostnames: ['*.shop.test']
+  rules: [{backendRefs: [{name: web-v2, port: 80}]}]
+",
+    );
+    world.check(expect![[r#"
+        shop/web:80 for everybody
+          TCPRoute shop/tcp 0 -> 3 shop/web:80 -> 1 error (there is no Service shop/absent)
+        shop/web:81 for everybody
+          TLSRoute shop/tls 0 -> 1 shop/web-v2:80
+        captured 10.0.0.1
+        ! TCPRoute shop/tcp: spec.rules[0].backendRefs[1]: there is no Service shop/absent; its share of the connections is closed
+        ! TCPRoute shop/tcp: spec.parentRefs[0]: of the Service shop/web, the port 81 is TLSRoute shop/tls's, beside which no TCPRoute is in force on it
+    "#]]);
+    let snapshot = world.compiler.snapshot();
+    let routes = &snapshot.routes[&ObjectRef::new("shop", "web")];
+    assert!(routes.tcp(80, "").is_some() && routes.http(80, "").is_none() && routes.tls(80, "").is_none());
+    let tls = routes.tls(81, "").unwrap();
+    assert!(tls.find(Some("a.shop.test")).is_some() && tls.find(Some("shop.test")).is_none());
+
+    // Those of requests come before both.
+    world.put(&route("HTTPRoute", "shop/http", WEB, "{name: web, port: 80}"));
+    world.remove(Kind::TlsRoute, "shop", "tls");
+    world.check(expect![[r#"
+        shop/web:80 for everybody
+          HTTPRoute shop/http 0 -> 1 shop/web:80
+        shop/web:81 for everybody
+          HTTPRoute shop/http 0 -> 1 shop/web:80
+        captured 10.0.0.1
+        ! TCPRoute shop/tcp: spec.rules[0].backendRefs[1]: there is no Service shop/absent; its share of the connections is closed
+        ! TCPRoute shop/tcp: spec.parentRefs[0]: of the Service shop/web, the port 80 is HTTPRoute shop/http's, beside which no TCPRoute is in force on it
+        ! TCPRoute shop/tcp: spec.parentRefs[0]: of the Service shop/web, the port 81 is HTTPRoute shop/http's, beside which no TCPRoute is in force on it
+    "#]]);
+}
+
+#[test]
+fn of_two_tcp_routes_the_older_has_the_port() {
+    let mut world = World::of(SERVICES);
+    let route = |name: &str, created: &str| {
+        format!(
+            "{{kind: TCPRoute, metadata: {{name: {name}, namespace: shop, creationTimestamp: '{created}'}}, spec: \
+             {{parentRefs: [{{group: '', kind: Service, name: web-v2}}], rules: [{{backendRefs: [{{name: web, port: 80}}]}}]}}}}"
+        )
+    };
+    world.put(&route("a", "2026-01-02T00:00:00Z"));
+    world.put(&route("b", "2026-01-01T00:00:00Z"));
+    world.check(expect![[r#"
+        shop/web-v2:80 for everybody
+          TCPRoute shop/b 0 -> 1 shop/web:80
+        captured 10.0.0.2
+        ! TCPRoute shop/a: spec.parentRefs[0]: of the Service shop/web-v2, the port 80 is TCPRoute shop/b's, beside which no other TCPRoute is in force on it
+    "#]]);
+    world.remove(Kind::TcpRoute, "shop", "b");
+    world.check(expect![[r#"
+        shop/web-v2:80 for everybody
+          TCPRoute shop/a 0 -> 1 shop/web:80
+        captured 10.0.0.2
+    "#]]);
 }

@@ -5,7 +5,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::super::place::Place;
 use super::matches::{header_name, method};
-use super::{Reference, given, wire};
+use super::{BackendRef, Reference, given, wire};
 use crate::model::{Name, ObjectRef};
 use crate::route::{
     AllowedHeaders, AllowedMethods, Cors, Filters, HeaderModifier, Hostname, Match, Origin, PathMatch,
@@ -73,6 +73,7 @@ impl Reader<'_> {
         let supported = match self.kind {
             RouteKind::Http => &parts[..6],
             RouteKind::Grpc => &parts[..3],
+            RouteKind::Tls | RouteKind::Tcp => &[],
         };
         let Some((_, own, is_there)) = supported.iter().find(|(kind, ..)| *kind == filter.kind) else {
             let kinds: Vec<&str> = supported.iter().map(|(kind, ..)| *kind).collect();
@@ -149,7 +150,24 @@ impl Reader<'_> {
         (to, fraction.unwrap_or((1, 1)))
     }
 
-    pub(super) fn reference(&self, written: Written<'_>, place: &Place<'_>) -> Reference {
+    pub(super) fn backend(
+        &self,
+        wire: &wire::BackendRef,
+        matches: &[Match],
+        place: &Place<'_>,
+    ) -> BackendRef {
+        let wire::BackendRef { group, kind, namespace, name, port, weight, filters } = wire;
+        if filters.is_some() && matches!(self.kind, RouteKind::Tls | RouteKind::Tcp) {
+            place.key("filters").refuse(format!("{}s have no such field", self.kind.as_str()));
+        }
+        BackendRef {
+            weight: weight.map_or(Some(1), |it| place.key("weight").number(it, 0..=1_000_000)).unwrap_or(1),
+            to: self.reference((group, kind, namespace, name, *port), place),
+            filters: self.read(filters, matches, place),
+        }
+    }
+
+    fn reference(&self, written: Written<'_>, place: &Place<'_>) -> Reference {
         let (group, kind, namespace, name, port) = written;
         if name.is_empty() {
             place.key("name").refuse("expected the name of a Service");

@@ -1,4 +1,4 @@
-//! HTTPRoutes and GRPCRoutes: what they say, read into the terms of `route`. Whether what they refer to is there is not known
+//! Routes: what they say, read into the terms of `route`. Whether what they refer to is there is not known
 //! here.
 //!
 //! Of a route that says anything badly, nothing is taken: half a route would send requests where its author has not sent
@@ -135,6 +135,9 @@ impl Route {
                     RouteKind::Grpc => {
                         place.typed(spec).map(|it| route_spec(&id, it, &place, matches::of_grpc))
                     }
+                    RouteKind::Tls | RouteKind::Tcp => {
+                        place.typed(spec).map(|it| plain_spec(&id, it, &place))
+                    }
                 }
             }
         };
@@ -183,12 +186,7 @@ fn route_spec<M>(
     place: &Place<'_>,
     read_match: fn(&M, &Place<'_>) -> Option<Match>,
 ) -> RouteSpec {
-    let hostnames = place
-        .each("hostnames", &spec.hostnames)
-        .filter_map(|(place, text)| {
-            place.take(Hostname::parse(text).map_err(|error| format!("{error}, found {text:?}")))
-        })
-        .collect();
+    let hostnames = hostnames(&spec.hostnames, place);
     let mut rules = Vec::new();
     let mut names = HashSet::new();
     for (index, (place, rule)) in place.each("rules", &spec.rules).enumerate() {
@@ -208,6 +206,42 @@ fn route_spec<M>(
         _ => {}
     }
     RouteSpec { parents: parents(&id.id.namespace, &spec.parent_refs, place), hostnames, rules }
+}
+
+/// Of a route that knows no requests: it has one rule, which is everybody's.
+fn plain_spec(id: &RouteRef, spec: wire::PlainSpec, place: &Place<'_>) -> RouteSpec {
+    if id.kind == RouteKind::Tcp && spec.hostnames.is_some() {
+        place.key("hostnames").refuse("TCPRoutes have no such field");
+    }
+    let reader = filters::Reader { kind: id.kind, namespace: &id.id.namespace };
+    let rule = |(place, rule): (Place<'_>, &wire::PlainRule)| {
+        let wire::PlainRule { name, backend_refs } = rule;
+        if backend_refs.as_ref().is_none_or(Vec::is_empty) {
+            place.key("backendRefs").refuse("expected at least one backend");
+        }
+        let backend = |(place, it): (Place<'_>, &wire::BackendRef)| reader.backend(it, &[], &place);
+        let backends = place.each("backendRefs", backend_refs).map(backend).collect();
+        RouteRule { name: given(name), backends, ..RouteRule::of_all() }
+    };
+    let rules: Vec<RouteRule> = place.each("rules", &spec.rules).map(rule).collect();
+    if rules.len() != 1 {
+        let found = rules.len();
+        place
+            .key("rules")
+            .refuse(format!("expected one rule, for nothing chooses among several, found {found}"));
+    }
+    RouteSpec {
+        parents: parents(&id.id.namespace, &spec.parent_refs, place),
+        hostnames: hostnames(&spec.hostnames, place),
+        rules,
+    }
+}
+
+fn hostnames(texts: &Option<Vec<String>>, place: &Place<'_>) -> Vec<Hostname> {
+    let hostname = |(place, text): (Place<'_>, &String)| {
+        place.take(Hostname::parse(text).map_err(|error| format!("{error}, found {text:?}")))
+    };
+    place.each("hostnames", texts).filter_map(hostname).collect()
 }
 
 fn parents(namespace: &Name, refs: &Option<Vec<wire::ParentRef>>, place: &Place<'_>) -> Vec<Parent> {
@@ -245,14 +279,7 @@ fn route_rule<M>(
             .key("backendRefs")
             .refuse("expected no backends beside a RequestRedirect filter, which answers by itself");
     }
-    let backend = |(place, it): (Place<'_>, &wire::BackendRef)| {
-        let wire::BackendRef { group, kind, namespace, name, port, weight, filters } = it;
-        BackendRef {
-            weight: weight.map_or(Some(1), |it| place.key("weight").number(it, 0..=1_000_000)).unwrap_or(1),
-            to: reader.reference((group, kind, namespace, name, *port), &place),
-            filters: reader.read(filters, &matches, &place),
-        }
-    };
+    let backend = |(place, it): (Place<'_>, &wire::BackendRef)| reader.backend(it, &matches, &place);
     let backends = place.each("backendRefs", &rule.backend_refs).map(backend).collect();
     if id.kind == RouteKind::Grpc {
         for (key, is_there) in [("timeouts", rule.timeouts.is_some()), ("retry", rule.retry.is_some())] {

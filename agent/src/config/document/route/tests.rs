@@ -328,6 +328,30 @@ fn what_is_wrong_with_filters() {
 }
 
 #[test]
+fn what_is_wrong_with_routes_of_connections() {
+    let refused = |kind: RouteKind, rest: &str, expected: Expect| expected.assert_eq(&read(kind, rest).1);
+    refused(
+        RouteKind::Tcp,
+        "hostnames: [a.test], rules: [{backendRefs: [{name: web, port: 80, filters: []}], matches: []}, {}]",
+        expect![[r#"
+            spec.rules[0].matches: there is no such field, or this version of Undermesh does not know it
+            spec.hostnames: TCPRoutes have no such field
+            spec.rules[0].backendRefs[0].filters: TCPRoutes have no such field
+            spec.rules[1].backendRefs: expected at least one backend
+            spec.rules: expected one rule, for nothing chooses among several, found 2
+        "#]],
+    );
+    refused(
+        RouteKind::Tls,
+        "hostnames: ['10.0.0.1']",
+        expect![[r#"
+            spec.rules: expected one rule, for nothing chooses among several, found 0
+            spec.hostnames[0]: expected a host name such as shop.example.com or *.example.com, without a port and not an address, found "10.0.0.1"
+        "#]],
+    );
+}
+
+#[test]
 fn unknown_fields_beside_the_spec() {
     let object = serde_json::json!({"kind": "HTTPRoute", "metadata": {"name": "a"}, "spce": {}, "status": {"x": 1},
         "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "web"}]}});

@@ -1,4 +1,4 @@
-//! The specs of HTTPRoute and GRPCRoute as they are written (Gateway API 1.6, experimental channel; of older bundles what has
+//! The specs of routes as they are written (Gateway API 1.6, experimental channel; of older bundles what has
 //! been renamed since). What they mean, and whether they may, is not known here.
 //!
 //! Kinds such as the types of a match are text, and numbers are wide: what is not among those that there are gets a message of
@@ -7,7 +7,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-/// `spec` of either kind, with matches of this one.
+/// `spec` of an HTTPRoute or a GRPCRoute, with matches of this kind.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Spec<M> {
@@ -17,6 +17,26 @@ pub(super) struct Spec<M> {
     pub(super) _use_default_gateways: Option<String>,
     pub(super) hostnames: Option<Vec<String>>,
     pub(super) rules: Option<Vec<Rule<M>>>,
+}
+
+/// `spec` of a TLSRoute or a TCPRoute.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PlainSpec {
+    pub(super) parent_refs: Option<Vec<ParentRef>>,
+    /// Of gateways.
+    #[serde(rename = "useDefaultGateways")]
+    pub(super) _use_default_gateways: Option<String>,
+    /// Of TLSRoutes alone.
+    pub(super) hostnames: Option<Vec<String>>,
+    pub(super) rules: Option<Vec<PlainRule>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PlainRule {
+    pub(super) name: Option<String>,
+    pub(super) backend_refs: Option<Vec<BackendRef>>,
 }
 
 #[derive(Debug, Deserialize)]

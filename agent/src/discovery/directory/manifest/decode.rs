@@ -147,6 +147,8 @@ pub(super) fn document(kind: Kind, value: &Value, problems: &mut Vec<Problem>) -
         Kind::ReferenceGrant => Document::reference_grant(value, problems),
         Kind::HttpRoute => Document::http_route(value, problems),
         Kind::GrpcRoute => Document::grpc_route(value, problems),
+        Kind::TlsRoute => Document::tls_route(value, problems),
+        Kind::TcpRoute => Document::tcp_route(value, problems),
     }
 }
 
