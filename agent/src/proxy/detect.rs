@@ -27,8 +27,11 @@ pub(super) enum Speech {
 /// How long a client may take to say something before it counts as one that waits for the server.
 const SERVER_FIRST: Duration = Duration::from_millis(50);
 
-/// The longest request line that is waited for; longer ones are for the application to judge.
-const LONGEST_LINE: usize = 16 * 1024;
+/// The most that is looked at: a TLS record, and a longer request line than servers take.
+const LONGEST_LOOK: usize = 17 * 1024;
+
+/// How long a client of TLS may take to say whom it wants.
+const HELLO_LIMIT: Duration = Duration::from_secs(10);
 
 /// Bytes looked at first: request lines are seldom longer.
 const FIRST_LOOK: usize = 512;
@@ -73,28 +76,49 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Waits until what the client says can be told, and hands the connection back. A `limit` is for clients that may wait for the
 /// server to speak; with none left, only what has come already is looked at.
 pub(super) async fn detect(client: TcpStream, limit: Option<Duration>) -> io::Result<(Speech, TcpStream)> {
-    let mut seen = vec![0; FIRST_LOOK];
-    // More often than not the first bytes come with the connection.
-    let known = SockRef::from(&client).peek(uninit(&mut seen)).unwrap_or_default();
-    if let Some(speech) = judge(&seen[..known]) {
-        return Ok((speech, client));
-    }
     let told = match limit {
-        None => Some(listen(&client, seen, known).await),
-        Some(Duration::ZERO) => None,
-        Some(limit) => tokio::time::timeout(limit, listen(&client, seen, known)).await.ok(),
+        None => Some(look(&client, judge).await),
+        // More often than not the first bytes come with the connection.
+        Some(Duration::ZERO) => glance(&client, judge),
+        Some(limit) => tokio::time::timeout(limit, look(&client, judge)).await.ok(),
     };
     match told {
-        Some(speech) => Ok((speech, client)),
-        // Some bytes may have been seen, and tokio thinks that they were taken: only a socket that is registered anew
-        // tells of them again.
-        None => Ok((Speech::Silence, TcpStream::from_std(client.into_std()?)?)),
+        Some(speech) => Ok((speech.unwrap_or(Speech::Opaque), client)),
+        None => Ok((Speech::Silence, unseen(client)?)),
     }
 }
 
-async fn listen(client: &TcpStream, mut seen: Vec<u8>, mut known: usize) -> Speech {
+/// The server that a client of TLS asks for (SNI, RFC 6066, section 3); none where it asks for none or speaks no TLS. One that
+/// says nothing for so long is one that speaks none.
+pub(super) async fn server_name(client: TcpStream) -> io::Result<(Option<String>, TcpStream)> {
+    match tokio::time::timeout(HELLO_LIMIT, look(&client, asked_for)).await {
+        Ok(name) => Ok((name.flatten(), client)),
+        Err(_elapsed) => Ok((None, unseen(client)?)),
+    }
+}
+
+/// Some bytes may have been seen, and tokio thinks that they were taken: only a socket that is registered anew tells of them
+/// again.
+fn unseen(client: TcpStream) -> io::Result<TcpStream> {
+    TcpStream::from_std(client.into_std()?)
+}
+
+/// What can be told by what has come already.
+fn glance<T>(client: &TcpStream, tell: impl Fn(&[u8]) -> Option<T>) -> Option<Option<T>> {
+    let mut seen = vec![0; FIRST_LOOK];
+    let n = SockRef::from(client).peek(uninit(&mut seen)).unwrap_or_default();
+    tell(&seen[..n]).map(Some)
+}
+
+/// Waits for as many bytes as it takes to tell; nothing where the client ends before, or goes on for too long.
+async fn look<T>(client: &TcpStream, tell: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
+    let mut seen = vec![0; FIRST_LOOK];
+    let mut known = SockRef::from(client).peek(uninit(&mut seen)).unwrap_or_default();
+    if let Some(told) = tell(&seen[..known]) {
+        return Some(told);
+    }
     loop {
-        let Ok(ready) = client.ready(Interest::READABLE).await else { return Speech::Opaque };
+        let ready = client.ready(Interest::READABLE).await.ok()?;
         let peeked = client.try_io(Interest::READABLE, || {
             let n = SockRef::from(client).peek(uninit(&mut seen))?;
             // What is left unread makes the socket readable for ever: only more of it is news.
@@ -106,21 +130,38 @@ async fn listen(client: &TcpStream, mut seen: Vec<u8>, mut known: usize) -> Spee
         });
         match peeked {
             Ok(n) => {
-                if let Some(speech) = judge(&seen[..n]) {
-                    return speech;
+                if let Some(told) = tell(&seen[..n]) {
+                    return Some(told);
                 }
-                if n == 0 || ready.is_read_closed() || n >= LONGEST_LINE {
-                    return Speech::Opaque;
+                if n == 0 || ready.is_read_closed() || n >= LONGEST_LOOK {
+                    return None;
                 }
                 known = n;
                 if n == seen.len() {
-                    seen.resize(LONGEST_LINE, 0);
+                    seen.resize(LONGEST_LOOK, 0);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_broken) => return Speech::Opaque,
+            Err(_broken) => return None,
         }
     }
+}
+
+/// The server name of a ClientHello, as soon as that is whole; that there is none, as soon as it cannot be one.
+fn asked_for(bytes: &[u8]) -> Option<Option<String>> {
+    let mut acceptor = rustls::server::Acceptor::default();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        if acceptor.read_tls(&mut rest).is_err() {
+            return Some(None);
+        }
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(accepted)) => return Some(accepted.client_hello().server_name().map(str::to_owned)),
+            Err(_no_hello) => return Some(None),
+        }
+    }
+    None
 }
 
 /// What the bytes are the beginning of; nothing as long as that cannot be told.
@@ -173,6 +214,8 @@ fn uninit(bytes: &mut [u8]) -> &mut [std::mem::MaybeUninit<u8>] {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -210,6 +253,31 @@ mod tests {
         check(b"PRI * HTTP/2.0\r\n\r\nSM", None);
         check(b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", Some(Opaque));
         check(b"PRI", None);
+    }
+
+    #[test]
+    fn the_server_that_a_client_of_tls_asks_for() {
+        let hello = |name: &str| {
+            let config = rustls::ClientConfig::builder_with_provider(Arc::new(
+                rustls::crypto::aws_lc_rs::default_provider(),
+            ))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+            let name = name.to_owned().try_into().unwrap();
+            let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+            let mut bytes = Vec::new();
+            client.write_tls(&mut bytes).unwrap();
+            bytes
+        };
+        let named = hello("pay.shop.test");
+        assert_eq!(asked_for(&named), Some(Some("pay.shop.test".into())));
+        assert_eq!(asked_for(&hello("10.0.0.1")), Some(None));
+        for end in 0..named.len() {
+            assert_eq!(asked_for(&named[..end]), None, "{end} bytes of {}", named.len());
+        }
+        assert_eq!(asked_for(b"GET / HTTP/1.1\r\n"), Some(None));
     }
 
     proptest! {

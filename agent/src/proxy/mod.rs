@@ -7,6 +7,7 @@
 //! anything but the two applications.
 
 mod captured;
+mod carriage;
 mod detect;
 mod http;
 mod inbound;

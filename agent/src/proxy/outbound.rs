@@ -1,6 +1,5 @@
 //! The client's side: a connection that a pod made to a mesh address.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use tracing::error;
 
 use super::Proxy;
 use super::captured::Captured;
-use super::detect::{Speech, detect};
+use super::carriage::{Bound, Carriage, carriage};
 use super::http;
 use super::reach::{self, Assurance, Attempts, Unreached, Upstream};
 use super::relay::relay;
@@ -18,7 +17,8 @@ use super::tunnel::stream;
 use super::upstream;
 use super::worker::{Fate, Here};
 use crate::capture::PodNet;
-use crate::model::{Declared, LoadGuard, ServicePort};
+use crate::model::{LoadGuard, Service};
+use crate::route::Target;
 use crate::snapshot::{Destination, Snapshot};
 use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 
@@ -34,69 +34,28 @@ pub(super) async fn serve(
     let Some((captured, place)) = captured.zip(proxy.enter()) else {
         return refuse_unknown(&proxy, &net, &client, client_socket);
     };
-    match speech(&proxy, &here, &captured, client).await {
-        Ok((Speech::Http1, client)) => {
+    match carriage(&proxy, &here, &captured, client).await {
+        Ok((Carriage::Http1, client)) => {
             http::serve_http1(http::Client::new((proxy.clone(), here), captured, client, fate)).await
         }
-        Ok((Speech::Http2, client)) => {
+        Ok((Carriage::Http2, client)) => {
             http::serve_http2(http::Client::new((proxy.clone(), here), captured, client, fate)).await
         }
-        Ok((Speech::Opaque | Speech::Silence, client)) => relayed(&proxy, &here, &captured, client).await,
+        Ok((Carriage::Bytes(bound), client)) => relayed(&proxy, &here, &captured, bound, client).await,
         Err(error) => error!(pod = %net.pod, %error, "cannot go on with a connection"),
     }
     drop(place);
 }
 
-/// What the connection is carried as. What a user says of a port counts for more than a guess, but never makes a connection
-/// fail that is something else.
-async fn speech(
-    proxy: &Proxy,
-    here: &Here,
-    captured: &Captured,
-    client: TcpStream,
-) -> io::Result<(Speech, TcpStream)> {
-    let dialled = captured.dialled;
-    match expected(proxy, captured) {
-        Declared::Http => detect(client, None).await,
-        Declared::Opaque => Ok((Speech::Opaque, client)),
-        Declared::Nothing => {
-            let detected = detect(client, Some(here.servers_first.limit(dialled))).await?;
-            match detected.0 {
-                Speech::Silence => here.servers_first.note(dialled),
-                _ => here.servers_first.forget(dialled),
-            }
-            Ok(detected)
-        }
-    }
-}
-
-/// What is said of the port that was dialled.
-fn expected(proxy: &Proxy, captured: &Captured) -> Declared {
-    let snapshot = proxy.snapshot.load();
-    let port = captured.dialled.port();
-    let declared = match snapshot.destination(captured.dialled.ip()) {
-        Some(Destination::Service(service)) => {
-            let namespace = &captured.net.workload.pod.namespace;
-            if snapshot.routes.get(&service.id).is_some_and(|routes| routes.http(port, namespace).is_some()) {
-                return Declared::Http;
-            }
-            service.port(port).map_or(Declared::Nothing, ServicePort::declared)
-        }
-        _ => Declared::Nothing,
-    };
-    // Without a route nothing but the metrics would need to know of requests.
-    if proxy.settings.http { declared } else { Declared::Opaque }
-}
-
 /// Carries bytes that nobody looks at.
-async fn relayed(proxy: &Arc<Proxy>, here: &Arc<Here>, captured: &Captured, client: TcpStream) {
+async fn relayed(proxy: &Arc<Proxy>, here: &Arc<Here>, captured: &Captured, bound: Bound, client: TcpStream) {
     let snapshot = proxy.snapshot.load_full();
     let service = match snapshot.destination(captured.dialled.ip()) {
         Some(Destination::Service(service)) => Some(&service.id),
         _ => None,
     };
     // On the heap, so that a connection that stands does not carry the room for finding its way.
-    match Box::pin(reached(proxy, here, &snapshot, captured, &client)).await {
+    match Box::pin(reached(proxy, here, &snapshot, captured, bound, &client)).await {
         Ok(Reached { upstream, assurance, address, _load }) => {
             let meter = reach::record(proxy, &snapshot, captured, address, service, &assurance);
             // The snapshot of then is not held for as long as the connection stands.
@@ -130,16 +89,18 @@ async fn reached(
     here: &Arc<Here>,
     snapshot: &Snapshot,
     captured: &Captured,
+    bound: Bound,
     client: &TcpStream,
 ) -> Result<Reached, Unreached> {
-    let dialled = captured.dialled;
     let dial = |to| reach::dial(proxy, here, snapshot, captured, to, upstream::gone(client));
-    let Some(Destination::Service(service)) = snapshot.destination(dialled.ip()) else {
-        // A pod's own address: that pod and no other, ready or not.
-        return match dial(dialled).await {
-            Ok((upstream, assurance)) => Ok(Reached { upstream, assurance, address: dialled, _load: None }),
-            Err((reason, assurance)) => Err(Unreached { reason, tried: None, assurance }),
-        };
+    let (service, dialled) = match goal(here, snapshot, captured.dialled, &bound)? {
+        Goal::Service(service, dialled) => (service, dialled),
+        Goal::Pod(address) => {
+            return match dial(address).await {
+                Ok((upstream, assurance)) => Ok(Reached { upstream, assurance, address, _load: None }),
+                Err((reason, assurance)) => Err(Unreached { reason, tried: None, assurance }),
+            };
+        }
     };
     let mut attempts = Attempts::new(proxy, service, captured.client.ip(), dialled);
     loop {
@@ -150,6 +111,40 @@ async fn reached(
             }
             Err(why) => attempts.failed(address, why),
         }
+    }
+}
+
+/// What a connection is to get to.
+enum Goal<'s> {
+    /// A pod's own address: that pod and no other, ready or not.
+    Pod(SocketAddr),
+    /// An endpoint of this Service; the address is of the family and the port that are wanted.
+    Service(&'s Service, SocketAddr),
+}
+
+fn goal<'s>(
+    here: &Here,
+    snapshot: &'s Snapshot,
+    dialled: SocketAddr,
+    bound: &Bound,
+) -> Result<Goal<'s>, Unreached> {
+    let nowhere = |reason| Unreached { reason, tried: None, assurance: Assurance::NONE };
+    let rule = match bound {
+        Bound::Dialled => {
+            return Ok(match snapshot.destination(dialled.ip()) {
+                Some(Destination::Service(service)) => Goal::Service(service, dialled),
+                _ => Goal::Pod(dialled),
+            });
+        }
+        Bound::Nowhere => return Err(nowhere(RefuseReason::NoRoute)),
+        Bound::By(rule) => rule,
+    };
+    match rule.backend(here.shares.next()).map(|backend| &backend.target) {
+        Some(Target::Service { id, port }) => match snapshot.services.get(id) {
+            Some(service) => Ok(Goal::Service(service, SocketAddr::new(dialled.ip(), *port))),
+            None => Err(nowhere(RefuseReason::InvalidBackend)),
+        },
+        Some(Target::Invalid(_)) | None => Err(nowhere(RefuseReason::InvalidBackend)),
     }
 }
 

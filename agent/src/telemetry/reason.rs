@@ -54,6 +54,10 @@ pub enum RefuseReason {
     AgentDown,
     /// Plaintext without proof of its origin, for a pod that takes none.
     PlaintextRefused,
+    /// There are routes for the port, and none is for this connection.
+    NoRoute,
+    /// The route leads to a backend that nothing can be sent to.
+    InvalidBackend,
     /// A limit on open connections was reached.
     Limit,
     /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
@@ -129,7 +133,7 @@ impl CloseReason {
 
 impl RefuseReason {
     /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::NoEndpoints,
         Self::UnknownPort,
         Self::UnknownDestination,
@@ -144,6 +148,8 @@ impl RefuseReason {
         Self::ConnectReset,
         Self::AgentDown,
         Self::PlaintextRefused,
+        Self::NoRoute,
+        Self::InvalidBackend,
         Self::Limit,
         Self::Internal,
     ];
@@ -165,6 +171,8 @@ impl RefuseReason {
             Self::ConnectReset => "connect_reset",
             Self::AgentDown => "agent_down",
             Self::PlaintextRefused => "plaintext_refused",
+            Self::NoRoute => "no_route",
+            Self::InvalidBackend => "invalid_backend",
             Self::Limit => "limit",
             Self::Internal => "internal",
         }

@@ -1,6 +1,7 @@
 //! Routes: what people get burnt by. What the conformance suite of the Gateway API asks is in [`crate::conformance`].
 
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ pub struct Stage {
     pub mesh: Mesh,
     pub client: Pod,
     pub consumer: Pod,
-    _servers: [Pod; 2],
+    servers: [Pod; 2],
     _running: Vec<Process>,
 }
 
@@ -39,16 +40,17 @@ impl Stage {
             ("echo-v1", json!({ "version": "v1" })),
             ("echo-v2", json!({ "version": "v2" })),
         ] {
-            let ports: Value = [("http", 80), ("http-alt", 8080), ("grpc", 7070)]
-                .iter()
-                .map(|(name, port)| json!({ "name": name, "port": port, "targetPort": 8080 }))
-                .collect();
+            let ports: Value =
+                [("http", 80, 8080), ("http-alt", 8080, 8080), ("grpc", 7070, 8080), ("tls", 8443, 8443)]
+                    .iter()
+                    .map(|(name, port, target)| json!({ "name": name, "port": port, "targetPort": target }))
+                    .collect();
             let service = Manifest::service(SHOP, service, &[cluster_ip(service)], &[], &[]);
             mesh.lab.apply(&service.with("spec.ports", ports).with("spec.selector", selector))?;
         }
         let running = servers.iter().map(serve_requests).collect::<Result<_>>()?;
         mesh.ready()?;
-        let stage = Self { mesh, client, consumer, _servers: servers, _running: running };
+        let stage = Self { mesh, client, consumer, servers, _running: running };
         eventually(SOON, "the Services are served", || {
             for service in ["echo", "echo-v1", "echo-v2"] {
                 stage.ask(service, "/", &[])?.answered(200)?;
@@ -356,4 +358,84 @@ fn mirrors_timeouts_and_retries() -> Result<()> {
 fn served_by(stage: &Stage) -> Result<f64> {
     let saw = stage.ask("echo-v1", "/", &[])?.saw()?;
     saw["requests"].as_f64().with_context(|| format!("the server does not count: {saw}"))
+}
+
+#[test]
+fn connections_are_routed_by_weight_and_by_server_name() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-l4-routes")?;
+    // A TCPRoute takes connections as a whole, whatever they carry.
+    let weighted = |name, weight| json!({ "name": name, "port": 8080, "weight": weight });
+    let rules = json!([{ "backendRefs": [weighted("echo-v1", 1), weighted("echo-v2", 3)] }]);
+    let tcp = [("TCPRoute", SHOP, json!({ "parentRefs": [service_port("echo", 80)], "rules": rules }))];
+    stage.route(&tcp)?;
+    eventually(SOON, "connections are shared out", || {
+        let served = stage.ask("echo", "/", &["--count", "200", "--fresh"])?.all(200)?;
+        let share = served.get("echo-v2").copied().unwrap_or_default();
+        ensure!((145..=155).contains(&share), "{served:?}");
+        Ok(())
+    })?;
+    let one = stage.ask("echo", "/", &["--count", "20"])?.all(200)?;
+    ensure!(one.len() == 1, "the requests of one connection went to {one:?}");
+    stage.unroute(&tcp)?;
+
+    // A TLSRoute goes by what the client asks for in its first message.
+    let rule = |name| json!([{ "backendRefs": [{ "name": name, "port": 8443 }] }]);
+    let parent = || json!([service_port("echo", 8443)]);
+    let tls = [
+        (
+            "TLSRoute",
+            SHOP,
+            json!({ "parentRefs": parent(), "hostnames": ["one.test"], "rules": rule("echo-v1") }),
+        ),
+        (
+            "TLSRoute",
+            SHOP,
+            json!({ "parentRefs": parent(), "hostnames": ["*.two.test"], "rules": rule("echo-v2") }),
+        ),
+    ];
+    stage.route(&tls)?;
+    let _servers: Vec<Process> = stage.servers.iter().map(says_its_name).collect::<Result<_>>()?;
+    for (name, expected) in [("one.test", "echo-v1"), ("a.two.test", "echo-v2"), ("other.test", "nobody")] {
+        eventually(SOON, name, || {
+            let said = hello(&stage.client, SocketAddr::new(cluster_ip("echo"), 8443), name)?;
+            ensure!(said == expected, "{said}");
+            Ok(())
+        })?;
+    }
+    let refused = [("reason", "no_route"), ("destination_service", "echo")];
+    let counted = stage.mesh.agents[0].metrics()?.sum("undermesh_tcp_connections_refused_total", &refused);
+    ensure!(counted >= 1.0, "the connection to nobody is not counted");
+    Ok(())
+}
+
+/// Answers whatever comes on port 8443 with its pod's name.
+fn says_its_name(pod: &Pod) -> Result<Process> {
+    let script = format!(
+        "import socket\ns=socket.create_server(('::',8443),family=socket.AF_INET6,dualstack_ipv6=True)\n\
+         while True:\n  c,_=s.accept()\n  c.recv(4096)\n  c.sendall(b'{}')\n  c.close()\n",
+        pod.name()
+    );
+    let mut command = Command::new("python3");
+    command.args(["-c", &script]);
+    let server = pod.spawn(command)?;
+    pod.wait_listening(8443)?;
+    Ok(server)
+}
+
+/// Begins TLS with the server of this name; what comes back first.
+fn hello(client: &Pod, to: SocketAddr, name: &str) -> Result<String> {
+    let script = format!(
+        "import socket,ssl\nc=ssl.create_default_context()\ni,o=ssl.MemoryBIO(),ssl.MemoryBIO()\n\
+         t=c.wrap_bio(i,o,server_hostname='{name}')\n\
+         try: t.do_handshake()\nexcept ssl.SSLWantReadError: pass\n\
+         s=socket.create_connection(('{}',{}),10)\nh=o.read()\n\
+         s.sendall(h[:20])\ns.sendall(h[20:])\n\
+         try: print(s.recv(100).decode() or 'nobody')\nexcept ConnectionError: print('nobody')\n",
+        to.ip(),
+        to.port()
+    );
+    let mut command = Command::new("python3");
+    command.args(["-c", &script]);
+    Ok(client.run(command, SOON)?.success()?.trim().to_owned())
 }

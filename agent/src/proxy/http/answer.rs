@@ -34,6 +34,8 @@ impl Refusal {
             RefuseReason::ConnectTimeout => RequestEnd::ConnectTimeout,
             RefuseReason::Denied | RefuseReason::PlaintextRefused => RequestEnd::Denied,
             RefuseReason::ClientGone => RequestEnd::ClientGone,
+            RefuseReason::NoRoute => RequestEnd::NoRoute,
+            RefuseReason::InvalidBackend => RequestEnd::InvalidBackend,
             RefuseReason::Limit => RequestEnd::Limit,
             RefuseReason::Internal => RequestEnd::Internal,
             RefuseReason::ConnectUnreachable

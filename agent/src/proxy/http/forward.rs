@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header::{CONNECTION, HOST, LOCATION, ORIGIN};
+use http::header::{CONNECTION, LOCATION, ORIGIN};
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
@@ -246,12 +246,6 @@ fn modified(
     for filters in [&matched.rule.filters, &backend.filters] {
         if let Some(modifier) = &filters.request_headers {
             modifier.apply(request.headers_mut());
-            // A rule may name the host by its header as well.
-            if modifier.set.iter().any(|(name, _)| *name == HOST)
-                && let Some(host) = request.headers().get(HOST)
-            {
-                authority = Authority::try_from(host.as_bytes()).ok().or(authority);
-            }
         }
         if let Some(rewrite) = &filters.rewrite {
             path = rewritten(request.uri(), rewrite, matched.prefix)?.or(path);
