@@ -7,7 +7,7 @@ use anyhow::Result;
 use undermesh_tests::lab::{ADMIN_ADDRESS, Lab, cgroup_root};
 
 use super::LAB;
-use super::shop::Shop;
+use super::shop::{Shop, shop_binary};
 use crate::say;
 
 /// Writes the script that enters a pod. It joins the pod's cgroup too: a process that only entered the namespace,
@@ -46,6 +46,14 @@ pub fn until_interrupted(lab: &Lab, shop: &Shop) -> Result<()> {
             (
                 "a Service, from a pod in the mesh",
                 format!("{dir}/enter web curl http://10.96.0.10/stock/apples"),
+            ),
+            (
+                "the canary's weights; edit them, and see who answers",
+                format!("vi {dir}/config/shop-httproute-catalog.yaml"),
+            ),
+            (
+                "who answers",
+                format!("{dir}/enter client {} load --url {}", shop_binary().display(), shop.page()),
             ),
             ("metrics", format!("{node} curl {ADMIN_ADDRESS}/metrics")),
             ("the snapshot", format!("{node} curl {ADMIN_ADDRESS}/debug/config")),

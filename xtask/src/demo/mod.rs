@@ -2,6 +2,7 @@
 //!
 //! The file tells the demo's story; `shop` sets the stage, `show` prints what there is to see.
 
+mod canary;
 mod hold;
 mod shop;
 mod show;
@@ -63,6 +64,7 @@ impl Demo {
         if !self.no_mesh {
             show::conversations(&shop)?;
             show::connections(&shop)?;
+            canary::play(lab, &shop)?;
             show::metrics(&shop)?;
             show::kernel(&shop)?;
         }

@@ -14,10 +14,13 @@ use undermesh_tests::lab::{Agent, AgentOptions, Lab, Manifest, Node, Pod, PodSpe
 
 use crate::paths;
 
-const NAMESPACE: &str = "shop";
+pub const NAMESPACE: &str = "shop";
 
 /// Cluster IPs, which nothing but the mesh serves here.
 const CATALOG: [&str; 2] = ["10.96.0.10", "fd96::10"];
+/// Of one version each, for routes to choose between.
+const CATALOGS: [(&str, [&str; 2]); 2] =
+    [("catalog-v1", ["10.96.0.11", "fd96::11"]), ("catalog-v2", ["10.96.0.12", "fd96::12"])];
 const DB: [&str; 2] = ["10.96.0.20", "fd96::20"];
 
 /// The running shop. Agents come first: they are dropped first, while the pods still are there.
@@ -37,16 +40,17 @@ impl Shop {
         let nodes = vec![lab.add_node()?, lab.add_node()?];
         let namespace = Manifest::namespace(NAMESPACE);
         lab.apply(&if mesh { namespace.label("undermesh.io/mesh", "enabled") } else { namespace })?;
-        lab.apply(&service("catalog", CATALOG, 80, 8080))?;
-        lab.apply(&service("db", DB, 5432, 5432))?;
+        lab.apply(&service("catalog", CATALOG, (80, 8080), ("app", "catalog")))?;
+        for (name, addresses) in CATALOGS {
+            lab.apply(&service(name, addresses, (80, 8080), ("version", name)))?;
+        }
+        lab.apply(&service("db", DB, (5432, 5432), ("app", "db")))?;
         lab.apply(&Manifest::namespace("outside"))?;
 
         let client = nodes[0].add_pod(PodSpec::new("outside", "client"))?;
         let web = nodes[0].add_pod(PodSpec::new(NAMESPACE, "web"))?;
-        let catalogs = [
-            nodes[0].add_pod(PodSpec::new(NAMESPACE, "catalog-v1").label("app", "catalog"))?,
-            nodes[1].add_pod(PodSpec::new(NAMESPACE, "catalog-v2").label("app", "catalog"))?,
-        ];
+        let catalog = |name| PodSpec::new(NAMESPACE, name).label("app", "catalog").label("version", name);
+        let catalogs = [nodes[0].add_pod(catalog("catalog-v1"))?, nodes[1].add_pod(catalog("catalog-v2"))?];
         let db = nodes[1].add_pod(PodSpec::new(NAMESPACE, "db"))?;
 
         let mut agents = Vec::new();
@@ -100,16 +104,21 @@ pub fn agent_binary() -> std::path::PathBuf {
     paths::programs(false).join("undermesh")
 }
 
+/// The shop's own program.
+pub fn shop_binary() -> std::path::PathBuf {
+    paths::programs(false).join("shop")
+}
+
 /// A part of the shop.
 pub fn shop(args: &[&str]) -> Command {
-    let mut command = Command::new(paths::programs(false).join("shop"));
+    let mut command = Command::new(shop_binary());
     command.args(args);
     command
 }
 
-fn service(name: &str, addresses: [&str; 2], port: u16, target: u16) -> Manifest {
+fn service(name: &str, addresses: [&str; 2], port: (u16, u16), selector: (&str, &str)) -> Manifest {
     let addresses = addresses.map(|ip| ip.parse::<IpAddr>().expect("a constant address"));
-    Manifest::service(NAMESPACE, name, &addresses, &[(port, target)], &[("app", name)])
+    Manifest::service(NAMESPACE, name, &addresses, &[port], &[selector])
 }
 
 fn address(ip: IpAddr, port: u16) -> String {

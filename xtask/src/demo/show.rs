@@ -41,7 +41,16 @@ pub fn requests(running: &Shop) -> Result<()> {
     let mut curl = Command::new("curl");
     curl.args(["--silent", "--show-error", "--fail", "--max-time", "10", &page]);
     in_pod(&running.client, curl)?;
-    in_pod(&running.client, shop(&["load", "--url", &running.page(), "--requests", "40"]))
+    load(running, 40)
+}
+
+/// So many requests, and who answered them.
+pub fn load(running: &Shop, requests: u32) -> Result<()> {
+    let requests = requests.to_string();
+    in_pod(
+        &running.client,
+        shop(&["load", "--url", &running.page(), "--requests", &requests, "--rate", "200"]),
+    )
 }
 
 /// Who talks to whom, from both agents' counters.
@@ -82,6 +91,7 @@ pub fn metrics(shop: &Shop) -> Result<()> {
     let page = shop.agents[0].metrics()?.text;
     let telling = [
         OPENED,
+        "undermesh_http_requests_total",
         "undermesh_tcp_sent_bytes_total",
         "undermesh_pods_enrolled",
         "undermesh_config_generation",
