@@ -155,7 +155,7 @@ impl Case {
             Span::SameNode => &column.near,
             Span::AcrossNodes => &column.far,
         };
-        SocketAddr::new(pod.ip(), port)
+        SocketAddr::new(column.address(pod), port)
     }
 }
 

@@ -2,12 +2,14 @@
 //! mesh under them, if any.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::ztunnel;
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use undermesh_tests::lab::{Agent, AgentOptions, Lab, Manifest, Metrics, Pod, PodSpec, Process};
 
 /// Where nginx answers.
@@ -32,9 +34,22 @@ pub enum Mesh {
         agent: PathBuf,
         /// Whether they have a certificate authority, and so encrypt between nodes.
         encrypts: bool,
+        /// What they make of HTTP.
+        http: Http,
     },
     /// A ztunnel on each node.
     Ztunnel(PathBuf),
+}
+
+/// What agents make of HTTP.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Http {
+    /// Nothing: it is carried as bytes.
+    Bytes,
+    /// It is carried request by request, without a route.
+    Requests,
+    /// Each request falls under the last of so many rules of its Service.
+    Routes(usize),
 }
 
 /// A process of the mesh, whose CPU time and memory count.
@@ -53,6 +68,8 @@ pub struct Column {
     pub outside: Pod,
     /// Which program makes the loads that no package makes.
     pub probe: PathBuf,
+    /// Whether clients dial the servers' Services, which have routes, instead of the servers.
+    has_services: bool,
     encrypts: bool,
     proxies: Vec<Proxy>,
     servers: Vec<Process>,
@@ -77,11 +94,20 @@ impl Column {
         let mut proxies = Vec::new();
         match &mesh {
             Mesh::None => {}
-            Mesh::Undermesh { agent: binary, encrypts } => {
+            Mesh::Undermesh { agent: binary, encrypts, http } => {
+                if let Http::Routes(rules) = http {
+                    for name in ["near", "far"] {
+                        lab.apply(&service(name))?;
+                        lab.apply(&route(name, *rules))?;
+                    }
+                }
+                let http = if *http == Http::Bytes { "off" } else { "auto" };
                 for (node, pod) in [(&node1, &near), (&node2, &far)] {
                     let binary = Some(binary.clone());
                     let mut agent = node.spawn_agent(AgentOptions {
                         binary,
+                        // Not an argument: builds of before do not know it.
+                        env: vec![("UNDERMESH_HTTP".to_owned(), http.to_owned())],
                         plaintext: !encrypts,
                         ..AgentOptions::default()
                     })?;
@@ -105,7 +131,20 @@ impl Column {
             servers.extend(start_servers(&lab, pod)?);
         }
         let name = name.to_owned();
-        Ok(Self { name, client, near, far, outside, probe, encrypts, proxies, servers, _lab: lab })
+        let has_services = matches!(mesh, Mesh::Undermesh { http: Http::Routes(_), .. });
+        Ok(Self {
+            name,
+            client,
+            near,
+            far,
+            outside,
+            probe,
+            has_services,
+            encrypts,
+            proxies,
+            servers,
+            _lab: lab,
+        })
     }
 
     /// Fails where the agents were to encrypt what crosses nodes, and a connection between the nodes went another way.
@@ -122,6 +161,11 @@ impl Column {
             ensure!(encrypted > 0.0, "no connection of column {} was encrypted", self.name);
         }
         Ok(())
+    }
+
+    /// What the client dials to get to the server in the pod.
+    pub fn address(&self, pod: &Pod) -> IpAddr {
+        if self.has_services { cluster_ip(pod.name()) } else { pod.ip() }
     }
 
     /// CPU seconds that the mesh's own processes have used so far.
@@ -188,6 +232,27 @@ impl Proxy {
             Self::Other(process) => process,
         }
     }
+}
+
+fn cluster_ip(name: &str) -> IpAddr {
+    IpAddr::from([10, 96, 0, if name == "near" { 1 } else { 2 }])
+}
+
+fn service(name: &str) -> Manifest {
+    let ports = [(HTTP_PORT, HTTP_PORT), (BULK_PORT, BULK_PORT)];
+    Manifest::service(NAMESPACE, name, &[cluster_ip(name)], &ports, &[("app", name)])
+}
+
+/// So many rules, of which requests for `/` fall under the last.
+fn route(name: &str, rules: usize) -> Manifest {
+    let backends = json!([{ "name": name, "port": HTTP_PORT }]);
+    let rule = |index| {
+        let prefix = if index + 1 == rules { "/".to_owned() } else { format!("/part/{index}") };
+        json!({ "matches": [{ "path": { "type": "PathPrefix", "value": prefix } }], "backendRefs": backends })
+    };
+    let parent = json!({ "group": "", "kind": "Service", "name": name, "port": HTTP_PORT });
+    let spec = json!({ "parentRefs": [parent], "rules": (0..rules).map(rule).collect::<Vec<_>>() });
+    Manifest::new("gateway.networking.k8s.io/v1", "HTTPRoute", Some(NAMESPACE), name).with("spec", spec)
 }
 
 /// An nginx and an iperf3 in the pod, once they listen.

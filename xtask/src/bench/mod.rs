@@ -20,7 +20,7 @@ use undermesh_tests::lab::sweep_on_signals;
 use crate::build::Build;
 use crate::{paths, say, setup};
 use case::{Case, Span};
-use column::{Column, Mesh};
+use column::{Column, Http, Mesh};
 pub use column::{HTTP_PORT, start_servers};
 use report::Report;
 
@@ -52,6 +52,10 @@ pub struct Bench {
     /// A further column: the agents without a certificate authority, which encrypt nothing.
     #[arg(long)]
     plaintext: bool,
+    /// Further columns: HTTP carried request by request, without routes and with 1, 100 and 1,000 rules on the Service. The other
+    /// columns carry it as bytes.
+    #[arg(long)]
+    http: bool,
     /// Measure the loads alone, not what a mesh costs at rest.
     #[arg(long)]
     loads_only: bool,
@@ -116,15 +120,24 @@ impl Bench {
         if !self.direct_only {
             let agent = self.agent.clone().unwrap_or_else(|| paths::programs(true).join("undermesh"));
             let agent = std::fs::canonicalize(&agent).with_context(|| format!("no {}", agent.display()))?;
-            add("mesh", Mesh::Undermesh { agent: agent.clone(), encrypts: true })?;
+            let ours = |encrypts, http| Mesh::Undermesh { agent: agent.clone(), encrypts, http };
+            add("mesh", ours(true, Http::Bytes))?;
             if self.plaintext {
-                add("plaintext", Mesh::Undermesh { agent, encrypts: false })?;
+                add("plaintext", ours(false, Http::Bytes))?;
+            }
+            if self.http {
+                add("http", ours(true, Http::Requests))?;
+                for rules in [1, 100, 1000] {
+                    add(&format!("rules-{rules}"), ours(true, Http::Routes(rules)))?;
+                }
             }
         }
         for peer in &self.peer {
             match peer.clone() {
                 Peer::Ztunnel(binary) => add("ztunnel", Mesh::Ztunnel(binary))?,
-                Peer::Undermesh(agent) => add("other", Mesh::Undermesh { agent, encrypts: true })?,
+                Peer::Undermesh(agent) => {
+                    add("other", Mesh::Undermesh { agent, encrypts: true, http: Http::Bytes })?
+                }
             }
         }
         Ok(columns)
