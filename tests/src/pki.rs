@@ -68,6 +68,11 @@ impl Authority {
         Ok(Self { issuer: Issuer::new(params, key), root })
     }
 
+    /// Its own certificate, in PEM.
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
     /// A certificate with its chain and its key, in one file of this name.
     pub fn sign(&self, lab: &Lab, name: &str, leaf: Leaf<'_>) -> Result<PathBuf> {
         let mut params = workload(leaf.id)?;

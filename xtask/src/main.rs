@@ -5,6 +5,7 @@ mod build;
 mod cluster;
 mod command;
 mod demo;
+mod envoy;
 mod fuzz;
 mod image;
 mod interop;

@@ -85,6 +85,15 @@ impl Case {
         }
     }
 
+    /// Whether the column can carry it: not every mesh knows more than HTTP.
+    pub fn is_for(&self, column: &Column) -> bool {
+        match self.load {
+            Load::Bulk { .. } => self.server(column, BULK_PORT).is_some(),
+            Load::ConnectOutside => column.is_captured(),
+            _ => true,
+        }
+    }
+
     /// Runs the load for this long.
     pub fn measure(&self, column: &Column, length: Duration, rate: u32) -> Result<Vec<Figure>> {
         let (machine, proxies) = (cpu::machine_seconds()?, column.proxy_cpu()?);
@@ -103,8 +112,7 @@ impl Case {
                 (figures, requests / 1e4, ["machine CPU-s per 10,000", "proxies CPU-s per 10,000"])
             }
             Load::OpenLoop => {
-                let (figures, requests) =
-                    probe::open_loop(column, self.server(column, HTTP_PORT), rate, length)?;
+                let (figures, requests) = probe::open_loop(column, self.http_server(column)?, rate, length)?;
                 (figures, requests / 1e4, ["machine CPU-s per 10,000", "proxies CPU-s per 10,000"])
             }
             Load::ConnectOutside => {
@@ -119,7 +127,7 @@ impl Case {
 
     /// The figures, and the bytes that arrived.
     fn iperf(&self, column: &Column, connections: u32, length: Duration) -> Result<(Vec<Figure>, f64)> {
-        let server = self.server(column, BULK_PORT);
+        let server = self.server(column, BULK_PORT).context("nothing leads to iperf3")?;
         let mut iperf = Command::new("iperf3");
         iperf.args(["--json", "--client", &server.ip().to_string(), "--port", &BULK_PORT.to_string()]);
         iperf.args(["--parallel", &connections.to_string(), "--time", &length.as_secs().to_string()]);
@@ -141,7 +149,7 @@ impl Case {
         further: &[&str],
     ) -> Result<(Vec<Figure>, f64)> {
         let threads = connections.min(2).to_string();
-        let url = format!("http://{}/", self.server(column, HTTP_PORT));
+        let url = format!("http://{}/", self.http_server(column)?);
         let mut wrk = Command::new("wrk");
         wrk.args(["--latency", "-t", &threads, "-c", &connections.to_string()]);
         wrk.args(["-d", &format!("{}s", length.as_secs())]).args(further).arg(url);
@@ -150,12 +158,16 @@ impl Case {
         Ok((figures, requests))
     }
 
-    fn server(&self, column: &Column, port: u16) -> SocketAddr {
+    fn http_server(&self, column: &Column) -> Result<SocketAddr> {
+        self.server(column, HTTP_PORT).context("nothing leads to nginx")
+    }
+
+    fn server(&self, column: &Column, port: u16) -> Option<SocketAddr> {
         let pod = match self.span {
             Span::SameNode => &column.near,
             Span::AcrossNodes => &column.far,
         };
-        SocketAddr::new(column.address(pod), port)
+        column.address(pod, port)
     }
 }
 

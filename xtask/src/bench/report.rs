@@ -106,11 +106,15 @@ impl Report {
     fn cells(&self, title: &str, row: &Row) -> Vec<String> {
         let mut cells = vec![title.to_owned(), row.figure.to_owned()];
         cells.extend(row.samples.iter().map(|samples| {
+            if samples.is_empty() {
+                return "-".to_owned();
+            }
             let [median, min, max] = summary(samples);
             format!("{} [{}..{}]", figure(median), figure(min), figure(max))
         }));
         let base = summary(&row.samples[0])[0];
         cells.extend(row.samples.iter().skip(1).map(|samples| match base {
+            _ if samples.is_empty() => "-".to_owned(),
             0.0 => "-".to_owned(),
             base => format!("{:.2}", summary(samples)[0] / base),
         }));

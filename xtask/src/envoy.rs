@@ -1,0 +1,143 @@
+//! Envoys as sidecars, to be measured beside us: one in the client's pod and one in each server's, HTTP/2 in mutual TLS between
+//! them, one listener and one route each. Nothing redirects connections: clients dial the Envoy in their pod.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use undermesh_tests::lab::{Lab, Pod, Process};
+use undermesh_tests::pki::{Authority, Leaf};
+
+/// Where the servers' Envoys listen for the client's.
+const TLS_PORT: u16 = 15443;
+
+/// Where the client's Envoy listens for the first server; the next ones are behind the next ports.
+const FIRST_PORT: u16 = 15101;
+
+/// Starts an Envoy in each server's pod and one in the client's.
+pub fn start(
+    binary: &Path,
+    lab: &Lab,
+    client: &Pod,
+    servers: &[&Pod],
+    application_port: u16,
+) -> Result<Vec<Process>> {
+    let authority = Authority::stranger("cluster.local")?;
+    let mut processes = Vec::new();
+    for pod in servers {
+        let tls = tls(lab, &authority, pod.name())?;
+        let listener = listener(SocketAddr::new(pod.ip(), TLS_PORT), Some(downstream(&tls)));
+        let application = cluster(SocketAddr::from(([127, 0, 0, 1], application_port)), None);
+        processes.push(envoy(binary, lab, pod, &[(listener, application)])?);
+        pod.wait_listening(TLS_PORT)?;
+    }
+    let tls = tls(lab, &authority, client.name())?;
+    let pairs: Vec<_> = (0..)
+        .zip(servers)
+        .map(|(index, pod)| {
+            let upstream = cluster(SocketAddr::new(pod.ip(), TLS_PORT), Some(upstream(&tls)));
+            (listener(address(index), None), upstream)
+        })
+        .collect();
+    processes.push(envoy(binary, lab, client, &pairs)?);
+    client.wait_listening(FIRST_PORT).with_context(|| processes[processes.len() - 1].log_tail(10))?;
+    Ok(processes)
+}
+
+/// What the client dials to get to the server of this place.
+pub fn address(index: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], FIRST_PORT + index))
+}
+
+fn envoy(binary: &Path, lab: &Lab, pod: &Pod, pairs: &[(Value, Value)]) -> Result<Process> {
+    let (mut listeners, mut clusters) = (Vec::new(), Vec::new());
+    for (index, (listener, cluster)) in pairs.iter().enumerate() {
+        let name = format!("upstream-{index}");
+        let (mut listener, mut cluster) = (listener.clone(), cluster.clone());
+        let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
+        manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["cluster"] = json!(name);
+        cluster["name"] = json!(name);
+        cluster["load_assignment"]["cluster_name"] = json!(name);
+        listeners.push(listener);
+        clusters.push(cluster);
+    }
+    let config = json!({ "static_resources": { "listeners": listeners, "clusters": clusters } });
+    let file = lab.dir().join(format!("envoy-{}.json", pod.name()));
+    fs::write(&file, config.to_string())?;
+    let mut command = Command::new(binary);
+    command.args(["--use-dynamic-base-id", "--log-level", "error", "--concurrency", "2", "-c"]).arg(file);
+    pod.spawn(command)
+}
+
+fn listener(address: SocketAddr, tls: Option<Value>) -> Value {
+    let manager = json!({
+        "@type": type_of("filters.network.http_connection_manager.v3.HttpConnectionManager"),
+        "stat_prefix": "http",
+        "http_filters": [{ "name": "router", "typed_config": { "@type": type_of("filters.http.router.v3.Router") } }],
+        "route_config": { "virtual_hosts": [{
+            "name": "all", "domains": ["*"], "routes": [{ "match": { "prefix": "/" }, "route": {} }],
+        }] },
+    });
+    let mut chain = json!({ "filters": [{ "name": "http", "typed_config": manager }] });
+    if let Some(tls) = tls {
+        chain["transport_socket"] = tls;
+    }
+    json!({ "address": socket_address(address), "filter_chains": [chain] })
+}
+
+fn cluster(address: SocketAddr, tls: Option<Value>) -> Value {
+    let endpoint = json!({ "endpoint": { "address": socket_address(address) } });
+    let mut cluster = json!({
+        "type": "STATIC", "connect_timeout": "5s",
+        "load_assignment": { "endpoints": [{ "lb_endpoints": [endpoint] }] },
+    });
+    if let Some(tls) = tls {
+        cluster["transport_socket"] = tls;
+        cluster["typed_extension_protocol_options"] = json!({ "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": type_of("upstreams.http.v3.HttpProtocolOptions"),
+                "explicit_http_config": { "http2_protocol_options": {} },
+            } });
+    }
+    cluster
+}
+
+fn socket_address(address: SocketAddr) -> Value {
+    json!({ "socket_address": { "address": address.ip(), "port_value": address.port() } })
+}
+
+/// What both ends prove themselves by.
+fn tls(lab: &Lab, authority: &Authority, name: &str) -> Result<Value> {
+    let file = authority.sign(lab, &format!("envoy-{name}"), Leaf::GOOD)?;
+    let root = lab.dir().join("envoy-root.pem");
+    fs::write(&root, authority.root())?;
+    Ok(json!({
+        "alpn_protocols": ["h2"],
+        "tls_params": { "tls_minimum_protocol_version": "TLSv1_3", "tls_maximum_protocol_version": "TLSv1_3" },
+        "tls_certificates": [{ "certificate_chain": { "filename": file }, "private_key": { "filename": file } }],
+        "validation_context": { "trusted_ca": { "filename": root } },
+    }))
+}
+
+fn downstream(tls: &Value) -> Value {
+    transport_socket(json!({
+        "@type": type_of("transport_sockets.tls.v3.DownstreamTlsContext"),
+        "require_client_certificate": true, "common_tls_context": tls,
+    }))
+}
+
+fn upstream(tls: &Value) -> Value {
+    transport_socket(json!({
+        "@type": type_of("transport_sockets.tls.v3.UpstreamTlsContext"), "common_tls_context": tls,
+    }))
+}
+
+fn transport_socket(context: Value) -> Value {
+    json!({ "name": "tls", "typed_config": context })
+}
+
+fn type_of(name: &str) -> String {
+    format!("type.googleapis.com/envoy.extensions.{name}")
+}
