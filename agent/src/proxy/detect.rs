@@ -148,7 +148,7 @@ async fn look<T>(client: &TcpStream, tell: impl Fn(&[u8]) -> Option<T>) -> Optio
 }
 
 /// The server name of a ClientHello, as soon as that is whole; that there is none, as soon as it cannot be one.
-fn asked_for(bytes: &[u8]) -> Option<Option<String>> {
+pub(super) fn asked_for(bytes: &[u8]) -> Option<Option<String>> {
     let mut acceptor = rustls::server::Acceptor::default();
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -165,7 +165,7 @@ fn asked_for(bytes: &[u8]) -> Option<Option<String>> {
 }
 
 /// What the bytes are the beginning of; nothing as long as that cannot be told.
-fn judge(bytes: &[u8]) -> Option<Speech> {
+pub(super) fn judge(bytes: &[u8]) -> Option<Speech> {
     if bytes.starts_with(PREFACE) {
         return Some(Speech::Http2);
     }

@@ -9,6 +9,8 @@
 mod captured;
 mod carriage;
 mod detect;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod http;
 mod inbound;
 mod outbound;

@@ -155,3 +155,61 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     // `application/grpc-web` is another protocol.
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header<'r>(response: &'r Response<ResponseBody>, name: &HeaderName) -> &'r str {
+        response.headers().get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    #[test]
+    fn a_refusal_tells_each_caller_in_its_own_words() {
+        let check = |end, status: u16, error: &str, grpc: &str| {
+            let refusal = Refusal::new(end, "shop/pay: why");
+            let plain = refusal.answer(false);
+            assert_eq!(plain.status(), status, "{end:?}");
+            assert_eq!(
+                header(&plain, &PROXY_STATUS),
+                format!("undermesh; error={error}; details=\"shop/pay: why\"")
+            );
+            let called = refusal.answer(true);
+            assert_eq!((called.status().as_u16(), header(&called, &GRPC_STATUS)), (200, grpc), "{end:?}");
+            assert_eq!(header(&called, &GRPC_MESSAGE), "shop/pay: why");
+        };
+        check(RequestEnd::NoRoute, 404, "destination_not_found", "12");
+        check(RequestEnd::InvalidBackend, 500, "proxy_configuration_error", "14");
+        check(RequestEnd::NoEndpoints, 503, "destination_unavailable", "14");
+        check(RequestEnd::UpstreamReset, 502, "connection_terminated", "14");
+        check(RequestEnd::RequestTimeout, 504, "http_response_timeout", "4");
+        check(RequestEnd::Denied, 403, "http_request_denied", "7");
+        check(RequestEnd::BadRequest, 400, "http_request_error", "13");
+    }
+
+    #[test]
+    fn details_are_strings_of_structured_fields_whatever_is_in_them() {
+        let refusal = Refusal::new(RequestEnd::NoRoute, "a \"b\" \\ c\r\nd: ä");
+        let response = refusal.answer(true);
+        assert!(
+            header(&response, &PROXY_STATUS).ends_with(r#"details="a \"b\" \\ c??d: ?""#),
+            "{response:?}"
+        );
+        assert_eq!(header(&response, &GRPC_MESSAGE), "a \"b\" \\ c%0D%0Ad: %C3%A4");
+    }
+
+    #[test]
+    fn callers_of_grpc_say_so_by_the_type_of_their_message() {
+        for (text, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=utf-8", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(text))]);
+            assert_eq!(is_grpc(&headers), expected, "{text}");
+        }
+        assert!(!is_grpc(&HeaderMap::new()));
+    }
+}

@@ -135,3 +135,104 @@ pub(super) fn address(
     }
     builder.build()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(version: Version, target: &str, headers: &[(&str, &str)]) -> Request<()> {
+        let mut request = Request::builder().version(version).uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap()
+    }
+
+    #[test]
+    fn who_a_request_is_for() {
+        use BadHead::{Authority as NoHost, Host, TwoAuthorities};
+        let check = |version, target: &str, hosts: &[&str], expected: Result<Option<&str>, BadHead>| {
+            let headers: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            let found = authority(&request(version, target, &headers));
+            let found = found.map(|found| found.map(|found| found.to_string()));
+            assert_eq!(found, expected.map(|it| it.map(str::to_owned)), "{version:?} {target} {hosts:?}");
+        };
+        let (old, one, two) = (Version::HTTP_10, Version::HTTP_11, Version::HTTP_2);
+        check(one, "/", &["a"], Ok(Some("a")));
+        check(one, "/", &["a:80"], Ok(Some("a:80")));
+        check(one, "/", &["[fd96::1]:80"], Ok(Some("[fd96::1]:80")));
+        check(one, "/", &[], Err(Host));
+        check(one, "/", &["a", "a"], Err(Host));
+        check(one, "/", &["a b"], Err(NoHost));
+        check(one, "/", &["a/b"], Err(NoHost));
+        check(one, "/", &[""], Ok(None));
+        check(one, "http://a/b", &["other"], Ok(Some("a")));
+        check(old, "/", &[], Ok(None));
+        check(old, "/", &["a"], Ok(Some("a")));
+        check(two, "http://a/b", &[], Ok(Some("a")));
+        check(two, "http://a/b", &["a"], Ok(Some("a")));
+        check(two, "http://a/b", &["other"], Err(TwoAuthorities));
+    }
+
+    #[test]
+    fn what_is_for_one_hop_goes_no_further() {
+        let check = |headers: &[(&str, &str)], keeps_upgrade, expected: &[(&str, &str)]| {
+            let mut left = request(Version::HTTP_11, "/", headers).into_parts().0.headers;
+            strip_hop_by_hop(&mut left, keeps_upgrade);
+            let left: Vec<_> =
+                left.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+            assert_eq!(left, expected, "{headers:?}");
+        };
+        check(&[("accept", "a"), ("keep-alive", "5"), ("proxy-connection", "x")], false, &[("accept", "a")]);
+        check(
+            &[("connection", "x-mine, keep-alive"), ("x-mine", "1"), ("x-yours", "2")],
+            false,
+            &[("x-yours", "2")],
+        );
+        check(&[("te", "trailers"), ("connection", "te")], false, &[("te", "trailers")]);
+        check(&[("te", "gzip")], false, &[]);
+        check(&[("upgrade", "h2c"), ("connection", "upgrade")], false, &[]);
+        check(
+            &[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")],
+            true,
+            &[("upgrade", "websocket"), ("connection", "upgrade")],
+        );
+        // Nobody names away what says where a message goes and where it ends.
+        check(
+            &[
+                ("host", "a"),
+                ("content-length", "5"),
+                ("connection", "host, content-length, transfer-encoding"),
+            ],
+            false,
+            &[("host", "a"), ("content-length", "5")],
+        );
+    }
+
+    #[test]
+    fn the_target_of_a_request_as_the_upstream_sees_it() {
+        let check = |dialect,
+                     method: Method,
+                     target: &str,
+                     path: Option<&'static str>,
+                     expected: &str,
+                     host: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_static("old"));
+            let authority = Authority::from_static("new:8080");
+            let target: Uri = target.parse().unwrap();
+            let path = path.map(PathAndQuery::from_static);
+            let found = address(dialect, &method, &target, Some(&authority), path, &mut headers).unwrap();
+            assert_eq!(found.to_string(), expected);
+            assert_eq!(headers.get(HOST).map(|host| host.to_str().unwrap()), host, "{target}");
+        };
+        let (one, two) = (Dialect::Http1, Dialect::Http2);
+        check(one, Method::GET, "/a?b", None, "/a?b", Some("new:8080"));
+        check(one, Method::GET, "http://old/a?b", None, "/a?b", Some("new:8080"));
+        check(one, Method::GET, "/a?b", Some("/c?d"), "/c?d", Some("new:8080"));
+        check(one, Method::OPTIONS, "*", None, "*", Some("new:8080"));
+        check(one, Method::CONNECT, "there:443", None, "there:443", Some("old"));
+        check(two, Method::GET, "http://old/a?b", None, "http://new:8080/a?b", None);
+        check(two, Method::POST, "https://old/a", Some("/c"), "https://new:8080/c", None);
+    }
+}

@@ -8,6 +8,8 @@ mod answer;
 mod body;
 mod exchange;
 mod forward;
+#[cfg(fuzzing)]
+pub(super) mod fuzzing;
 mod head;
 mod io;
 mod mirror;

@@ -130,3 +130,80 @@ impl Token {
         within(self.began, kept_by.absolute_timeout) && within(self.used, kept_by.idle_timeout)
     }
 }
+
+/// For the fuzzer: what is read is written as it was read.
+#[cfg(fuzzing)]
+pub(super) fn check_token(text: &str) {
+    if let Some(token) = Token::read(text) {
+        assert_eq!(Token::read(&token.write()), Some(token));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn kept_by(kind: SessionKind, absolute: Option<u64>, idle: Option<u64>) -> SessionPersistence {
+        SessionPersistence {
+            name: "sid".into(),
+            kind,
+            lifetime: Lifetime::Session,
+            absolute_timeout: absolute.map(Duration::from_secs),
+            idle_timeout: idle.map(Duration::from_secs),
+        }
+    }
+
+    #[test]
+    fn what_a_request_carries_is_found_among_other_cookies() {
+        let check = |lines: &[&str], expected: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(COOKIE, line.parse().unwrap());
+            }
+            assert_eq!(carried(&kept_by(SessionKind::Cookie, None, None), &headers), expected, "{lines:?}");
+        };
+        check(&[], None);
+        check(&["sid=x"], Some("x"));
+        check(&["a=b; sid=x; c=d"], Some("x"));
+        check(&["a=b", "c=d;sid=x"], Some("x"));
+        check(&["side=y; xsid=z"], None);
+        check(&["sid"], None);
+        check(&["sid=x; sid=y"], Some("x"));
+        let mut headers = HeaderMap::new();
+        headers.insert("sid", "token".parse().unwrap());
+        assert_eq!(carried(&kept_by(SessionKind::Header, None, None), &headers), Some("token"));
+    }
+
+    #[test]
+    fn a_session_ends_with_its_time() {
+        let token = Token { endpoint: "10.1.2.3:80".parse().unwrap(), began: 1000, used: 1500 };
+        let check = |absolute, idle, now, expected| {
+            let kept_by = kept_by(SessionKind::Cookie, absolute, idle);
+            assert_eq!(token.holds(&kept_by, now), expected, "{absolute:?} {idle:?} {now}");
+        };
+        check(None, None, u64::MAX, true);
+        check(Some(600), None, 1600, true);
+        check(Some(600), None, 1601, false);
+        check(Some(6000), Some(100), 1600, true);
+        check(Some(6000), Some(100), 1601, false);
+        // A clock that was set back ends no session.
+        check(Some(600), Some(100), 0, true);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(ip: std::net::IpAddr, port: u16, began: u64, used: u64) {
+            let token = Token { endpoint: SocketAddr::new(ip, port), began, used };
+            let text = token.write();
+            prop_assert_eq!(Token::read(&text), Some(token));
+            prop_assert!(HeaderValue::try_from(text).is_ok());
+        }
+
+        #[test]
+        fn nothing_else_is(text in "\\PC*") {
+            prop_assert!(Token::read(&text).is_none_or(|token| Token::read(&token.write()) == Some(token)));
+        }
+    }
+}
