@@ -408,3 +408,55 @@ fn a_request_that_does_not_get_on_is_given_up_and_an_idle_connection_is_not() ->
     ensure!(said.matches("b'HTTP/1.1 200'").count() == 2, "{said}");
     Ok(())
 }
+
+#[test]
+fn a_client_that_gives_up_takes_its_request_with_it() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-http-gone")?;
+    let gone = [("reporter", "source"), ("reason", "client_gone")];
+    let asked = ask(&stage.client, &stage.url("/?delay_ms=20000"), &["--limit-ms", "300"])?;
+    ensure!(asked.failed.contains_key("no answer in time"), "{asked:?}");
+    stage.mesh.agents[0]
+        .wait_metrics(Duration::from_secs(5), "it is given up", |m| m.sum(REQUESTS, &gone) == 1.0)?;
+    Ok(())
+}
+
+#[test]
+fn what_two_readers_could_understand_differently_goes_no_further() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-http-garbled")?;
+    // Each is a head after `POST / HTTP/1.1` and `Host: a`, and a body; the statuses that may come of it. None of the paths that
+    // begin with /smuggled is ever asked of a server.
+    let cases: &[(&str, &str, &[u16])] = &[
+        ("Content-Length: 6\\r\\nTransfer-Encoding: chunked", "0\\r\\n\\r\\nG", &[200]),
+        ("Content-Length: 3\\r\\nContent-Length: 5", "abcde", &[400]),
+        ("Content-Length: 3, 3", "abc", &[400]),
+        ("Content-Length: +3", "abc", &[400]),
+        ("Content-Length: 0x3", "abc", &[400]),
+        ("Content-Length : 3", "abc", &[400]),
+        ("Transfer-Encoding: xchunked", "0\\r\\n\\r\\n", &[400]),
+        ("Transfer-Encoding: chunked, identity", "0\\r\\n\\r\\n", &[400]),
+        ("X-A: b\\r\\n c", "", &[400]),
+        ("X-A: b\\rc", "", &[400]),
+        ("X-A: b\\0c", "", &[400]),
+        ("Host: b", "", &[400]),
+        ("Transfer-Encoding: chunked", "3;a=b\\r\\nabc\\r\\n0\\r\\n\\r\\n", &[200]),
+        ("Transfer-Encoding: chunked", "fffffffffffffffff\\r\\nabc", &[400, 502]),
+        ("Content-Length: 0", "GET /smuggled HTTP/1.1\\r\\nHost: a\\r\\nHost: b\\r\\n\\r\\n", &[200]),
+    ];
+    for (head, body, statuses) in cases {
+        let script = format!(
+            "import socket\ns=socket.create_connection(('{}',80),10)\ns.settimeout(0.5)\n\
+             s.sendall(b'POST / HTTP/1.1\\r\\nHost: a\\r\\n{head}\\r\\n\\r\\n{body}')\nsaid=b''\n\
+             try:\n  while True:\n    more=s.recv(65536)\n    if not more: break\n    said+=more\n\
+             except (TimeoutError, ConnectionError): pass\nprint(said.decode('latin1'))\n",
+            cluster_ips()[0]
+        );
+        let mut command = Command::new("python3");
+        command.args(["-c", &script]);
+        let said = stage.client.run(command, SOON)?.success()?;
+        let status = said.split(' ').nth(1).and_then(|text| text.parse().ok()).unwrap_or(0);
+        ensure!(statuses.contains(&status) && !said.contains("smuggled"), "{head:?} {body:?}: {said}");
+    }
+    Ok(())
+}

@@ -3,6 +3,7 @@
 //! A copy never slows or fails what it is a copy of: it has a connection of its own, and is broken off when it falls behind.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::uri::Authority;
@@ -20,6 +21,9 @@ use crate::snapshot::Snapshot;
 
 /// What a mirrored request is marked with.
 pub(super) const MIRRORED: &str = "undermesh-mirrored";
+
+/// Copies that a worker thread has under way at one time. Where a mirror is slow, some requests are not mirrored.
+const MOST: usize = 256;
 
 /// How long a copy may take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -39,6 +43,10 @@ pub(super) fn send(
             continue;
         }
         let Target::Service { id, port } = mirror.target.clone() else { continue };
+        let Some(place) = Place::take(&talk.here.upstreams.mirrored) else {
+            debug!(service = %id, "a request is not mirrored: too many copies are under way");
+            continue;
+        };
         let mut copy = Request::new(request.body_mut().copy());
         *copy.method_mut() = request.method().clone();
         *copy.version_mut() = request.version();
@@ -60,6 +68,7 @@ pub(super) fn send(
         let (talk, snapshot) = (talk.clone(), snapshot.clone());
         let tasks = talk.here.upstreams.clone();
         tasks.tasks.spawn(async move {
+            let _place = place;
             let carried = async {
                 let service = snapshot.services.get(&id)?;
                 let way = Way::Service { service, port, kept: None };
@@ -84,5 +93,22 @@ pub(super) fn send(
                 debug!(service = %id, "a mirrored request took too long");
             }
         });
+    }
+}
+
+/// A place among [`MOST`].
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
+        let before = taken.fetch_add(1, Ordering::Relaxed);
+        let place = Self(taken.clone());
+        (before < MOST).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -93,8 +93,8 @@ pub(super) async fn serve_http1(client: Client) {
         }
     });
     let connection = http1::Builder::new()
-        // A client that has ended its side still waits for the answer.
-        .half_close(true)
+        // Who ends its side while it waits has gone, as servers and proxies take it: nobody is to work for it any more.
+        .half_close(false)
         .preserve_header_case(true)
         // The upstream's date is the answer's.
         .auto_date_header(false)

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,8 @@ pub(in crate::proxy) struct Pool {
     slots: Mutex<Slots>,
     /// What moves the bytes of the connections.
     pub(super) tasks: Tasks,
+    /// Copies of requests that are under way.
+    pub(super) mirrored: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, Default)]
@@ -159,8 +162,10 @@ impl Pool {
         });
         slots.http2.retain(|_, shared| {
             let used = *shared.used.lock().unwrap_or_else(PoisonError::into_inner);
+            let lives = shared.made.get().is_some_and(|(sender, _)| !sender.is_closed());
+            let is_made = Arc::strong_count(shared) > 1;
             // Requests under way keep their connection, whether new ones find it or not.
-            used.is_none_or(is_fresh) && !shared.made.get().is_some_and(|(sender, _)| sender.is_closed())
+            is_made || lives && used.is_some_and(is_fresh)
         });
     }
 
