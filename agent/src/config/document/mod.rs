@@ -186,6 +186,15 @@ impl Kind {
         }
     }
 
+    /// Of which kind its routes are, if they are routes.
+    pub fn route(self) -> Option<RouteKind> {
+        match self {
+            Self::HttpRoute => Some(RouteKind::Http),
+            Self::GrpcRoute => Some(RouteKind::Grpc),
+            _ => None,
+        }
+    }
+
     /// The API group, empty for the core one.
     pub fn group(self) -> &'static str {
         match self {
