@@ -27,7 +27,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("admin", &["model", "snapshot", "telemetry"]),
     // A role of its own, wired in its `mod.rs`: the authority is `identity`'s, its health and metrics are `admin`'s.
-    ("controller", &["model", "config", "identity", "policy", "telemetry", "admin", "kubernetes"]),
+    ("controller", &["model", "config", "route", "identity", "policy", "telemetry", "admin", "kubernetes"]),
     // Wiring happens here, so it may know everybody.
     ("agent", &EVERYBODY),
     ("cli", &EVERYBODY),

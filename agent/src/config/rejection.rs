@@ -34,7 +34,7 @@ pub struct Position {
     pub column: u32,
 }
 
-/// What is wrong with one field, before it is known where the document stands.
+/// What is wrong with one field, before it is known where the document stands. Printed as `spec.ports[0].port: expected ...`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The field; empty for the whole document.
@@ -124,6 +124,15 @@ fn plain(expected: &str) -> &str {
         "Time" => "a time such as 2026-01-31T12:00:00Z",
         other if other.starts_with("struct ") => "a map",
         other => other,
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.field.0.is_empty() {
+            write!(f, "{}: ", self.field)?;
+        }
+        f.write_str(&self.message)
     }
 }
 

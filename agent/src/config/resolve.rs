@@ -62,6 +62,8 @@ pub enum Reason {
     NoMatchingParent,
     /// A route of another kind has the port.
     Conflicted,
+    /// The route says something that cannot be used, and nothing of it is taken.
+    UnsupportedValue,
     /// A reference to something that is not a Service.
     InvalidKind,
     /// A reference to what is not there.
@@ -220,6 +222,7 @@ impl Reason {
         match self {
             Self::NoMatchingParent => "NoMatchingParent",
             Self::Conflicted => "Conflicted",
+            Self::UnsupportedValue => "UnsupportedValue",
             Self::InvalidKind => "InvalidKind",
             Self::BackendNotFound => "BackendNotFound",
             Self::RefNotPermitted => "RefNotPermitted",

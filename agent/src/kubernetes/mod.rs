@@ -2,6 +2,7 @@
 //! of object and decides nothing.
 
 mod follow;
+mod optional;
 #[cfg(test)]
 pub(crate) mod testkit;
 
@@ -11,6 +12,7 @@ use kube::{Client, Config};
 use tokio::time::timeout;
 
 pub(crate) use follow::follow;
+pub(crate) use optional::Optional;
 
 use crate::sentence::in_one_sentence;
 

@@ -113,7 +113,13 @@ impl Compiler {
         std::mem::take(&mut self.has_new_problems)
     }
 
-    /// How the route stands with its parents, for its status.
+    /// The routes of which the last [`Self::apply`] may have changed how they stand with their parents.
+    pub fn restated_routes(&self) -> &BTreeSet<RouteRef> {
+        self.routes.restated()
+    }
+
+    /// How the route stands with its parents, for its status. Of one whose latest version cannot be used, how the version before
+    /// it does that stays in force; nothing if there is none.
     pub fn route_statuses(&self, route: &RouteRef) -> Vec<ParentStatus> {
         self.routes.statuses(route)
     }

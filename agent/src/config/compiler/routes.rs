@@ -26,6 +26,8 @@ pub(super) struct Routes {
     conflicts: HashMap<ObjectRef, Vec<Conflict>>,
     /// What is to be said anew.
     unsaid: BTreeSet<RouteRef>,
+    /// What was said anew the last time.
+    restated: BTreeSet<RouteRef>,
     problems: BTreeMap<Key, Vec<Problem>>,
 }
 
@@ -138,16 +140,23 @@ impl Routes {
     /// Brings what is wrong up to date. True if that changed it.
     pub(super) fn say(&mut self) -> bool {
         let mut is_new = false;
-        for id in std::mem::take(&mut self.unsaid) {
-            let problems = self.problems_of(&id);
-            let key = Key::from(&id);
+        let unsaid = std::mem::take(&mut self.unsaid);
+        for id in &unsaid {
+            let problems = self.problems_of(id);
+            let key = Key::from(id);
             let before = match problems.is_empty() {
                 true => self.problems.remove(&key),
                 false => self.problems.insert(key.clone(), problems),
             };
             is_new |= before.as_ref() != self.problems.get(&key);
         }
+        self.restated = unsaid;
         is_new
+    }
+
+    /// The routes that stand otherwise, in one thing or another, than before [`Self::say`] was called last.
+    pub(super) fn restated(&self) -> &BTreeSet<RouteRef> {
+        &self.restated
     }
 
     /// What is wrong with routes in the world as it is, beside what is wrong with how they are written.

@@ -15,11 +15,7 @@ pub(super) fn warnings(request: &AdmissionRequest<DynamicObject>) -> Vec<String>
         return Vec::new();
     };
     let problems = problems(&request.kind.kind, object);
-    problems.into_iter().map(|problem| format!("undermesh: {}", shown(&problem))).collect()
-}
-
-fn shown(Problem { field, message }: &Problem) -> String {
-    if field.0.is_empty() { message.clone() } else { format!("{field}: {message}") }
+    problems.into_iter().map(|problem| format!("undermesh: {problem}")).collect()
 }
 
 fn problems(kind: &str, object: Value) -> Vec<Problem> {

@@ -1,0 +1,165 @@
+//! A status as it was found and how a route stands in, the status to be written out.
+
+use expect_test::{Expect, expect};
+
+use super::*;
+use crate::config::FieldPath;
+use crate::config::document::Parent;
+use crate::model::ObjectRef;
+
+fn now() -> Timestamp {
+    "2027-01-15T08:00:00.123Z".parse().unwrap()
+}
+
+fn service(name: &str) -> Value {
+    json!({ "group": "", "kind": "Service", "name": name, "port": 80 })
+}
+
+/// Of the generation 2, with a Service as each of its parents.
+fn route(parents: &[&str], status: Value) -> Written {
+    Written {
+        generation: 2,
+        parents: parents.iter().map(|name| service(name)).enumerate().collect(),
+        problems: Vec::new(),
+        status: serde_json::from_value(status).unwrap(),
+    }
+}
+
+fn standing(index: usize, accepted: Result<(), Refusal>) -> ParentStatus {
+    let service = ObjectRef::new("shop", "any");
+    ParentStatus {
+        parent: Parent { index, service, port: None, section: None },
+        accepted,
+        resolved_refs: Ok(()),
+    }
+}
+
+fn conflict() -> Refusal {
+    Refusal { reason: Reason::Conflicted, message: "somebody has it".into() }
+}
+
+/// One line for each entry, one for each of its conditions.
+fn shown(parents: &[Value]) -> String {
+    let mut text = String::new();
+    for entry in parents {
+        let name = entry["parentRef"]["name"].as_str().unwrap();
+        text += &format!("{name} by {}\n", entry["controllerName"].as_str().unwrap());
+        for condition in entry["conditions"].as_array().unwrap() {
+            let get = |key: &str| condition[key].as_str().unwrap_or("-").to_owned();
+            let (since, generation) = (get("lastTransitionTime"), &condition["observedGeneration"]);
+            text += &format!("  {}={} {}", get("type"), get("status"), get("reason"));
+            text += &format!(" ({}), of {generation}, since {since}\n", get("message"));
+        }
+    }
+    text
+}
+
+fn check(route: &Written, standing: &[ParentStatus], expected: &Expect) -> Vec<Value> {
+    let next = next(route, standing, now());
+    expected.assert_eq(&next.as_deref().map_or("as it is".into(), shown));
+    next.unwrap_or_default()
+}
+
+#[test]
+fn every_parent_has_an_entry_and_what_is_right_is_not_written_again() {
+    let both = [standing(0, Ok(())), standing(1, Err(conflict()))];
+    let mut route = route(&["web", "api"], json!([]));
+    route.status = check(
+        &route,
+        &both,
+        &expect![[r#"
+            web by undermesh.io/mesh
+              Accepted=True Accepted (the route is in force), of 2, since 2027-01-15T08:00:00Z
+              ResolvedRefs=True ResolvedRefs (all that the route refers to is there), of 2, since 2027-01-15T08:00:00Z
+            api by undermesh.io/mesh
+              Accepted=False Conflicted (somebody has it), of 2, since 2027-01-15T08:00:00Z
+              ResolvedRefs=True ResolvedRefs (all that the route refers to is there), of 2, since 2027-01-15T08:00:00Z
+        "#]],
+    );
+    assert_eq!(route.status[0]["parentRef"], service("web"), "as it was written");
+    check(&route, &both, &expect!["as it is"]);
+    // A route of gateways alone.
+    check(&Written { parents: Vec::new(), status: Vec::new(), ..route }, &[], &expect!["as it is"]);
+}
+
+#[test]
+fn what_is_not_ours_stays_and_what_is_over_goes() {
+    let condition = |kind: &str, status: &str, generation: i64| {
+        json!({ "type": kind, "status": status, "reason": "Old", "message": "old", "observedGeneration": generation,
+            "lastTransitionTime": "2026-01-01T00:00:00Z" })
+    };
+    let entry = |name: &str, controller: &str, conditions: Value| json!({ "parentRef": service(name), "controllerName": controller, "conditions": conditions });
+    let found = json!([
+        entry("gone", CONTROLLER, json!([condition("Accepted", "True", 1)])),
+        entry("web", "example.com/gateway", json!([condition("Accepted", "False", 1)])),
+        entry(
+            "web",
+            CONTROLLER,
+            json!([
+                condition("PartiallyInvalid", "True", 1),
+                condition("example.com/Seen", "True", 1),
+                condition("ResolvedRefs", "False", 1),
+                condition("Accepted", "True", 1),
+            ])
+        ),
+        // Written by somebody who has seen more.
+        entry("api", CONTROLLER, json!([condition("Accepted", "False", 3)])),
+        entry("api", CONTROLLER, json!([condition("Accepted", "False", 1)])),
+    ]);
+    let standing = [standing(0, Ok(())), standing(1, Ok(()))];
+    let expected = expect![[r#"
+        web by example.com/gateway
+          Accepted=False Old (old), of 1, since 2026-01-01T00:00:00Z
+        web by undermesh.io/mesh
+          example.com/Seen=True Old (old), of 1, since 2026-01-01T00:00:00Z
+          ResolvedRefs=True ResolvedRefs (all that the route refers to is there), of 2, since 2027-01-15T08:00:00Z
+          Accepted=True Accepted (the route is in force), of 2, since 2026-01-01T00:00:00Z
+        api by undermesh.io/mesh
+          Accepted=False Old (old), of 3, since 2026-01-01T00:00:00Z
+          ResolvedRefs=True ResolvedRefs (all that the route refers to is there), of 2, since 2027-01-15T08:00:00Z
+    "#]];
+    check(&route(&["web", "api"], found.clone()), &standing, &expected);
+    // It has turned to gateways.
+    check(
+        &route(&[], found),
+        &[],
+        &expect![[r#"
+        web by example.com/gateway
+          Accepted=False Old (old), of 1, since 2026-01-01T00:00:00Z
+    "#]],
+    );
+}
+
+#[test]
+fn a_version_that_cannot_be_used_says_whether_another_is_in_force() {
+    let field = FieldPath::new(["spec", "rules"]).index(0).key("timeout");
+    let problem = Problem::new(field, "there is no such field");
+    let bad = |status: Value, count: usize| Written {
+        problems: vec![problem.clone(); count],
+        ..route(&["web"], status)
+    };
+    let not_in_force = expect![[r#"
+        web by undermesh.io/mesh
+          Accepted=False UnsupportedValue (spec.rules[0].timeout: there is no such field; until then the route is not in force), of 2, since 2027-01-15T08:00:00Z
+    "#]];
+    let first = check(&bad(json!([]), 1), &[], &not_in_force);
+    check(&bad(json!(first), 1), &[], &expect!["as it is"]);
+    // We have seen another.
+    let kept = expect![[r#"
+        web by undermesh.io/mesh
+          Accepted=False UnsupportedValue (spec.rules[0].timeout: there is no such field; until then the last version that could be used stays in force, on nodes whose agent has seen it), of 2, since 2027-01-15T08:00:00Z
+    "#]];
+    check(&bad(json!([]), 1), &[standing(0, Ok(()))], &kept);
+    // We have not, and somebody has who led before us.
+    let good = next(&route(&["web"], json!([])), &[standing(0, Ok(()))], now()).unwrap();
+    let next = check(&bad(json!(good), 1), &[], &kept);
+    check(&bad(json!(next), 1), &[], &expect!["as it is"]);
+    check(
+        &bad(json!(next), 5),
+        &[],
+        &expect![[r#"
+        web by undermesh.io/mesh
+          Accepted=False UnsupportedValue (spec.rules[0].timeout: there is no such field; spec.rules[0].timeout: there is no such field; spec.rules[0].timeout: there is no such field; and 2 more problems; until then the last version that could be used stays in force, on nodes whose agent has seen it), of 2, since 2027-01-15T08:00:00Z
+    "#]],
+    );
+}

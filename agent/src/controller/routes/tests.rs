@@ -1,0 +1,248 @@
+//! Routes and Services in, the statuses that are written out: first without an API server, then against one of ours.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use expect_test::{Expect, expect};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::*;
+use crate::kubernetes::testkit::{FakeApi, failure};
+
+fn objects<K: DeserializeOwned>(yaml: &str, kind: &str) -> Vec<K> {
+    let all: Vec<Value> = serde_saphyr::from_multiple(yaml).expect("the test's YAML");
+    let of_kind = all.into_iter().filter(|object| object["kind"] == kind);
+    of_kind.map(|object| serde_json::from_value(object).expect("the test's object")).collect()
+}
+
+fn list<K: DeserializeOwned>(yaml: &str, kind: &str) -> Vec<Event<K>> {
+    let all = objects(yaml, kind).into_iter().map(Event::InitApply);
+    std::iter::once(Event::Init).chain(all).chain([Event::InitDone]).collect()
+}
+
+fn world_of(yaml: &str) -> World {
+    let mut world = World::new();
+    list(yaml, "HTTPRoute").into_iter().for_each(|event| world.take_http_route(event));
+    list(yaml, "GRPCRoute").into_iter().for_each(|event| world.take_grpc_route(event));
+    list(yaml, "ReferenceGrant").into_iter().for_each(|event| world.take_grant(event));
+    assert_eq!(writes(&mut world), [], "not before the Services are known");
+    list(yaml, "Service").into_iter().for_each(|event| world.take_service(event));
+    world
+}
+
+fn writes(world: &mut World) -> Vec<Write> {
+    world.writes(Timestamp::UNIX_EPOCH, |_| false)
+}
+
+fn check(world: &mut World, expected: &Expect) {
+    let mut text = String::new();
+    for Write { route, parents, .. } in writes(world) {
+        for parent in parents {
+            text += &format!("{route} at {}:", parent["parentRef"]["name"].as_str().unwrap());
+            for condition in parent["conditions"].as_array().unwrap() {
+                let get = |key: &str| condition[key].as_str().unwrap();
+                text += &match get("status") {
+                    "True" => format!(" {}", get("type")),
+                    _ => format!("\n  not {}: {}: {}", get("type"), get("reason"), get("message")),
+                };
+            }
+            text += "\n";
+        }
+    }
+    expected.assert_eq(&text);
+}
+
+const WORLD: &str = "
+{kind: Service, metadata: {name: web, namespace: shop}, spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}}
+---
+{kind: Service, metadata: {name: far, namespace: bank}, spec: {clusterIP: 10.0.0.2, ports: [{port: 80}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: good, namespace: shop, generation: 1, resourceVersion: '5'}
+spec:
+  parentRefs: [{name: gateway}, {group: '', kind: Service, name: web}, {group: '', kind: Service, name: none, port: 80}]
+  rules: [{backendRefs: [{name: web, port: 80}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: far, namespace: shop, generation: 1, resourceVersion: '5'}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web}]
+  rules: [{backendRefs: [{name: far, namespace: bank, port: 80}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: bad, namespace: shop, generation: 1, resourceVersion: '5'}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web}]
+  rules: [{filters: [{type: ExtensionRef}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: of-gateways, namespace: shop, generation: 1, resourceVersion: '5'}
+spec: {parentRefs: [{name: gateway}]}
+";
+
+#[test]
+fn a_status_follows_what_is_around_the_route() {
+    let mut world = world_of(WORLD);
+    check(
+        &mut world,
+        &expect![[r#"
+            HTTPRoute shop/bad at web:
+              not Accepted: UnsupportedValue: spec.rules[0].filters[0].type: expected one of RequestHeaderModifier, ResponseHeaderModifier, RequestMirror, RequestRedirect, URLRewrite, CORS; found "ExtensionRef", which is not supported here; until then the route is not in force
+            HTTPRoute shop/far at web: Accepted
+              not ResolvedRefs: RefNotPermitted: the Service bank/far is in another namespace, and no ReferenceGrant there lets the HTTPRoutes of shop refer to it
+            HTTPRoute shop/good at web: Accepted ResolvedRefs
+            HTTPRoute shop/good at none:
+              not Accepted: NoMatchingParent: there is no Service shop/none ResolvedRefs
+        "#]],
+    );
+    check(&mut world, &expect![""]);
+    let yaml = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: ReferenceGrant
+metadata: {name: far, namespace: bank}
+spec:
+  from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}]
+  to: [{group: '', kind: Service}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: calls, namespace: shop, generation: 1, resourceVersion: '6'}
+spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{}]}
+";
+    for grant in objects(yaml, "ReferenceGrant") {
+        world.take_grant(Event::Apply(grant));
+    }
+    check(
+        &mut world,
+        &expect![[r#"
+        HTTPRoute shop/far at web: Accepted ResolvedRefs
+    "#]],
+    );
+    // It takes the port from all HTTPRoutes.
+    let calls = objects::<DynamicObject>(yaml, "GRPCRoute").remove(0);
+    world.take_grpc_route(Event::Apply(calls.clone()));
+    check(
+        &mut world,
+        &expect![[r#"
+            GRPCRoute shop/calls at web: Accepted ResolvedRefs
+            HTTPRoute shop/far at web:
+              not Accepted: Conflicted: the port 80 is GRPCRoute shop/calls's, beside which no HTTPRoute is in force on it ResolvedRefs
+            HTTPRoute shop/good at web:
+              not Accepted: Conflicted: the port 80 is GRPCRoute shop/calls's, beside which no HTTPRoute is in force on it ResolvedRefs
+            HTTPRoute shop/good at none:
+              not Accepted: NoMatchingParent: there is no Service shop/none ResolvedRefs
+        "#]],
+    );
+    world.take_grpc_route(Event::Delete(calls));
+    check(
+        &mut world,
+        &expect![[r#"
+            HTTPRoute shop/far at web: Accepted ResolvedRefs
+            HTTPRoute shop/good at web: Accepted ResolvedRefs
+            HTTPRoute shop/good at none:
+              not Accepted: NoMatchingParent: there is no Service shop/none ResolvedRefs
+        "#]],
+    );
+    // Listed anew, without the Services.
+    [Event::Init, Event::InitDone].into_iter().for_each(|event| world.take_service(event));
+    check(
+        &mut world,
+        &expect![[r#"
+        HTTPRoute shop/far at web:
+          not Accepted: NoMatchingParent: there is no Service shop/web
+          not ResolvedRefs: BackendNotFound: there is no Service bank/far
+        HTTPRoute shop/good at web:
+          not Accepted: NoMatchingParent: there is no Service shop/web
+          not ResolvedRefs: BackendNotFound: there is no Service shop/web
+        HTTPRoute shop/good at none:
+          not Accepted: NoMatchingParent: there is no Service shop/none
+          not ResolvedRefs: BackendNotFound: there is no Service shop/web
+    "#]],
+    );
+}
+
+#[test]
+fn a_route_is_left_alone_for_longer_each_time() {
+    let (mut failures, now) = (Failures::default(), Instant::now());
+    let route = RouteRef { kind: RouteKind::Http, id: crate::model::ObjectRef::new("shop", "web") };
+    let pauses: Vec<u64> = (0..7).map(|_| failures.add(&route, now).as_secs()).collect();
+    assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60]);
+    let later = now + Duration::from_secs(60);
+    assert!(failures.is_left_alone(&route, now) && !failures.is_left_alone(&route, later));
+    assert_eq!(failures.next(), Some(later));
+    failures.keep(&[], now);
+    assert_eq!(failures.next(), Some(later));
+    failures.keep(&[], later);
+    assert_eq!(failures.next(), None);
+}
+
+/// HTTPRoutes alone are installed, one write is refused and one comes too late.
+#[tokio::test(start_paused = true)]
+async fn a_status_is_written_onto_the_route_as_it_is_and_again_after_a_failure() {
+    let route = |version: &str| {
+        let mut route = objects::<Value>(WORLD, "HTTPRoute").remove(0);
+        route["metadata"]["resourceVersion"] = version.into();
+        route
+    };
+    let end = |kind: &str| {
+        let metadata =
+            json!({ "resourceVersion": "7", "annotations": { "k8s.io/initial-events-end": "true" } });
+        json!({ "type": "BOOKMARK", "object": { "apiVersion": "v1", "kind": kind, "metadata": metadata } })
+    };
+    let service = objects::<Value>(WORLD, "Service").remove(0);
+    let (patches, written) = (AtomicU32::new(0), Arc::new(Mutex::new(Vec::new())));
+    let (writing, told) = (written.clone(), AtomicBool::new(false));
+    let api = FakeApi::new(move |question| {
+        let is_initial = question.query.contains("sendInitialEvents=true");
+        match (question.method.as_str(), question.path.as_str()) {
+            ("GET", "/apis/gateway.networking.k8s.io/v1") => {
+                let resource = json!({ "name": "httproutes", "singularName": "httproute", "namespaced": true,
+                    "kind": "HTTPRoute", "verbs": ["list", "watch", "patch"] });
+                let list =
+                    json!({ "kind": "APIResourceList", "groupVersion": "g/v1", "resources": [resource] });
+                Some((200, list))
+            }
+            ("GET", "/apis/gateway.networking.k8s.io/v1beta1") => failure(404, "NotFound"),
+            ("GET", "/api/v1/services") if is_initial => {
+                Some((200, json!([{ "type": "ADDED", "object": service }, end("Service")])))
+            }
+            ("GET", "/apis/gateway.networking.k8s.io/v1/httproutes") if is_initial => {
+                Some((200, json!([{ "type": "ADDED", "object": route("5") }, end("HTTPRoute")])))
+            }
+            // What it has become is told once our write has come too late.
+            ("GET", "/apis/gateway.networking.k8s.io/v1/httproutes") => {
+                match patches.load(Ordering::SeqCst) {
+                    0 | 1 => failure(500, "InternalError"),
+                    2 if !told.swap(true, Ordering::SeqCst) => {
+                        Some((200, json!([{ "type": "MODIFIED", "object": route("6") }])))
+                    }
+                    _ => None,
+                }
+            }
+            ("PATCH", "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes/good/status") => {
+                let version = question.body["metadata"]["resourceVersion"].clone();
+                writing.lock().unwrap().push(version);
+                match patches.fetch_add(1, Ordering::SeqCst) {
+                    0 => failure(500, "InternalError"),
+                    1 => failure(409, "Conflict"),
+                    _ => {
+                        assert_eq!(question.body["status"]["parents"].as_array().unwrap().len(), 2);
+                        Some((200, route("7")))
+                    }
+                }
+            }
+            ("GET", _) => None,
+            other => panic!("{other:?}"),
+        }
+    });
+    let (_leads, leader) = watch::channel(true);
+    let client = api.client();
+    _ = tokio::time::timeout(Duration::from_secs(300), lead(&client, leader)).await;
+    let written = written.lock().unwrap();
+    assert_eq!(written[..3], ["5", "5", "6"], "{written:?}");
+}
