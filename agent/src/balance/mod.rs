@@ -1,8 +1,9 @@
-//! Which endpoint a connection goes to.
+//! Which endpoint a connection or request goes to, and whether it may go there again.
 //!
 //! Pure: no clock, no socket and no log; time and randomness are arguments, and a refusal carries its reason.
 
 mod affinity;
+pub mod budget;
 mod candidates;
 mod select;
 #[cfg(test)]

@@ -32,6 +32,7 @@ fn service(scope: TrafficScope, distribution: TrafficDistribution, endpoints: &s
         session_affinity: SessionAffinity::None,
         internal_traffic: scope,
         distribution,
+        load: Default::default(),
     }
 }
 

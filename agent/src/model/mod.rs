@@ -3,11 +3,13 @@
 //! These types are plain values. They never touch a socket, a clock or a log, and they do not know which
 //! documents they were made from (`config` does) nor how they reach the kernel (`capture` does).
 
+mod load;
 mod node;
 mod service;
 mod spiffe;
 mod workload;
 
+pub use load::{RetryTokens, ServiceEvent, ServiceLoad};
 pub use node::NodeInfo;
 pub use service::{
     Candidates, Declared, Endpoint, EndpointLoad, LoadGuard, Service, ServicePort, SessionAffinity,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::{Name, ObjectRef, Workload};
+use super::{Name, ObjectRef, ServiceLoad, Workload};
 
 /// A Kubernetes Service with at least one cluster IP. Headless Services have no address of their own: a client
 /// dials a pod, and the dialled pod is what it gets.
@@ -23,6 +23,8 @@ pub struct Service {
     pub internal_traffic: TrafficScope,
     /// `spec.trafficDistribution`.
     pub distribution: TrafficDistribution,
+    /// What this node has seen of it; the same in every snapshot.
+    pub load: ServiceLoad,
 }
 
 impl Service {

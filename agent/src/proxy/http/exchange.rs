@@ -14,6 +14,7 @@ use http_body::Frame;
 use super::answer::{Refusal, is_grpc};
 use super::body::ResponseBody;
 use super::pool::{Key, Lease};
+use super::retry::mark_in_vain;
 use super::talk::{Talk, Told};
 use crate::model::{LoadGuard, ObjectRef};
 use crate::route::Rule;
@@ -42,6 +43,8 @@ pub(super) struct Exchange {
     /// With whom it is counted; the Service itself where nobody was reached.
     pub(super) told: Option<Arc<Told>>,
     pub(super) upstream: Option<SocketAddr>,
+    /// How often it was sent again, where that was in vain.
+    pub(super) retried_in_vain: Option<u32>,
     /// The connection that the answer comes on.
     pub(super) loan: Option<(Key, Lease)>,
     /// Its part of the endpoint's load.
@@ -68,6 +71,7 @@ impl Exchange {
             end: None,
             told: None,
             upstream: None,
+            retried_in_vain: None,
             loan: None,
             load: None,
         })
@@ -90,7 +94,10 @@ impl Exchange {
 
     /// The agent refuses it, and says why.
     pub(super) fn refused(self: Box<Self>, refusal: &Refusal) -> Response<ResponseBody> {
-        let response = refusal.answer(self.is_grpc);
+        let mut response = refusal.answer(self.is_grpc);
+        if let Some(made) = self.retried_in_vain {
+            mark_in_vain(response.headers_mut(), made);
+        }
         self.answered(refusal.end, response)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use tokio::time::{sleep, timeout, timeout_at};
 use tracing::debug;
 
@@ -15,16 +15,15 @@ use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::head;
 use super::pool::{Lease, Sender};
+use super::retry::{Retries, mark_in_vain};
 use super::talk::{Dialect, Talk};
-use crate::model::{LoadGuard, Service};
+use crate::balance::budget;
+use crate::model::{LoadGuard, Service, ServiceLoad};
 use crate::proxy::reach::{Attempts, InTheWay};
 use crate::route::{Retry, Rule};
 use crate::sentence::in_one_sentence;
 use crate::snapshot::Snapshot;
 use crate::telemetry::RequestEnd;
-
-/// Between two attempts, where the rule does not say: long enough for a hiccup to pass.
-const BACKOFF: Duration = Duration::from_millis(25);
 
 /// Where a request is to go.
 #[derive(Clone, Copy, Debug)]
@@ -100,15 +99,18 @@ impl Sending<'_> {
         mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Refusal> {
         let mut endpoints = Endpoints::of(self.talk, way);
-        let mut retries = self.patience.retry.map_or(0, |retry| retry.attempts);
+        let mut retries = Retries::of(self.patience.retry, self.patience.until, request.headers());
+        if retries.keep_body(&request) {
+            request = kept(request).await?;
+        }
         loop {
             let (to, load) = endpoints.next()?;
             exchange.attempts += 1;
             exchange.upstream = Some(to);
             exchange.load = load;
             // Only what can be made again can be sent again.
-            let again = if retries > 0 { copy(&request) } else { None };
-            let answer = match self.attempt(exchange, to, request).await {
+            let again = if retries.are_left() { copy(&request) } else { None };
+            let mut answer = match self.attempt(exchange, to, request).await {
                 Err(Failed::Unconnected(why, unsent)) => {
                     endpoints.failed(to, why);
                     request = *unsent;
@@ -117,15 +119,26 @@ impl Sending<'_> {
                 Err(Failed::Broken(refusal)) => Err(refusal),
                 Ok(response) => Ok(response),
             };
-            match again.filter(|_| self.asks_for_retry(&answer)) {
-                None => return answer,
-                Some(again) => request = again,
+            let Some(service) = endpoints.service() else { return answer };
+            if !retries.has_failed(&answer) {
+                budget::answered(service);
+                return answer;
             }
-            retries -= 1;
+            let wait = again.and_then(|again| Some((retries.wait(service, &answer)?, again)));
+            exchange.retried_in_vain = retries.in_vain();
+            let Some((wait, again)) = wait else {
+                if let (Ok(response), Some(made)) = (&mut answer, retries.in_vain()) {
+                    mark_in_vain(response.headers_mut(), made);
+                }
+                return answer;
+            };
+            request = again;
+            retries.mark(request.headers_mut());
             // What comes of the answer is not read: its connection goes with it.
             exchange.loan = None;
+            exchange.load = None;
             endpoints.avoid(to);
-            self.back_off().await;
+            sleep(wait).await;
         }
     }
 
@@ -202,17 +215,6 @@ impl Sending<'_> {
             Unanswered::Broken { error: failed.into_error(), unsent }
         })
     }
-
-    fn asks_for_retry(&self, answer: &Result<Response<Incoming>, Refusal>) -> bool {
-        let Some(retry) = self.patience.retry else { return false };
-        answer.as_ref().map_or(true, |response| retry.codes.contains(&response.status()))
-    }
-
-    /// Not all at the same moment: what failed for one has failed for others.
-    async fn back_off(&self) {
-        let least = self.patience.retry.and_then(|retry| retry.backoff).unwrap_or(BACKOFF);
-        sleep(least.mul_f64(1.0 + fastrand::f64())).await;
-    }
 }
 
 /// An attempt that came to nothing.
@@ -233,12 +235,18 @@ enum Unanswered {
     },
 }
 
+/// The request with the whole of its body.
+async fn kept(request: Request<RequestBody>) -> Result<Request<RequestBody>, Refusal> {
+    let (head, body) = request.into_parts();
+    match body.kept().await {
+        Ok(body) => Ok(Request::from_parts(head, body)),
+        Err(error) => Err(Refusal::new(RequestEnd::ClientGone, in_one_sentence(&error))),
+    }
+}
+
 /// The request once more, if it has no body that would have to be had twice.
 fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    if !request.body().is_end_stream() {
-        return None;
-    }
-    let mut copy = Request::new(RequestBody::empty());
+    let mut copy = Request::new(request.body().again()?);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
@@ -295,6 +303,14 @@ impl<'a> Endpoints<'a> {
         match self {
             Self::Pod(_, failed) => *failed = Some(why),
             Self::Service { attempts, .. } => attempts.failed(endpoint, why),
+        }
+    }
+
+    /// What is known of the Service that they are of.
+    fn service(&self) -> Option<&'a ServiceLoad> {
+        match self {
+            Self::Pod(..) => None,
+            Self::Service { attempts, .. } => Some(&attempts.service().load),
         }
     }
 
