@@ -5,10 +5,11 @@
 mod affinity;
 pub mod budget;
 mod candidates;
+pub mod outlier;
 mod select;
 #[cfg(test)]
 mod tests;
 
 pub use affinity::AffinityTable;
 pub use candidates::candidates;
-pub use select::{NoEndpoint, NoEndpointReason, Request, select};
+pub use select::{NoEndpoint, NoEndpointReason, Request, kept, select};

@@ -1,7 +1,8 @@
 //! Resilience: what the mesh does by itself where servers fail, are slow or are asked too much, and what it must not do.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -14,6 +15,8 @@ use crate::requests::{Asked, ask, serve_requests, serve_requests_with};
 use crate::routes::service;
 
 const RETRIES: &str = "undermesh_http_retries_total";
+const EJECTIONS: &str = "undermesh_http_ejections_total";
+const EJECTED: &str = "undermesh_endpoints_ejected";
 const WITHHELD: &str = "undermesh_http_retries_withheld_total";
 
 /// A client and so many servers `s0`, `s1`... on its node, all behind the Service `web`.
@@ -21,7 +24,7 @@ struct Stage {
     mesh: Mesh,
     client: Pod,
     servers: Vec<Pod>,
-    _running: Vec<Process>,
+    running: Vec<Process>,
 }
 
 impl Stage {
@@ -34,7 +37,7 @@ impl Stage {
         mesh.lab.apply(&http_service("web", web(), json!({ "app": "web" })))?;
         let running = servers.iter().map(serve_requests).collect::<Result<_>>()?;
         mesh.ready()?;
-        let stage = Self { mesh, client, servers, _running: running };
+        let stage = Self { mesh, client, servers, running };
         eventually(SOON, "the Service is served", || {
             stage.ask("/", &["--count", "20"])?.all(200)?;
             Ok(())
@@ -44,6 +47,11 @@ impl Stage {
 
     fn ask(&self, path: &str, args: &[&str]) -> Result<Asked> {
         ask(&self.client, &format!("http://{}{path}", SocketAddr::new(web(), 80)), args)
+    }
+
+    /// How many of so many requests each server answers.
+    fn spread(&self, path: &str, args: &[&str]) -> Result<BTreeMap<String, usize>> {
+        Ok(self.ask(path, args)?.by_server)
     }
 
     fn counted(&self, metric: &str, labels: &[(&str, &str)]) -> Result<f64> {
@@ -148,7 +156,7 @@ fn retries_know_of_other_retries_of_waiting_and_of_small_bodies() -> Result<()> 
     require!(Feature::Lab, Feature::Agent);
     let stage = Stage::set("um-e2e-retries", 1)?;
     stage.retry(2)?;
-    let attempts = |path: &str, args: &[&str]| -> Result<(u64, Value, std::time::Duration)> {
+    let attempts = |path: &str, args: &[&str]| -> Result<(u64, Value, Duration)> {
         let (before, began) = (stage.seen(0)?, Instant::now());
         let answer = stage.ask(path, args)?.last;
         let took = began.elapsed();
@@ -192,5 +200,109 @@ fn retries_know_of_other_retries_of_waiting_and_of_small_bodies() -> Result<()> 
             ensure!(made == 1 || answer["saw"]["bytes"].to_string() == bytes, "{bytes} bytes: {answer}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn an_endpoint_that_fails_is_left_alone_and_comes_back() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-ejection", 3)?;
+    let ejections = |reason| stage.counted(EJECTIONS, &[("reason", reason), ("destination_service", "web")]);
+    // One of three fails all that it is sent, at once: it would be the first to be free for more.
+    let failed = stage.ask("/?status=500&by=s1", &["--count", "200"])?;
+    let failures = failed.by_status.get("500").copied().unwrap_or_default();
+    ensure!(failures == 5, "{failures} of 200 requests failed: {failed:?}");
+    let began = Instant::now();
+    ensure!(ejections("server_errors")? == 1.0 && stage.counted(EJECTED, &[])? == 1.0, "it is not counted");
+    let config = stage.mesh.agents[0].get("/debug/config")?.ok()?;
+    ensure!(
+        config.matches("\"ejected\":true").count() + config.matches("\"ejected\": true").count() == 1,
+        "{config}"
+    );
+    // The others bear it, the second one is spared no more.
+    let served = stage.spread("/", &["--count", "100"])?;
+    ensure!(served.keys().eq(["s0", "s2"]), "{served:?}");
+    let failed = stage.ask("/?status=500&by=s2", &["--count", "100"])?;
+    ensure!(
+        failed.by_status.get("500").is_some_and(|count| *count > 20),
+        "more than half are left alone: {failed:?}"
+    );
+    ensure!(stage.counted(EJECTED, &[])? == 1.0, "more than half are left alone");
+    // After its time one request tries it again, and finds it as it was.
+    std::thread::sleep((began + Duration::from_millis(11_100)).saturating_duration_since(Instant::now()));
+    let failed = stage.ask("/?status=500&by=s1", &["--count", "100"])?;
+    ensure!(failed.by_status.get("500") == Some(&1), "not one request has tried it: {failed:?}");
+    ensure!(ejections("failed_probe")? == 1.0, "the probe is not counted");
+    let began = Instant::now();
+    std::thread::sleep(
+        (began + Duration::from_secs(22) + Duration::from_millis(100))
+            .saturating_duration_since(Instant::now()),
+    );
+    let served = stage.ask("/", &["--count", "100"])?.all(200)?;
+    ensure!(served.len() == 3, "it has not come back: {served:?}");
+    ensure!(stage.counted(EJECTED, &[])? == 0.0, "it still counts as ejected");
+    Ok(())
+}
+
+/// Connections are judged by whether they are made, and sessions with what nobody is at go elsewhere.
+#[test]
+fn an_endpoint_without_a_server_costs_no_more_than_a_few_attempts() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut stage = Stage::set("um-e2e-ejection-gone", 3)?;
+    // Of requests each is tried elsewhere; the endpoint is not tried by each.
+    stage.running.remove(1);
+    stage.ask("/", &["--count", "200", "--fresh"])?.all(200)?;
+    ensure!(stage.counted(EJECTIONS, &[("reason", "gateway_failures")])? == 1.0, "it is not ejected");
+    let served = stage.spread("/", &["--count", "50"])?;
+    ensure!(served.keys().eq(["s0", "s2"]), "{served:?}");
+    // And of connections, to a Service of others that carries something else.
+    let mut running = Vec::new();
+    for server in [0, 2] {
+        running.push(crate::kit::serve(&stage.servers[server])?);
+    }
+    let address = IpAddr::from([10, 96, 0, 41]);
+    let ports = json!([{ "name": "tcp", "port": 7000, "targetPort": 7000 }]);
+    let service = Manifest::service(SHOP, "greet", &[address], &[], &[]);
+    stage
+        .mesh
+        .lab
+        .apply(&service.with("spec.ports", ports).with("spec.selector", json!({ "app": "web" })))?;
+    let labels = [("reason", "gateway_failures"), ("destination_service", "greet")];
+    eventually(SOON, "the endpoint is ejected", || {
+        crate::kit::dial(&stage.client, address, 40)?.all_served()?;
+        ensure!(stage.counted(EJECTIONS, &labels)? == 1.0, "it is not ejected");
+        Ok(())
+    })?;
+    drop(running);
+    Ok(())
+}
+
+#[test]
+fn sessions_leave_an_endpoint_that_fails() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-ejection-session", 2)?;
+    let rules = json!([{
+        "sessionPersistence": { "sessionName": "sid", "type": "Header" },
+        "backendRefs": [{ "name": "web", "port": 80 }],
+    }]);
+    let route = Manifest::new("gateway.networking.k8s.io/v1", "HTTPRoute", Some(SHOP), "web");
+    stage.mesh.lab.apply(&route.with("spec", json!({ "parentRefs": [service("web")], "rules": rules })))?;
+    let mut session = String::new();
+    let mut with = String::new();
+    eventually(SOON, "a session begins", || {
+        let answer = stage.ask("/", &[])?.answered(200)?;
+        session = format!("sid: {}", answer["headers"]["sid"].as_str().context("no session")?);
+        with = answer["headers"]["x-server"].as_str().context("nobody answers")?.to_owned();
+        Ok(())
+    })?;
+    let kept = ["--header", session.as_str(), "--count", "20"];
+    ensure!(stage.spread("/", &kept)?.keys().eq([&with]), "it is no session");
+    let failed = stage.ask(&format!("/?status=502&by={with}"), &kept)?;
+    ensure!(failed.by_status.get("502") == Some(&5), "the session stays with what fails: {failed:?}");
+    let answer = stage.ask("/", &["--header", session.as_str()])?.answered(200)?;
+    ensure!(
+        answer["headers"]["x-server"] != with.as_str() && !answer["headers"]["sid"].is_null(),
+        "{answer}"
+    );
     Ok(())
 }

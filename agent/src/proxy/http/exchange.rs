@@ -110,6 +110,11 @@ impl Exchange {
         }
     }
 
+    /// The status of a gRPC call, as far as it is known.
+    pub(super) fn grpc_status(&self) -> Option<u16> {
+        self.grpc_status
+    }
+
     /// A frame of the answer's body passes, or what ends it.
     pub(super) fn passes(&mut self, frame: Option<&Result<Frame<Bytes>, hyper::Error>>, is_last: bool) {
         match frame {

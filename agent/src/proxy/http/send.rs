@@ -1,5 +1,6 @@
 //! A request that knows where it wants to go, sent to one endpoint after another until one answers.
 
+use std::error::Error as _;
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,13 +12,14 @@ use tokio::time::{sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::answer::Refusal;
-use super::body::RequestBody;
+use super::body::{BodyError, RequestBody};
 use super::exchange::Exchange;
 use super::head;
 use super::pool::{Lease, Sender};
 use super::retry::{Retries, mark_in_vain};
 use super::talk::{Dialect, Talk};
 use crate::balance::budget;
+use crate::balance::outlier::Verdict;
 use crate::model::{LoadGuard, Service, ServiceLoad};
 use crate::proxy::reach::{Attempts, InTheWay};
 use crate::route::{Retry, Rule};
@@ -71,10 +73,13 @@ pub(super) async fn send(
     patience: Patience<'_>,
 ) -> Result<Response<Incoming>, Refusal> {
     let sending = Sending { talk, snapshot, dialect, patience };
-    let answer = sending.answer(exchange, way, request);
+    let mut endpoints = Endpoints::of(talk, way);
+    let answer = sending.answer(exchange, &mut endpoints, request);
     match patience.until {
         None => answer.await,
         Some(until) => timeout_at(until.into(), answer).await.unwrap_or_else(|_elapsed| {
+            // Where it was with none, between two attempts, there is none to blame.
+            endpoints.judge(Verdict::GatewayFailure);
             Err(Refusal::new(
                 RequestEnd::RequestTimeout,
                 "no answer within the time that the rule leaves a request",
@@ -95,10 +100,9 @@ impl Sending<'_> {
     async fn answer(
         &self,
         exchange: &mut Exchange,
-        way: Way<'_>,
+        endpoints: &mut Endpoints<'_>,
         mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Refusal> {
-        let mut endpoints = Endpoints::of(self.talk, way);
         let mut retries = Retries::of(self.patience.retry, self.patience.until, request.headers());
         if retries.keep_body(&request) {
             request = kept(request).await?;
@@ -119,6 +123,9 @@ impl Sending<'_> {
                 Err(Failed::Broken(refusal)) => Err(refusal),
                 Ok(response) => Ok(response),
             };
+            if let Some(verdict) = verdict(exchange, &answer) {
+                endpoints.judge(verdict);
+            }
             let Some(service) = endpoints.service() else { return answer };
             if !retries.has_failed(&answer) {
                 budget::answered(service);
@@ -179,8 +186,12 @@ impl Sending<'_> {
                         must_be_fresh = true;
                     }
                     _ => {
+                        let end = match is_the_clients(&error) {
+                            true => RequestEnd::ClientGone,
+                            false => RequestEnd::UpstreamReset,
+                        };
                         let detail = format!("{to}: {}", in_one_sentence(&error));
-                        return Err(Failed::Broken(Refusal::new(RequestEnd::UpstreamReset, detail)));
+                        return Err(Failed::Broken(Refusal::new(end, detail)));
                     }
                 },
             }
@@ -216,6 +227,38 @@ impl Sending<'_> {
         })
     }
 }
+
+/// What the answer says of the endpoint that has given it.
+fn verdict(exchange: &Exchange, answer: &Result<Response<Incoming>, Refusal>) -> Option<Verdict> {
+    let response = match answer {
+        Ok(response) => response,
+        Err(Refusal { end: RequestEnd::ClientGone, .. }) => return None,
+        Err(_) => return Some(Verdict::GatewayFailure),
+    };
+    Some(match (response.status().as_u16(), exchange.grpc_status()) {
+        (502..=504, _) | (_, Some(UNAVAILABLE)) => Verdict::GatewayFailure,
+        (500..=599, _) | (_, Some(UNKNOWN | INTERNAL | DATA_LOSS)) => Verdict::ServerError,
+        _ => Verdict::Good,
+    })
+}
+
+/// Whether it is the client that broke off, in the middle of its request's body.
+fn is_the_clients(error: &hyper::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if error.is::<BodyError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+// Of gRPC, where an answer has them in its head.
+const UNKNOWN: u16 = 2;
+const INTERNAL: u16 = 13;
+const UNAVAILABLE: u16 = 14;
+const DATA_LOSS: u16 = 15;
 
 /// An attempt that came to nothing.
 enum Failed {
@@ -272,7 +315,7 @@ impl<'a> Endpoints<'a> {
             Way::Service { service, port, kept } => {
                 let client = talk.captured.client.ip();
                 let dialled = SocketAddr::new(talk.captured.dialled.ip(), port);
-                Self::Service { attempts: Attempts::new(&talk.proxy, service, client, dialled), kept }
+                Self::Service { attempts: Attempts::for_request(&talk.proxy, service, client, dialled), kept }
             }
         }
     }
@@ -283,7 +326,7 @@ impl<'a> Endpoints<'a> {
             Self::Pod(address, Some((reason, _))) => Err(Refusal::unreached(*reason, address)),
             Self::Service { attempts, kept } => {
                 let next =
-                    kept.take().and_then(|kept| attempts.one(kept)).map_or_else(|| attempts.next(), Ok);
+                    kept.take().and_then(|kept| attempts.kept(kept)).map_or_else(|| attempts.next(), Ok);
                 match next {
                     Ok((address, load)) => Ok((address, Some(load))),
                     Err(unreached) => {
@@ -303,6 +346,13 @@ impl<'a> Endpoints<'a> {
         match self {
             Self::Pod(_, failed) => *failed = Some(why),
             Self::Service { attempts, .. } => attempts.failed(endpoint, why),
+        }
+    }
+
+    /// What became of what was sent.
+    fn judge(&mut self, verdict: Verdict) {
+        if let Self::Service { attempts, .. } = self {
+            attempts.judge(verdict);
         }
     }
 

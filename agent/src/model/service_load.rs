@@ -43,6 +43,12 @@ pub enum ServiceEvent {
     RetriedElsewhere,
     /// It would have been, but the upstream wants to be left alone for too long.
     RetryAfterTooLong,
+    /// An endpoint was ejected for answers of the kind 5xx in a row.
+    EjectedForServerErrors,
+    /// For gateway errors or failed connections in a row.
+    EjectedForGatewayFailures,
+    /// For it failed again when its time was over.
+    EjectedForFailedProbe,
 }
 
 impl ServiceLoad {
@@ -74,6 +80,13 @@ impl ServiceLoad {
 
 impl ServiceEvent {
     /// Every event, in the order of the declaration.
-    pub const ALL: [Self; 4] =
-        [Self::Retried, Self::RetryBudgetSpent, Self::RetriedElsewhere, Self::RetryAfterTooLong];
+    pub const ALL: [Self; 7] = [
+        Self::Retried,
+        Self::RetryBudgetSpent,
+        Self::RetriedElsewhere,
+        Self::RetryAfterTooLong,
+        Self::EjectedForServerErrors,
+        Self::EjectedForGatewayFailures,
+        Self::EjectedForFailedProbe,
+    ];
 }
