@@ -5,6 +5,7 @@
 mod affinity;
 pub mod budget;
 mod candidates;
+pub mod latency;
 pub mod outlier;
 mod select;
 #[cfg(test)]
@@ -12,4 +13,4 @@ mod tests;
 
 pub use affinity::AffinityTable;
 pub use candidates::candidates;
-pub use select::{NoEndpoint, NoEndpointReason, Request, kept, select};
+pub use select::{Carries, NoEndpoint, NoEndpointReason, Request, kept, select};

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use super::{AffinityTable, outlier};
+use super::{AffinityTable, latency, outlier};
 use crate::model::{Endpoint, ObjectRef, Service, ServicePort, SessionAffinity, Standing, TrafficScope};
 
-/// A connection that needs an endpoint.
+/// A connection or a request that needs an endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// The client pod's address, which session affinity goes by.
@@ -15,6 +15,17 @@ pub struct Request<'a> {
     pub dialled: SocketAddr,
     /// Endpoints that have been tried for this connection and failed.
     pub excluding: &'a [SocketAddr],
+    /// What is to be sent there.
+    pub carries: Carries,
+}
+
+/// What is sent to an endpoint, and hence what endpoints are compared by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carries {
+    /// A connection, of whatever protocol: by how many are open.
+    Connection,
+    /// An HTTP request: by how long the answers take, too.
+    Request,
 }
 
 /// There is no endpoint for the connection.
@@ -50,7 +61,7 @@ pub enum NoEndpointReason {
 }
 
 /// Chooses an endpoint: the one of the client's session if the Service keeps sessions, else of two random candidates
-/// the one with fewer open connections (power of two choices). Endpoints that are ejected are passed over, and sessions leave
+/// the one with fewer open connections, or for requests the one that answers sooner (power of two choices). Endpoints that are ejected are passed over, and sessions leave
 /// them, but for the one connection or request that tries one again whose time is over.
 ///
 /// `random` is 64 fresh random bits. The choice is entered into `affinity` where the Service keeps sessions.
@@ -64,7 +75,7 @@ pub fn select<'s>(
     let dialled = request.dialled;
     let refuse = |reason| NoEndpoint { service: service.id.clone(), port: dialled.port(), reason };
     let port = service.port(dialled.port()).ok_or_else(|| refuse(NoEndpointReason::NoSuchPort))?;
-    let candidates = Choice::new(port, dialled.ip(), request.excluding, now);
+    let candidates = Choice::new(port, dialled.ip(), request, now);
     if candidates.indices.is_empty() {
         return Err(refuse(why_empty(service, port, dialled.ip())));
     }
@@ -82,8 +93,9 @@ pub fn select<'s>(
 }
 
 /// The endpoint with this address, where a session is with it: as long as it may be used.
-pub fn kept(port: &ServicePort, address: SocketAddr, now: Instant) -> Option<&Endpoint> {
-    Choice::new(port, address.ip(), &[], now).kept(address)
+pub fn kept(port: &ServicePort, address: SocketAddr, carries: Carries, now: Instant) -> Option<&Endpoint> {
+    let request = &Request { client: address.ip(), dialled: address, excluding: &[], carries };
+    Choice::new(port, address.ip(), request, now).kept(address)
 }
 
 /// The candidates of one port and family, without those that were tried.
@@ -92,16 +104,18 @@ struct Choice<'s, 'r> {
     /// Ascending, hence in the order of the addresses.
     indices: &'s [u32],
     excluding: &'r [SocketAddr],
+    carries: Carries,
     now: Instant,
 }
 
 impl<'s, 'r> Choice<'s, 'r> {
-    fn new(port: &'s ServicePort, dialled: IpAddr, excluding: &'r [SocketAddr], now: Instant) -> Self {
+    fn new(port: &'s ServicePort, dialled: IpAddr, request: &Request<'r>, now: Instant) -> Self {
         let indices = match dialled.to_canonical() {
             IpAddr::V4(_) => &port.candidates.v4,
             IpAddr::V6(_) => &port.candidates.v6,
         };
-        Self { endpoints: &port.endpoints, indices, excluding, now }
+        let Request { excluding, carries, .. } = *request;
+        Self { endpoints: &port.endpoints, indices, excluding, carries, now }
     }
 
     /// The candidate with this address, unless it is ejected.
@@ -120,7 +134,7 @@ impl<'s, 'r> Choice<'s, 'r> {
         let second = (first + 1 + scale((random >> 32) as u32, count - 1)) % count;
         let usable = |place| self.allowed(place).filter(|endpoint| !is_ejected(endpoint));
         match (usable(first), usable(second)) {
-            (Some(first), Some(second)) => Some(lighter(first, second)),
+            (Some(first), Some(second)) => Some(self.better(first, second, random)),
             _ => self.of_those_left(random, first),
         }
     }
@@ -142,7 +156,20 @@ impl<'s, 'r> Choice<'s, 'r> {
         }
         let one = scale(random as u32, count);
         let other = (one + 1 + scale((random >> 32) as u32, count - 1)) % count;
-        Some(lighter(usable().nth(one)?, usable().nth(other)?))
+        Some(self.better(usable().nth(one)?, usable().nth(other)?, random))
+    }
+
+    /// The first if they are equal.
+    fn better(&self, first: &'s Endpoint, second: &'s Endpoint, random: u64) -> &'s Endpoint {
+        match self.carries {
+            Carries::Connection if second.load.open() < first.load.open() => second,
+            Carries::Connection => first,
+            // Bits that depend on all of them, for the choice of the two has used them up.
+            Carries::Request => {
+                let bits = (random ^ random >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+                latency::better(first, second, self.now, bits as u32)
+            }
+        }
     }
 
     fn is_panic(&self) -> bool {
@@ -158,11 +185,6 @@ impl<'s, 'r> Choice<'s, 'r> {
 
 fn is_ejected(endpoint: &Endpoint) -> bool {
     endpoint.load.standing() == Standing::Ejected
-}
-
-/// The one with less to do; the first if they are equal.
-fn lighter<'s>(first: &'s Endpoint, second: &'s Endpoint) -> &'s Endpoint {
-    if second.load.open() < first.load.open() { second } else { first }
 }
 
 /// A number below `count` (0 where that is 0) from 32 random bits, without the division of a remainder (Lemire).

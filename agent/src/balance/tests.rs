@@ -37,6 +37,12 @@ fn service(scope: TrafficScope, distribution: TrafficDistribution, endpoints: &s
     }
 }
 
+/// One with so many endpoints that are ready.
+pub(super) fn ready(endpoints: usize) -> Service {
+    let lines: String = (1..=endpoints).map(|number| format!("10.1.0.{number}:80 ready\n")).collect();
+    service(Cluster, Anywhere, &lines)
+}
+
 fn endpoint(line: &str) -> Endpoint {
     let (address, words) = line.split_once(' ').unwrap_or((line, ""));
     let has = |word: &str| words.split(' ').any(|it| it == word);
@@ -57,8 +63,12 @@ fn endpoint(line: &str) -> Endpoint {
 
 fn chosen(service: &Service, dialled: &str, excluding: &[SocketAddr]) -> Result<Vec<String>, NoEndpoint> {
     let affinity = AffinityTable::new(0);
-    let request =
-        Request { client: "10.1.0.1".parse().unwrap(), dialled: dialled.parse().unwrap(), excluding };
+    let request = Request {
+        client: "10.1.0.1".parse().unwrap(),
+        dialled: dialled.parse().unwrap(),
+        excluding,
+        carries: Carries::Connection,
+    };
     let mut all = BTreeMap::new();
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..200 {
@@ -239,6 +249,7 @@ fn connections_spread_evenly() {
         client: "10.1.0.1".parse().unwrap(),
         dialled: "10.0.0.1:80".parse().unwrap(),
         excluding: &[],
+        carries: Carries::Connection,
     };
     let mut random = fastrand::Rng::with_seed(1);
     let open: Vec<_> = (0..2_000)
@@ -259,8 +270,12 @@ fn sessions() {
     let start = Instant::now();
     let mut random = fastrand::Rng::with_seed(1);
     let mut at = |service: &Service, seconds: u64, client: &str, excluding: &[SocketAddr]| {
-        let request =
-            Request { client: client.parse().unwrap(), dialled: "10.0.0.1:80".parse().unwrap(), excluding };
+        let request = Request {
+            client: client.parse().unwrap(),
+            dialled: "10.0.0.1:80".parse().unwrap(),
+            excluding,
+            carries: Carries::Connection,
+        };
         let now = start + Duration::from_secs(seconds);
         select(service, &request, &affinity, now, random.u64(..)).unwrap().address
     };
@@ -345,6 +360,7 @@ fn ejections(endpoints: usize, steps: &str, expect: Expect) {
                 client: "10.1.0.9".parse().unwrap(),
                 dialled: "10.0.0.1:80".parse().unwrap(),
                 excluding: &[],
+                carries: Carries::Connection,
             };
             let mut chosen: BTreeMap<SocketAddr, u32> = BTreeMap::new();
             for _ in 0..100 {
@@ -505,11 +521,14 @@ fn when_most_are_ejected_all_count() {
         }
     }
     assert_eq!(chosen(&service, "10.0.0.1:80", &[]).unwrap(), ["10.1.0.3:80", "10.1.0.4:80"]);
-    assert!(kept(&service.ports[0], "10.1.0.1:80".parse().unwrap(), start).is_none(), "a session leaves it");
+    assert!(
+        kept(&service.ports[0], "10.1.0.1:80".parse().unwrap(), Carries::Request, start).is_none(),
+        "a session leaves it"
+    );
     service.ports[0].candidates.v4 = [0, 1, 2].into();
     assert_eq!(chosen(&service, "10.0.0.1:80", &[]).unwrap(), ["10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"]);
     assert!(
-        kept(&service.ports[0], "10.1.0.1:80".parse().unwrap(), start).is_some(),
+        kept(&service.ports[0], "10.1.0.1:80".parse().unwrap(), Carries::Request, start).is_some(),
         "there is nowhere to go"
     );
     // What has failed this very request is worse than what is ejected.
@@ -530,6 +549,7 @@ fn sessions_leave_an_endpoint_that_is_ejected_and_stay_away() {
             client: "10.1.0.9".parse().unwrap(),
             dialled: "10.0.0.1:80".parse().unwrap(),
             excluding: &[],
+            carries: Carries::Connection,
         };
         select(&service, &request, &affinity, start + Duration::from_secs(seconds), random.u64(..))
             .unwrap()

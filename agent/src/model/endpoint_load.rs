@@ -2,9 +2,9 @@
 //!
 //! They are only kept here. What follows from them is for `balance` to decide.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What is known of an endpoint as a destination of this node. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +15,9 @@ struct EndpointFigures {
     /// Connections and requests.
     open: AtomicU32,
     health: Mutex<Health>,
+    first_seen: OnceLock<Instant>,
+    /// A [`Latency`]; 0 where there is none.
+    latency: AtomicU64,
     /// That of `health`, to be read without its lock.
     standing: AtomicU8,
 }
@@ -22,6 +25,13 @@ struct EndpointFigures {
 /// One counted connection or request; see [`EndpointLoad::enter`].
 #[derive(Debug)]
 pub struct LoadGuard(Arc<EndpointFigures>);
+
+/// How long answers took, as of an age of the endpoint, to the millisecond.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Latency {
+    seconds: f32,
+    at: u32,
+}
 
 /// How an endpoint has done of late.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,6 +81,21 @@ impl EndpointLoad {
         LoadGuard(self.0.clone())
     }
 
+    /// When this was asked first: now, if never before.
+    pub fn first_seen(&self, now: Instant) -> Instant {
+        *self.0.first_seen.get_or_init(|| now)
+    }
+
+    /// How long its answers took, if there were any.
+    pub fn latency(&self) -> Option<Latency> {
+        Latency::unpack(self.0.latency.load(Relaxed))
+    }
+
+    /// Takes another answer in.
+    pub fn change_latency(&self, change: impl Fn(Option<Latency>) -> Latency) {
+        self.0.latency.update(Relaxed, Relaxed, |packed| change(Latency::unpack(packed)).pack());
+    }
+
     /// How it stands. To be asked for each request: it takes no lock.
     pub fn standing(&self) -> Standing {
         match self.0.standing.load(Relaxed) {
@@ -86,6 +111,32 @@ impl EndpointLoad {
         let result = change(&mut health);
         self.0.standing.store(health.standing() as u8, Relaxed);
         result
+    }
+}
+
+impl Latency {
+    /// After 49 days of the endpoint ages begin anew, and the figure counts as new for once.
+    pub fn new(seconds: f64, age: Duration) -> Self {
+        Self { seconds: seconds as f32, at: age.as_millis() as u32 }
+    }
+
+    /// How long answers took.
+    pub fn seconds(&self) -> f64 {
+        f64::from(self.seconds)
+    }
+
+    /// Of which age of the endpoint that is.
+    pub fn at(&self) -> Duration {
+        Duration::from_millis(self.at.into())
+    }
+
+    fn pack(self) -> u64 {
+        u64::from(self.at) << 32 | u64::from(self.seconds.to_bits())
+    }
+
+    fn unpack(packed: u64) -> Option<Self> {
+        let latency = Self { seconds: f32::from_bits(packed as u32), at: (packed >> 32) as u32 };
+        (packed != 0).then_some(latency)
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 use tracing::{info, warn};
@@ -17,8 +17,9 @@ use super::tunnel::{self, Tunnel};
 use super::upstream::{self, Target, is_worth_another};
 use super::worker::Here;
 use super::{Proxy, identity};
+use crate::balance::latency;
 use crate::balance::outlier::{self, Change, EjectionReason, Verdict};
-use crate::balance::{self, NoEndpoint, NoEndpointReason, Request};
+use crate::balance::{self, Carries, NoEndpoint, NoEndpointReason, Request};
 use crate::model::{Endpoint, LoadGuard, Name, ObjectRef, Service, ServiceEvent, Workload, WorkloadUid};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
@@ -67,20 +68,12 @@ pub(super) struct Attempts<'a> {
     tried: Vec<SocketAddr>,
     /// The one that is being tried, until it is known how that went.
     current: Option<&'a Endpoint>,
+    /// An endpoint that took a connection has done what it can be judged by; of requests, whoever sends them says how it went.
     carries: Carries,
     /// Why the last one failed.
     last: Option<InTheWay>,
     /// Rather than none, one that has been tried.
     may_repeat: bool,
-}
-
-/// What the endpoints are tried for, and hence what is told of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Carries {
-    /// A connection: an endpoint that took it has done what it can be judged by.
-    Connection,
-    /// A request: whoever sends it says how it went.
-    Request,
 }
 
 impl<'a> Attempts<'a> {
@@ -132,19 +125,27 @@ impl<'a> Attempts<'a> {
     }
 
     fn select(&self) -> Result<&'a Endpoint, NoEndpoint> {
-        let request = Request { client: self.client, dialled: self.dialled, excluding: &self.tried };
+        let Self { client, dialled, tried, carries, .. } = self;
+        let request = Request { client: *client, dialled: *dialled, excluding: tried, carries: *carries };
         balance::select(self.service, &request, &self.proxy.affinity, Instant::now(), fastrand::u64(..))
     }
 
     /// Just this endpoint, which a session is with, if it may be used.
     pub(super) fn kept(&mut self, address: SocketAddr) -> Option<(SocketAddr, LoadGuard)> {
         let port = self.service.port(self.dialled.port())?;
-        balance::kept(port, address, Instant::now()).map(|endpoint| self.enter(endpoint))
+        balance::kept(port, address, self.carries, Instant::now()).map(|endpoint| self.enter(endpoint))
     }
 
     fn enter(&mut self, endpoint: &'a Endpoint) -> (SocketAddr, LoadGuard) {
         self.current = Some(endpoint);
         (endpoint.address, endpoint.load.enter())
+    }
+
+    /// Says how long the endpoint took to answer that is being tried.
+    pub(super) fn took(&self, time: Duration) {
+        if let Some(endpoint) = self.current {
+            latency::observe(&endpoint.load, time, Instant::now());
+        }
     }
 
     /// Says how the endpoint did that is being tried.
@@ -184,6 +185,9 @@ impl<'a> Attempts<'a> {
     /// Has another one be tried, where that may do better.
     pub(super) fn failed(&mut self, endpoint: SocketAddr, why: InTheWay) {
         if is_the_endpoints(why.0) {
+            if self.carries == Carries::Request {
+                self.took(latency::OVERLOADED);
+            }
             self.judge(Verdict::GatewayFailure);
         }
         self.current = None;

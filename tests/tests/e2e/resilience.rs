@@ -306,3 +306,23 @@ fn sessions_leave_an_endpoint_that_fails() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn a_slow_endpoint_gets_few_requests_and_as_many_connections_as_others() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-slow", 3)?;
+    let many = ["--count", "600", "--connections", "6"];
+    let share = |path: &str| -> Result<usize> {
+        let served = stage.ask(path, &many)?.all(200)?;
+        ensure!(["s0", "s2"].iter().all(|name| served.get(*name).is_some_and(|n| *n >= 100)), "{served:?}");
+        Ok(served.get("s1").copied().unwrap_or_default())
+    };
+    ensure!(share("/?delay_ms=10")? >= 100, "equal endpoints do not get equal shares");
+    let slow = share("/?delay_ms=100&by=s1")?;
+    ensure!((1..60).contains(&slow), "the slow one of three got {slow} of 600 requests");
+    // Whoever says that it has too much to do is as good as slow, however fast it says so.
+    stage.ask("/?status=429&by=s2", &many)?;
+    let served = stage.spread("/", &many)?;
+    ensure!(served.get("s2").copied().unwrap_or_default() < 150, "{served:?}");
+    Ok(())
+}

@@ -43,6 +43,8 @@ pub(super) struct Exchange {
     /// With whom it is counted; the Service itself where nobody was reached.
     pub(super) told: Option<Arc<Told>>,
     pub(super) upstream: Option<SocketAddr>,
+    /// When it was sent to the endpoint that has it now.
+    pub(super) asked: Option<Instant>,
     /// How often it was sent again, where that was in vain.
     pub(super) retried_in_vain: Option<u32>,
     /// The connection that the answer comes on.
@@ -71,6 +73,7 @@ impl Exchange {
             end: None,
             told: None,
             upstream: None,
+            asked: None,
             retried_in_vain: None,
             loan: None,
             load: None,

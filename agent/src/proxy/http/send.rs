@@ -18,8 +18,8 @@ use super::head;
 use super::pool::{Lease, Sender};
 use super::retry::{Retries, mark_in_vain};
 use super::talk::{Dialect, Talk};
-use crate::balance::budget;
 use crate::balance::outlier::Verdict;
+use crate::balance::{budget, latency};
 use crate::model::{LoadGuard, Service, ServiceLoad};
 use crate::proxy::reach::{Attempts, InTheWay};
 use crate::route::{Retry, Rule};
@@ -124,6 +124,7 @@ impl Sending<'_> {
                 Ok(response) => Ok(response),
             };
             if let Some(verdict) = verdict(exchange, &answer) {
+                endpoints.took(exchange.asked, &answer);
                 endpoints.judge(verdict);
             }
             let Some(service) = endpoints.service() else { return answer };
@@ -169,6 +170,7 @@ impl Sending<'_> {
             let again =
                 if lease.is_reused && request.method().is_idempotent() { copy(&request) } else { None };
             let is_reused = lease.is_reused;
+            exchange.asked = Some(Instant::now());
             match self.over(&mut lease, request).await {
                 Ok(response) => {
                     exchange.head(response.status().as_u16(), response.headers());
@@ -347,6 +349,16 @@ impl<'a> Endpoints<'a> {
             Self::Pod(_, failed) => *failed = Some(why),
             Self::Service { attempts, .. } => attempts.failed(endpoint, why),
         }
+    }
+
+    /// It was sent then, and this is what came of it. One that says that it has too much to do says so fast.
+    fn took(&self, asked: Option<Instant>, answer: &Result<Response<Incoming>, Refusal>) {
+        let (Self::Service { attempts, .. }, Some(asked)) = (self, asked) else { return };
+        let is_overloaded = answer.as_ref().map_or(true, |response| {
+            matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+        });
+        let least = if is_overloaded { latency::OVERLOADED } else { Duration::ZERO };
+        attempts.took(asked.elapsed().max(least));
     }
 
     /// What became of what was sent.
