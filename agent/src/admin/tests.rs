@@ -92,6 +92,7 @@ fn snapshot() -> Snapshot {
         session_affinity: SessionAffinity::ClientIp { timeout: Duration::from_secs(9) },
         internal_traffic: TrafficScope::Cluster,
         distribution: TrafficDistribution::PreferSameZone,
+        load: Default::default(),
     });
     Snapshot {
         generation: 3,

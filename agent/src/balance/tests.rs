@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use expect_test::{Expect, expect};
 
+use super::outlier::Verdict;
 use super::*;
 use crate::model::{
-    Endpoint, EndpointLoad, NodeInfo, ObjectRef, Service, ServicePort, SessionAffinity, TrafficDistribution,
-    TrafficScope,
+    Endpoint, EndpointLoad, NodeInfo, ObjectRef, Service, ServicePort, SessionAffinity, Standing,
+    TrafficDistribution, TrafficScope,
 };
 
 /// A Service on port 80 with these endpoints, one a line, seen from node n1 in zone z1. A line is an address and
@@ -32,7 +33,14 @@ fn service(scope: TrafficScope, distribution: TrafficDistribution, endpoints: &s
         session_affinity: SessionAffinity::None,
         internal_traffic: scope,
         distribution,
+        load: Default::default(),
     }
+}
+
+/// One with so many endpoints that are ready.
+pub(super) fn ready(endpoints: usize) -> Service {
+    let lines: String = (1..=endpoints).map(|number| format!("10.1.0.{number}:80 ready\n")).collect();
+    service(Cluster, Anywhere, &lines)
 }
 
 fn endpoint(line: &str) -> Endpoint {
@@ -55,8 +63,12 @@ fn endpoint(line: &str) -> Endpoint {
 
 fn chosen(service: &Service, dialled: &str, excluding: &[SocketAddr]) -> Result<Vec<String>, NoEndpoint> {
     let affinity = AffinityTable::new(0);
-    let request =
-        Request { client: "10.1.0.1".parse().unwrap(), dialled: dialled.parse().unwrap(), excluding };
+    let request = Request {
+        client: "10.1.0.1".parse().unwrap(),
+        dialled: dialled.parse().unwrap(),
+        excluding,
+        carries: Carries::Connection,
+    };
     let mut all = BTreeMap::new();
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..200 {
@@ -237,6 +249,7 @@ fn connections_spread_evenly() {
         client: "10.1.0.1".parse().unwrap(),
         dialled: "10.0.0.1:80".parse().unwrap(),
         excluding: &[],
+        carries: Carries::Connection,
     };
     let mut random = fastrand::Rng::with_seed(1);
     let open: Vec<_> = (0..2_000)
@@ -257,8 +270,12 @@ fn sessions() {
     let start = Instant::now();
     let mut random = fastrand::Rng::with_seed(1);
     let mut at = |service: &Service, seconds: u64, client: &str, excluding: &[SocketAddr]| {
-        let request =
-            Request { client: client.parse().unwrap(), dialled: "10.0.0.1:80".parse().unwrap(), excluding };
+        let request = Request {
+            client: client.parse().unwrap(),
+            dialled: "10.0.0.1:80".parse().unwrap(),
+            excluding,
+            carries: Carries::Connection,
+        };
         let now = start + Duration::from_secs(seconds);
         select(service, &request, &affinity, now, random.u64(..)).unwrap().address
     };
@@ -325,4 +342,227 @@ fn the_affinity_table_is_bounded() {
     }
     assert!((400..=1_000).contains(&table.len()), "{}", table.len());
     assert!(send(99_999, |endpoint, last| last.map(|_| endpoint)), "the last one is remembered");
+}
+
+/// Tells of verdicts on endpoints and asks where connections may go, as a table: `0 .1 gateway*5` are five gateway failures of
+/// 10.1.0.1 at the start, `12 ?` asks for all choices of many at that second. The words are verdicts, the answer is what followed.
+fn ejections(endpoints: usize, steps: &str, expect: Expect) {
+    let lines: String = (1..=endpoints).map(|number| format!("10.1.0.{number}:80 ready\n")).collect();
+    let service = service(Cluster, Anywhere, &lines);
+    let (port, start) = (&service.ports[0], Instant::now());
+    let mut shown = String::new();
+    for step in steps.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let words: Vec<&str> = step.split(' ').collect();
+        let now = start + Duration::from_secs_f64(words[0].parse().unwrap());
+        let outcome = if words[1] == "?" {
+            let (affinity, mut random) = (AffinityTable::new(0), fastrand::Rng::with_seed(1));
+            let request = Request {
+                client: "10.1.0.9".parse().unwrap(),
+                dialled: "10.0.0.1:80".parse().unwrap(),
+                excluding: &[],
+                carries: Carries::Connection,
+            };
+            let mut chosen: BTreeMap<SocketAddr, u32> = BTreeMap::new();
+            for _ in 0..100 {
+                let endpoint = select(&service, &request, &affinity, now, random.u64(..)).unwrap();
+                *chosen.entry(endpoint.address).or_default() += 1;
+            }
+            let share = |(address, count): (&SocketAddr, &u32)| match count {
+                1 => format!("{} once", address.ip()),
+                _ => address.ip().to_string(),
+            };
+            chosen.iter().map(share).collect::<Vec<_>>().join(", ")
+        } else {
+            let address = format!("10.1.0{}:80", words[1]).parse().unwrap();
+            let (verdict, times) = words[2].split_once('*').unwrap_or((words[2], "1"));
+            let verdict = match verdict {
+                "good" => Verdict::Good,
+                "connected" => Verdict::Connected,
+                "error" => Verdict::ServerError,
+                "gateway" => Verdict::GatewayFailure,
+                other => panic!("{other}"),
+            };
+            let endpoint = port.candidate(address).unwrap();
+            let changes =
+                (0..times.parse().unwrap()).filter_map(|_| outlier::judge(port, endpoint, verdict, now, 0.5));
+            changes.map(|change| format!("{change:?}")).collect::<Vec<_>>().join(", ")
+        };
+        shown += &format!("{step}: {}\n", if outcome.is_empty() { "-" } else { &outcome });
+    }
+    expect.assert_eq(&shown);
+}
+
+#[test]
+fn endpoints_that_fail_are_left_alone_and_tried_again_once() {
+    ejections(
+        3,
+        "0 .1 error*4
+         0 .1 good
+         0 .1 error*5
+         1 .1 gateway*9
+         1 .1 good
+         9 ?
+         11 ?
+         12 .1 gateway
+         20 ?
+         34 ?
+         35 .1 good
+         36 ?",
+        expect![[r#"
+            0 .1 error*4: -
+            0 .1 good: -
+            0 .1 error*5: Ejected { reason: ConsecutiveServerErrors, lasts: 10.5s }
+            1 .1 gateway*9: -
+            1 .1 good: -
+            9 ?: 10.1.0.2, 10.1.0.3
+            11 ?: 10.1.0.1 once, 10.1.0.2, 10.1.0.3
+            12 .1 gateway: Ejected { reason: FailedProbe, lasts: 21s }
+            20 ?: 10.1.0.2, 10.1.0.3
+            34 ?: 10.1.0.1 once, 10.1.0.2, 10.1.0.3
+            35 .1 good: Returned
+            36 ?: 10.1.0.1, 10.1.0.2, 10.1.0.3
+        "#]],
+    );
+}
+
+#[test]
+fn the_reason_is_what_all_of_the_failures_were() {
+    ejections(
+        6,
+        "0 .1 gateway*4
+         0 .1 error*1
+         1 .2 error*1
+         1 .2 gateway*5
+         2 .3 gateway*4
+         2 .3 connected
+         2 .3 gateway*4
+         3 ?",
+        expect![[r#"
+            0 .1 gateway*4: -
+            0 .1 error*1: Ejected { reason: ConsecutiveServerErrors, lasts: 10.5s }
+            1 .2 error*1: -
+            1 .2 gateway*5: Ejected { reason: ConsecutiveServerErrors, lasts: 10.5s }
+            2 .3 gateway*4: -
+            2 .3 connected: -
+            2 .3 gateway*4: -
+            3 ?: 10.1.0.3, 10.1.0.4, 10.1.0.5, 10.1.0.6
+        "#]],
+    );
+}
+
+#[test]
+fn no_more_than_half_is_left_alone() {
+    ejections(
+        1,
+        "0 .1 error*20\n1 ?",
+        expect![[r#"
+        0 .1 error*20: -
+        1 ?: 10.1.0.1
+    "#]],
+    );
+    ejections(
+        2,
+        "0 .1 error*20\n0 .2 error*20\n1 ?",
+        expect![[r#"
+        0 .1 error*20: Ejected { reason: ConsecutiveServerErrors, lasts: 10.5s }
+        0 .2 error*20: -
+        1 ?: 10.1.0.2
+    "#]],
+    );
+    ejections(
+        3,
+        "0 .1 error*20\n0 .2 error*20\n1 ?",
+        expect![[r#"
+        0 .1 error*20: Ejected { reason: ConsecutiveServerErrors, lasts: 10.5s }
+        0 .2 error*20: -
+        1 ?: 10.1.0.2, 10.1.0.3
+    "#]],
+    );
+}
+
+#[test]
+fn ejections_grow_longer_until_they_are_forgiven() {
+    let service = service(Cluster, Anywhere, "10.1.0.1:80 ready\n10.1.0.2:80 ready");
+    let port = &service.ports[0];
+    let mut now = Instant::now();
+    let mut eject = |pause: u64, random: f64| {
+        now += Duration::from_secs(pause);
+        let judge = |verdict| outlier::judge(port, &port.endpoints[0], verdict, now, random);
+        match (0..5).find_map(|_| judge(Verdict::ServerError)) {
+            Some(outlier::Change::Ejected { lasts, .. }) => {
+                now += lasts;
+                assert_eq!(judge_at(port, now), Some(outlier::Change::Returned));
+                lasts.as_secs_f64().round() as u64
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    fn judge_at(port: &ServicePort, now: Instant) -> Option<outlier::Change> {
+        outlier::judge(port, &port.endpoints[0], Verdict::Good, now, 0.0)
+    }
+    assert_eq!([eject(0, 0.0), eject(1, 0.0), eject(1, 1.0)], [10, 20, 33]);
+    let last = (0..40).map(|_| eject(1, 0.0)).last();
+    assert_eq!(last, Some(300));
+    assert_eq!(eject(301, 0.0), 10, "it has behaved for five minutes");
+}
+
+/// More endpoints may turn out to be ejected than one Service would have let be: they are shared, and others leave.
+#[test]
+fn when_most_are_ejected_all_count() {
+    let mut service = service(
+        Cluster,
+        Anywhere,
+        "10.1.0.1:80 ready\n10.1.0.2:80 ready\n10.1.0.3:80 ready\n10.1.0.4:80 ready",
+    );
+    let start = Instant::now();
+    for endpoint in &service.ports[0].endpoints[..2] {
+        for _ in 0..5 {
+            outlier::judge(&service.ports[0], endpoint, Verdict::GatewayFailure, start, 0.0);
+        }
+    }
+    assert_eq!(chosen(&service, "10.0.0.1:80", &[]).unwrap(), ["10.1.0.3:80", "10.1.0.4:80"]);
+    assert!(
+        kept(&service.ports[0], "10.1.0.1:80".parse().unwrap(), Carries::Request, start).is_none(),
+        "a session leaves it"
+    );
+    service.ports[0].candidates.v4 = [0, 1, 2].into();
+    assert_eq!(chosen(&service, "10.0.0.1:80", &[]).unwrap(), ["10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"]);
+    assert!(
+        kept(&service.ports[0], "10.1.0.1:80".parse().unwrap(), Carries::Request, start).is_some(),
+        "there is nowhere to go"
+    );
+    // What has failed this very request is worse than what is ejected.
+    service.ports[0].candidates.v4 = [0, 3].into();
+    let tried = ["10.1.0.4:80".parse().unwrap()];
+    assert_eq!(chosen(&service, "10.0.0.1:80", &tried).unwrap(), ["10.1.0.1:80"]);
+}
+
+#[test]
+fn sessions_leave_an_endpoint_that_is_ejected_and_stay_away() {
+    let timeout = Duration::from_secs(60);
+    let mut service = service(Cluster, Anywhere, "10.1.0.1:80 ready\n10.1.0.2:80 ready");
+    service.session_affinity = SessionAffinity::ClientIp { timeout };
+    let (affinity, start, mut random) =
+        (AffinityTable::new(1_000), Instant::now(), fastrand::Rng::with_seed(1));
+    let mut at = |seconds: u64| {
+        let request = Request {
+            client: "10.1.0.9".parse().unwrap(),
+            dialled: "10.0.0.1:80".parse().unwrap(),
+            excluding: &[],
+            carries: Carries::Connection,
+        };
+        select(&service, &request, &affinity, start + Duration::from_secs(seconds), random.u64(..))
+            .unwrap()
+            .clone()
+    };
+    let first = at(0);
+    for _ in 0..5 {
+        outlier::judge(&service.ports[0], &first, Verdict::ServerError, start, 0.0);
+    }
+    assert_eq!(first.load.standing(), Standing::Ejected);
+    let second = at(1);
+    assert_ne!(second.address, first.address);
+    outlier::judge(&service.ports[0], &first, Verdict::Good, start + Duration::from_secs(10), 0.0);
+    assert_eq!(first.load.standing(), Standing::Good);
+    assert!((11..30).all(|seconds| at(seconds).address == second.address));
 }

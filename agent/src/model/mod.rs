@@ -3,16 +3,19 @@
 //! These types are plain values. They never touch a socket, a clock or a log, and they do not know which
 //! documents they were made from (`config` does) nor how they reach the kernel (`capture` does).
 
+mod endpoint_load;
 mod node;
 mod service;
+mod service_load;
 mod spiffe;
 mod workload;
 
+pub use endpoint_load::{Ejection, EndpointLoad, Health, Latency, LoadGuard, Standing};
 pub use node::NodeInfo;
 pub use service::{
-    Candidates, Declared, Endpoint, EndpointLoad, LoadGuard, Service, ServicePort, SessionAffinity,
-    TrafficDistribution, TrafficScope,
+    Candidates, Declared, Endpoint, Service, ServicePort, SessionAffinity, TrafficDistribution, TrafficScope,
 };
+pub use service_load::{RetryTokens, ServiceEvent, ServiceLoad};
 pub use spiffe::{SpiffeError, SpiffeId, TrustDomain};
 pub use workload::{Enrolment, MtlsMode, PodPaths, PublishedPod, Workload, WorkloadUid};
 

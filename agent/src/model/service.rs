@@ -2,10 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::{Name, ObjectRef, Workload};
+use super::{EndpointLoad, Name, ObjectRef, ServiceLoad, Workload};
 
 /// A Kubernetes Service with at least one cluster IP. Headless Services have no address of their own: a client
 /// dials a pod, and the dialled pod is what it gets.
@@ -23,6 +22,8 @@ pub struct Service {
     pub internal_traffic: TrafficScope,
     /// `spec.trafficDistribution`.
     pub distribution: TrafficDistribution,
+    /// What this node has seen of it; the same in every snapshot.
+    pub load: ServiceLoad,
 }
 
 impl Service {
@@ -117,7 +118,7 @@ pub struct Endpoint {
     pub for_nodes: Vec<Name>,
     /// The pod behind the address, where it is known.
     pub workload: Option<Arc<Workload>>,
-    /// Open connections to this address from this node; the same counter in every snapshot.
+    /// What this node has seen of this address; the same in every snapshot.
     pub load: EndpointLoad,
 }
 
@@ -151,31 +152,4 @@ pub enum TrafficDistribution {
     PreferSameZone,
     /// `PreferSameNode`, then the same zone.
     PreferSameNode,
-}
-
-/// Counts the open connections to one endpoint. Clones share the counter.
-#[derive(Clone, Debug, Default)]
-pub struct EndpointLoad(Arc<AtomicU32>);
-
-impl EndpointLoad {
-    /// Connections open now.
-    pub fn open(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Counts one connection for as long as the guard lives.
-    pub fn enter(&self) -> LoadGuard {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        LoadGuard(self.0.clone())
-    }
-}
-
-/// One counted connection; see [`EndpointLoad::enter`].
-#[derive(Debug)]
-pub struct LoadGuard(Arc<AtomicU32>);
-
-impl Drop for LoadGuard {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }

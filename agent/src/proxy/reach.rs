@@ -4,10 +4,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::captured::Captured;
 use super::relay::Meter;
@@ -17,8 +17,10 @@ use super::tunnel::{self, Tunnel};
 use super::upstream::{self, Target, is_worth_another};
 use super::worker::Here;
 use super::{Proxy, identity};
-use crate::balance::{self, NoEndpoint, NoEndpointReason, Request};
-use crate::model::{Endpoint, LoadGuard, Name, ObjectRef, Service, Workload, WorkloadUid};
+use crate::balance::latency;
+use crate::balance::outlier::{self, Change, EjectionReason, Verdict};
+use crate::balance::{self, Carries, NoEndpoint, NoEndpointReason, Request};
+use crate::model::{Endpoint, LoadGuard, Name, ObjectRef, Service, ServiceEvent, Workload, WorkloadUid};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
 
@@ -64,6 +66,10 @@ pub(super) struct Attempts<'a> {
     client: IpAddr,
     dialled: SocketAddr,
     tried: Vec<SocketAddr>,
+    /// The one that is being tried, until it is known how that went.
+    current: Option<&'a Endpoint>,
+    /// An endpoint that took a connection has done what it can be judged by; of requests, whoever sends them says how it went.
+    carries: Carries,
     /// Why the last one failed.
     last: Option<InTheWay>,
     /// Rather than none, one that has been tried.
@@ -71,9 +77,31 @@ pub(super) struct Attempts<'a> {
 }
 
 impl<'a> Attempts<'a> {
-    /// None has been tried yet. `dialled` is the port of the Service, at an address of the family that is wanted.
+    /// For a connection; none has been tried yet. `dialled` is the port of the Service, at an address of the family that is wanted.
     pub(super) fn new(proxy: &'a Proxy, service: &'a Service, client: IpAddr, dialled: SocketAddr) -> Self {
-        Self { proxy, service, client, dialled, tried: Vec::new(), last: None, may_repeat: false }
+        Self {
+            proxy,
+            service,
+            client,
+            dialled,
+            tried: Vec::new(),
+            current: None,
+            carries: Carries::Connection,
+            last: None,
+            may_repeat: false,
+        }
+    }
+
+    /// For a request.
+    pub(super) fn for_request(
+        proxy: &'a Proxy,
+        service: &'a Service,
+        client: IpAddr,
+        dialled: SocketAddr,
+    ) -> Self {
+        let mut attempts = Self::new(proxy, service, client, dialled);
+        attempts.carries = Carries::Request;
+        attempts
     }
 
     /// The endpoint to try, and its part of the load; else why none is left.
@@ -91,20 +119,55 @@ impl<'a> Attempts<'a> {
             chosen => chosen,
         };
         match chosen {
-            Ok(endpoint) => Ok((endpoint.address, endpoint.load.enter())),
+            Ok(endpoint) => Ok(self.enter(endpoint)),
             Err(none) => Err(self.unreached(refusal(none.reason))),
         }
     }
 
     fn select(&self) -> Result<&'a Endpoint, NoEndpoint> {
-        let request = Request { client: self.client, dialled: self.dialled, excluding: &self.tried };
+        let Self { client, dialled, tried, carries, .. } = self;
+        let request = Request { client: *client, dialled: *dialled, excluding: tried, carries: *carries };
         balance::select(self.service, &request, &self.proxy.affinity, Instant::now(), fastrand::u64(..))
     }
 
-    /// Just this endpoint, if connections may go to it.
-    pub(super) fn one(&self, address: SocketAddr) -> Option<(SocketAddr, LoadGuard)> {
-        let endpoint = self.service.port(self.dialled.port())?.candidate(address)?;
-        Some((endpoint.address, endpoint.load.enter()))
+    /// Just this endpoint, which a session is with, if it may be used.
+    pub(super) fn kept(&mut self, address: SocketAddr) -> Option<(SocketAddr, LoadGuard)> {
+        let port = self.service.port(self.dialled.port())?;
+        balance::kept(port, address, self.carries, Instant::now()).map(|endpoint| self.enter(endpoint))
+    }
+
+    fn enter(&mut self, endpoint: &'a Endpoint) -> (SocketAddr, LoadGuard) {
+        self.current = Some(endpoint);
+        (endpoint.address, endpoint.load.enter())
+    }
+
+    /// Says how long the endpoint took to answer that is being tried.
+    pub(super) fn took(&self, time: Duration) {
+        if let Some(endpoint) = self.current {
+            latency::observe(&endpoint.load, time, Instant::now());
+        }
+    }
+
+    /// Says how the endpoint did that is being tried.
+    pub(super) fn judge(&mut self, verdict: Verdict) {
+        let Some((endpoint, port)) = self.current.take().zip(self.service.port(self.dialled.port())) else {
+            return;
+        };
+        let change = outlier::judge(port, endpoint, verdict, Instant::now(), fastrand::f64());
+        let (service, address) = (&self.service.id, endpoint.address);
+        match change {
+            None => {}
+            Some(Change::Returned) => info!(%service, endpoint = %address, "an endpoint answers again"),
+            Some(Change::Ejected { reason, lasts }) => {
+                self.service.load.count(match reason {
+                    EjectionReason::ConsecutiveServerErrors => ServiceEvent::EjectedForServerErrors,
+                    EjectionReason::ConsecutiveGatewayFailures => ServiceEvent::EjectedForGatewayFailures,
+                    EjectionReason::FailedProbe => ServiceEvent::EjectedForFailedProbe,
+                });
+                let seconds = lasts.as_secs_f64();
+                info!(%service, endpoint = %address, ?reason, seconds, "an endpoint is left alone for a while");
+            }
+        }
     }
 
     /// The Service that they are of.
@@ -121,6 +184,13 @@ impl<'a> Attempts<'a> {
 
     /// Has another one be tried, where that may do better.
     pub(super) fn failed(&mut self, endpoint: SocketAddr, why: InTheWay) {
+        if is_the_endpoints(why.0) {
+            if self.carries == Carries::Request {
+                self.took(latency::OVERLOADED);
+            }
+            self.judge(Verdict::GatewayFailure);
+        }
+        self.current = None;
         self.tried.push(endpoint);
         self.last = Some(why);
     }
@@ -130,6 +200,27 @@ impl<'a> Attempts<'a> {
         let (reason, assurance) = self.last.take().unwrap_or((reason, Assurance::NONE));
         Unreached { reason, tried: self.tried.last().copied(), assurance }
     }
+}
+
+impl Drop for Attempts<'_> {
+    fn drop(&mut self) {
+        // The last one that was tried for a connection has not failed.
+        if self.carries == Carries::Connection {
+            self.judge(Verdict::Connected);
+        }
+    }
+}
+
+/// Whether it is the endpoint that was in the way, as opposed to this node, the client, or what the two may do with each other.
+fn is_the_endpoints(reason: RefuseReason) -> bool {
+    matches!(
+        reason,
+        RefuseReason::ConnectRefused
+            | RefuseReason::ConnectReset
+            | RefuseReason::ConnectTimeout
+            | RefuseReason::ConnectUnreachable
+            | RefuseReason::AgentDown
+    )
 }
 
 /// The connection, or what was in its way; in both cases with what there is to rely on. Given up when `gone` says so.

@@ -4,6 +4,7 @@
 //! metrics and labels; `docs/metrics.md` explains them to users.
 
 mod http;
+mod services;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,6 +26,7 @@ use super::process::ProcessFigures;
 use super::series::{DestinationLabels, Series, SeriesLabels};
 use super::status::PodState;
 use super::{CloseReason, RefuseReason, Reporter, Telemetry, TunnelEnd, Tunnels};
+use crate::snapshot::Snapshot;
 
 /// All metrics of the agent in OpenMetrics text, `# EOF` included.
 pub(super) fn openmetrics(telemetry: &Telemetry) -> String {
@@ -54,8 +56,8 @@ struct Scrape {
     process: ProcessFigures,
     enrolled: u64,
     not_enrolled: BTreeMap<&'static str, u64>,
-    generation: u64,
     rejected_documents: u64,
+    snapshot: Arc<Snapshot>,
     watch_failures: BTreeMap<&'static str, u64>,
     series_overflow: u64,
     access_log_dropped: u64,
@@ -89,7 +91,7 @@ impl Scrape {
             process: ProcessFigures::read(),
             enrolled,
             not_enrolled,
-            generation: status.snapshot.load().generation,
+            snapshot: status.snapshot.load_full(),
             rejected_documents: status.rejections().len() as u64,
             watch_failures: telemetry.watch_failures(),
             series_overflow: telemetry.series.overflow(),
@@ -103,6 +105,7 @@ impl Collector for Scrape {
         let mut out = Out(encoder);
         self.connections(&mut out)?;
         self.requests(&mut out)?;
+        self.services(&mut out)?;
         self.tunnels(&mut out)?;
         self.pods(&mut out)?;
         self.certificates(&mut out)?;
@@ -283,7 +286,7 @@ impl Scrape {
         gauge(&mut family, &[("version", env!("CARGO_PKG_VERSION"))], 1u64)?;
 
         let help = "Counts the configurations that this process has taken; 0 before the first.";
-        out.one_gauge("undermesh_config_generation", help, self.generation)?;
+        out.one_gauge("undermesh_config_generation", help, self.snapshot.generation)?;
         let help = "Documents that are not taken, or only in part, because of an error in them.";
         out.one_gauge("undermesh_config_rejected_documents", help, self.rejected_documents)?;
         let help = "Attempts to watch objects at the API server that failed; what is known of them holds.";

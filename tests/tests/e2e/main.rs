@@ -25,6 +25,7 @@ mod preflight;
 mod programs;
 mod replaced;
 mod requests;
+mod resilience;
 mod routes;
 mod services;
 mod soak;

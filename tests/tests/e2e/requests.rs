@@ -54,8 +54,13 @@ pub fn ask(client: &Pod, url: &str, args: &[&str]) -> Result<Asked> {
 
 /// Starts a server on port 8080 that says what it sees, and waits until it listens.
 pub fn serve_requests(pod: &Pod) -> Result<Process> {
+    serve_requests_with(pod, &[])
+}
+
+/// As [`serve_requests`], and does what the arguments say.
+pub fn serve_requests_with(pod: &Pod, args: &[&str]) -> Result<Process> {
     let mut command = Command::new(binary("requests")?);
-    command.args(["serve", "--name", pod.name()]);
+    command.args(["serve", "--name", pod.name()]).args(args);
     let server = pod.spawn(command)?;
     pod.wait_listening(8080)?;
     Ok(server)

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 
 use super::status::RejectionView;
 use super::to_json;
+use crate::model::Standing;
 use crate::model::{
     Endpoint, Enrolment, MtlsMode, Name, ObjectRef, Service, ServicePort, SessionAffinity, SpiffeId,
     TrafficDistribution, TrafficScope, Workload,
@@ -207,6 +208,8 @@ struct EndpointView<'a> {
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     for_nodes: &'a [Name],
     open_connections: u32,
+    /// It fails what it is sent, and is left alone for a while.
+    ejected: bool,
 }
 
 impl<'a> EndpointView<'a> {
@@ -222,6 +225,7 @@ impl<'a> EndpointView<'a> {
             for_zones: &endpoint.for_zones,
             for_nodes: &endpoint.for_nodes,
             open_connections: endpoint.load.open(),
+            ejected: endpoint.load.standing() == Standing::Ejected,
         }
     }
 }

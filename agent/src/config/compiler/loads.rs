@@ -1,11 +1,11 @@
-//! The connection counters of endpoints, which outlive every snapshot.
+//! What this node has seen of endpoints, which outlives every snapshot.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use crate::model::EndpointLoad;
 
-/// One counter per endpoint address, for as long as a Service has the endpoint or a connection to it is open.
+/// One entry per endpoint address, for as long as a Service has the endpoint or a connection to it is open.
 #[derive(Debug, Default)]
 pub(super) struct Loads {
     counters: HashMap<SocketAddr, Counter>,

@@ -10,7 +10,7 @@ use super::loads::Loads;
 use super::pods::Pods;
 use crate::balance;
 use crate::config::document;
-use crate::model::{Endpoint, Name, ObjectRef, Service, ServicePort};
+use crate::model::{Endpoint, Name, ObjectRef, Service, ServiceLoad, ServicePort};
 
 /// All Services.
 #[derive(Debug, Default)]
@@ -183,6 +183,7 @@ impl Services {
                 document,
                 |port| endpoints_of(document, port, slices, &entry.members, world, loads),
                 world,
+                old.as_ref().map(|old| old.load.clone()).unwrap_or_default(),
             ));
         }
         for endpoint in old.iter().flat_map(|old| &old.ports).flat_map(|port| port.endpoints.iter()) {
@@ -249,6 +250,7 @@ fn service(
     document: &document::Service,
     mut endpoints: impl FnMut(&document::ServicePort) -> Arc<[Endpoint]>,
     world: &World<'_>,
+    load: ServiceLoad,
 ) -> Service {
     let port = |port: &document::ServicePort| {
         let endpoints = endpoints(port);
@@ -272,11 +274,12 @@ fn service(
         session_affinity: document.session_affinity,
         internal_traffic: document.internal_traffic,
         distribution: document.distribution,
+        load,
     }
 }
 
 fn is_same(a: &Service, b: &Service) -> bool {
-    let Service { id, addresses, ports, session_affinity, internal_traffic, distribution } = a;
+    let Service { id, addresses, ports, session_affinity, internal_traffic, distribution, load: _ } = a;
     (id, addresses, session_affinity) == (&b.id, &b.addresses, &b.session_affinity)
         && (internal_traffic, distribution) == (&b.internal_traffic, &b.distribution)
         && ports.len() == b.ports.len()

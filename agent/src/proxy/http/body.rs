@@ -8,7 +8,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::sync::{Notify, mpsc};
 
@@ -32,6 +34,11 @@ enum Inner {
     Empty,
     /// What a client sends.
     Client(Incoming),
+    /// All that a client has sent, to be sent as often as it takes.
+    Kept {
+        data: Bytes,
+        trailers: Option<HeaderMap>,
+    },
     /// What another request's body has said.
     Copy(mpsc::Receiver<Copied>),
 }
@@ -81,6 +88,23 @@ impl RequestBody {
         Self { inner: Inner::Copy(copied), ..Self::empty() }
     }
 
+    /// The same when all of it is there. For short ones.
+    pub(super) async fn kept(self) -> Result<Self, BodyError> {
+        let whole = self.collect().await?;
+        let trailers = whole.trailers().cloned();
+        Ok(Self { inner: Inner::Kept { data: whole.to_bytes(), trailers }, ..Self::empty() })
+    }
+
+    /// The same once more, where there is nothing of it that only the client has.
+    pub(super) fn again(&self) -> Option<Self> {
+        let inner = match &self.inner {
+            Inner::Empty => Inner::Empty,
+            Inner::Kept { data, trailers } => Inner::Kept { data: data.clone(), trailers: trailers.clone() },
+            Inner::Client(_) | Inner::Copy(_) => return None,
+        };
+        Some(Self { inner, ..Self::empty() })
+    }
+
     /// Asks the client for nothing until it is told to go on, or has waited for long enough.
     pub(super) fn hold_back(&mut self) -> GoOn {
         let go_on = GoOn::default();
@@ -113,6 +137,12 @@ impl Body for RequestBody {
         let frame = match &mut this.inner {
             Inner::Empty => None,
             Inner::Client(inner) => ready!(Pin::new(inner).poll_frame(cx)),
+            Inner::Kept { data, .. } if !data.is_empty() => {
+                return Poll::Ready(Some(Ok(Frame::data(std::mem::take(data)))));
+            }
+            Inner::Kept { trailers, .. } => {
+                return Poll::Ready(trailers.take().map(|it| Ok(Frame::trailers(it))));
+            }
             Inner::Copy(copied) => {
                 return Poll::Ready(match ready!(copied.poll_recv(cx)) {
                     Some(Some(bytes)) => Some(Ok(Frame::data(bytes))),
@@ -142,6 +172,7 @@ impl Body for RequestBody {
         match &self.inner {
             Inner::Empty => true,
             Inner::Client(inner) => inner.is_end_stream(),
+            Inner::Kept { data, trailers } => data.is_empty() && trailers.is_none(),
             Inner::Copy(_) => false,
         }
     }
@@ -150,6 +181,7 @@ impl Body for RequestBody {
         match &self.inner {
             Inner::Empty => SizeHint::with_exact(0),
             Inner::Client(inner) => inner.size_hint(),
+            Inner::Kept { data, .. } => SizeHint::with_exact(data.len() as u64),
             Inner::Copy(_) => SizeHint::default(),
         }
     }

@@ -14,10 +14,11 @@ use http_body::Frame;
 use super::answer::{Refusal, is_grpc};
 use super::body::ResponseBody;
 use super::pool::{Key, Lease};
+use super::retry::mark_in_vain;
 use super::talk::{Talk, Told};
 use crate::model::{LoadGuard, ObjectRef};
 use crate::route::Rule;
-use crate::telemetry::{HttpRequest, RequestEnd, RouteLabel};
+use crate::telemetry::{ActiveRequest, HttpCounters, HttpRequest, RequestEnd, RouteLabel};
 
 /// A request that is being answered. Dropped before its answer has passed, it counts as one whose client has gone.
 #[derive(Debug)]
@@ -40,8 +41,14 @@ pub(super) struct Exchange {
     grpc_status: Option<u16>,
     end: Option<RequestEnd>,
     /// With whom it is counted; the Service itself where nobody was reached.
-    pub(super) told: Option<Arc<Told>>,
+    told: Option<Arc<Told>>,
+    /// It counts among the active ones there.
+    active: Vec<ActiveRequest>,
     pub(super) upstream: Option<SocketAddr>,
+    /// When it was sent to the endpoint that has it now.
+    pub(super) asked: Option<Instant>,
+    /// How often it was sent again, where that was in vain.
+    pub(super) retried_in_vain: Option<u32>,
     /// The connection that the answer comes on.
     pub(super) loan: Option<(Key, Lease)>,
     /// Its part of the endpoint's load.
@@ -67,7 +74,10 @@ impl Exchange {
             grpc_status: None,
             end: None,
             told: None,
+            active: Vec::new(),
             upstream: None,
+            asked: None,
+            retried_in_vain: None,
             loan: None,
             load: None,
         })
@@ -90,8 +100,21 @@ impl Exchange {
 
     /// The agent refuses it, and says why.
     pub(super) fn refused(self: Box<Self>, refusal: &Refusal) -> Response<ResponseBody> {
-        let response = refusal.answer(self.is_grpc);
+        let mut response = refusal.answer(self.is_grpc);
+        if let Some(made) = self.retried_in_vain {
+            mark_in_vain(response.headers_mut(), made);
+        }
         self.answered(refusal.end, response)
+    }
+
+    /// It is counted with these from here on.
+    pub(super) fn tell(&mut self, told: Arc<Told>) {
+        self.active = told.counters.iter().map(HttpCounters::enter).collect();
+        self.told = Some(told);
+    }
+
+    pub(super) fn is_told(&self) -> bool {
+        self.told.is_some()
     }
 
     /// The head of the answer.
@@ -101,6 +124,11 @@ impl Exchange {
             // An answer without messages has the status in its head.
             self.grpc_status = grpc_status(headers);
         }
+    }
+
+    /// The status of a gRPC call, as far as it is known.
+    pub(super) fn grpc_status(&self) -> Option<u16> {
+        self.grpc_status
     }
 
     /// A frame of the answer's body passes, or what ends it.

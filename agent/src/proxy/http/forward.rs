@@ -54,9 +54,9 @@ pub(super) async fn answer(
 
 /// A request that reached nobody is told of the Service as such.
 fn told_of_service(talk: &Talk, snapshot: &Snapshot, exchange: &mut Exchange) {
-    if exchange.told.is_none() {
+    if !exchange.is_told() {
         let (service, dialled) = (exchange.service.as_ref(), talk.captured.dialled);
-        exchange.told = Some(talk.told(snapshot, service, dialled, &Assurance::NONE));
+        exchange.tell(talk.told(snapshot, service, dialled, &Assurance::NONE));
     }
 }
 

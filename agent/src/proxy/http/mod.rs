@@ -14,6 +14,7 @@ mod head;
 mod io;
 mod mirror;
 mod pool;
+mod retry;
 mod send;
 mod session;
 mod slow;

@@ -1,30 +1,32 @@
 //! A request that knows where it wants to go, sent to one endpoint after another until one answers.
 
+use std::error::Error as _;
 use std::fmt::Display;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response, StatusCode};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use tokio::time::{sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::answer::Refusal;
-use super::body::RequestBody;
+use super::body::{BodyError, RequestBody};
 use super::exchange::Exchange;
 use super::head;
 use super::pool::{Lease, Sender};
+use super::retry::{Retries, mark_in_vain};
 use super::talk::{Dialect, Talk};
-use crate::model::{LoadGuard, Service};
+use crate::balance::outlier::Verdict;
+use crate::balance::{budget, latency};
+use crate::model::{LoadGuard, Service, ServiceLoad};
 use crate::proxy::reach::{Attempts, InTheWay};
 use crate::route::{Retry, Rule};
 use crate::sentence::in_one_sentence;
 use crate::snapshot::Snapshot;
 use crate::telemetry::RequestEnd;
-
-/// Between two attempts, where the rule does not say: long enough for a hiccup to pass.
-const BACKOFF: Duration = Duration::from_millis(25);
 
 /// Where a request is to go.
 #[derive(Clone, Copy, Debug)]
@@ -72,10 +74,13 @@ pub(super) async fn send(
     patience: Patience<'_>,
 ) -> Result<Response<Incoming>, Refusal> {
     let sending = Sending { talk, snapshot, dialect, patience };
-    let answer = sending.answer(exchange, way, request);
+    let mut endpoints = Endpoints::of(talk, way);
+    let answer = sending.answer(exchange, &mut endpoints, request);
     match patience.until {
         None => answer.await,
         Some(until) => timeout_at(until.into(), answer).await.unwrap_or_else(|_elapsed| {
+            // Where it was with none, between two attempts, there is none to blame.
+            endpoints.judge(Verdict::GatewayFailure);
             Err(Refusal::new(
                 RequestEnd::RequestTimeout,
                 "no answer within the time that the rule leaves a request",
@@ -96,19 +101,21 @@ impl Sending<'_> {
     async fn answer(
         &self,
         exchange: &mut Exchange,
-        way: Way<'_>,
+        endpoints: &mut Endpoints<'_>,
         mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Refusal> {
-        let mut endpoints = Endpoints::of(self.talk, way);
-        let mut retries = self.patience.retry.map_or(0, |retry| retry.attempts);
+        let mut retries = Retries::of(self.patience.retry, self.patience.until, request.headers());
+        if retries.keep_body(&request) {
+            request = kept(request).await?;
+        }
         loop {
             let (to, load) = endpoints.next()?;
             exchange.attempts += 1;
             exchange.upstream = Some(to);
             exchange.load = load;
             // Only what can be made again can be sent again.
-            let again = if retries > 0 { copy(&request) } else { None };
-            let answer = match self.attempt(exchange, to, request).await {
+            let again = if retries.are_left() { copy(&request) } else { None };
+            let mut answer = match self.attempt(exchange, to, request).await {
                 Err(Failed::Unconnected(why, unsent)) => {
                     endpoints.failed(to, why);
                     request = *unsent;
@@ -117,15 +124,30 @@ impl Sending<'_> {
                 Err(Failed::Broken(refusal)) => Err(refusal),
                 Ok(response) => Ok(response),
             };
-            match again.filter(|_| self.asks_for_retry(&answer)) {
-                None => return answer,
-                Some(again) => request = again,
+            if let Some(verdict) = verdict(exchange, &answer) {
+                endpoints.took(exchange.asked, &answer);
+                endpoints.judge(verdict);
             }
-            retries -= 1;
+            let Some(service) = endpoints.service() else { return answer };
+            if !retries.has_failed(&answer) {
+                budget::answered(service);
+                return answer;
+            }
+            let wait = again.and_then(|again| Some((retries.wait(service, &answer)?, again)));
+            exchange.retried_in_vain = retries.in_vain();
+            let Some((wait, again)) = wait else {
+                if let (Ok(response), Some(made)) = (&mut answer, retries.in_vain()) {
+                    mark_in_vain(response.headers_mut(), made);
+                }
+                return answer;
+            };
+            request = again;
+            retries.mark(request.headers_mut());
             // What comes of the answer is not read: its connection goes with it.
             exchange.loan = None;
+            exchange.load = None;
             endpoints.avoid(to);
-            self.back_off().await;
+            sleep(wait).await;
         }
     }
 
@@ -137,18 +159,21 @@ impl Sending<'_> {
         mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Failed> {
         let Self { talk, snapshot, dialect, .. } = self;
-        let service = exchange.service.as_ref();
+        let dialled = exchange.service.clone();
+        let service = dialled.as_ref();
         let mut must_be_fresh = false;
         loop {
             let mut lease = match talk.lease(snapshot, service, to, *dialect, must_be_fresh).await {
                 Ok(lease) => lease,
                 Err(why) => return Err(Failed::Unconnected(why, Box::new(request))),
             };
-            exchange.told = Some(talk.told(snapshot, service, to, &lease.assurance));
+            let told = talk.told(snapshot, service, to, &lease.assurance);
+            exchange.tell(told);
             // A connection that stood may be gone by now. That loses no request that may be sent twice (RFC 9110, 9.2.2).
             let again =
                 if lease.is_reused && request.method().is_idempotent() { copy(&request) } else { None };
             let is_reused = lease.is_reused;
+            exchange.asked = Some(Instant::now());
             match self.over(&mut lease, request).await {
                 Ok(response) => {
                     exchange.head(response.status().as_u16(), response.headers());
@@ -166,8 +191,9 @@ impl Sending<'_> {
                         must_be_fresh = true;
                     }
                     _ => {
+                        let end = blamed(&error);
                         let detail = format!("{to}: {}", in_one_sentence(&error));
-                        return Err(Failed::Broken(Refusal::new(RequestEnd::UpstreamReset, detail)));
+                        return Err(Failed::Broken(Refusal::new(end, detail)));
                     }
                 },
             }
@@ -202,18 +228,43 @@ impl Sending<'_> {
             Unanswered::Broken { error: failed.into_error(), unsent }
         })
     }
+}
 
-    fn asks_for_retry(&self, answer: &Result<Response<Incoming>, Refusal>) -> bool {
-        let Some(retry) = self.patience.retry else { return false };
-        answer.as_ref().map_or(true, |response| retry.codes.contains(&response.status()))
+/// What the answer says of the endpoint that has given it.
+fn verdict(exchange: &Exchange, answer: &Result<Response<Incoming>, Refusal>) -> Option<Verdict> {
+    let response = match answer {
+        Ok(response) => response,
+        Err(Refusal { end: RequestEnd::ClientGone, .. }) => return None,
+        Err(_) => return Some(Verdict::GatewayFailure),
+    };
+    Some(match (response.status().as_u16(), exchange.grpc_status()) {
+        (502..=504, _) | (_, Some(UNAVAILABLE)) => Verdict::GatewayFailure,
+        (500..=599, _) | (_, Some(UNKNOWN | INTERNAL | DATA_LOSS)) => Verdict::ServerError,
+        _ => Verdict::Good,
+    })
+}
+
+/// Whose doing it is that a connection brought no answer: it may be the client's, in the middle of its request's body.
+fn blamed(error: &hyper::Error) -> RequestEnd {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let mut causes = causes.skip_while(|cause| !cause.is::<BodyError>()).peekable();
+    if causes.peek().is_none() {
+        return RequestEnd::UpstreamReset;
     }
-
-    /// Not all at the same moment: what failed for one has failed for others.
-    async fn back_off(&self) {
-        let least = self.patience.retry.and_then(|retry| retry.backoff).unwrap_or(BACKOFF);
-        sleep(least.mul_f64(1.0 + fastrand::f64())).await;
+    // hyper says so of chunks that are none.
+    let is_malformed =
+        |cause: &io::Error| matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData);
+    match causes.any(|cause| cause.downcast_ref::<io::Error>().is_some_and(is_malformed)) {
+        true => RequestEnd::BadRequest,
+        false => RequestEnd::ClientGone,
     }
 }
+
+// Of gRPC, where an answer has them in its head.
+const UNKNOWN: u16 = 2;
+const INTERNAL: u16 = 13;
+const UNAVAILABLE: u16 = 14;
+const DATA_LOSS: u16 = 15;
 
 /// An attempt that came to nothing.
 enum Failed {
@@ -233,12 +284,18 @@ enum Unanswered {
     },
 }
 
+/// The request with the whole of its body.
+async fn kept(request: Request<RequestBody>) -> Result<Request<RequestBody>, Refusal> {
+    let (head, body) = request.into_parts();
+    match body.kept().await {
+        Ok(body) => Ok(Request::from_parts(head, body)),
+        Err(error) => Err(Refusal::new(RequestEnd::ClientGone, in_one_sentence(&error))),
+    }
+}
+
 /// The request once more, if it has no body that would have to be had twice.
 fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    if !request.body().is_end_stream() {
-        return None;
-    }
-    let mut copy = Request::new(RequestBody::empty());
+    let mut copy = Request::new(request.body().again()?);
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
@@ -264,7 +321,7 @@ impl<'a> Endpoints<'a> {
             Way::Service { service, port, kept } => {
                 let client = talk.captured.client.ip();
                 let dialled = SocketAddr::new(talk.captured.dialled.ip(), port);
-                Self::Service { attempts: Attempts::new(&talk.proxy, service, client, dialled), kept }
+                Self::Service { attempts: Attempts::for_request(&talk.proxy, service, client, dialled), kept }
             }
         }
     }
@@ -275,7 +332,7 @@ impl<'a> Endpoints<'a> {
             Self::Pod(address, Some((reason, _))) => Err(Refusal::unreached(*reason, address)),
             Self::Service { attempts, kept } => {
                 let next =
-                    kept.take().and_then(|kept| attempts.one(kept)).map_or_else(|| attempts.next(), Ok);
+                    kept.take().and_then(|kept| attempts.kept(kept)).map_or_else(|| attempts.next(), Ok);
                 match next {
                     Ok((address, load)) => Ok((address, Some(load))),
                     Err(unreached) => {
@@ -295,6 +352,31 @@ impl<'a> Endpoints<'a> {
         match self {
             Self::Pod(_, failed) => *failed = Some(why),
             Self::Service { attempts, .. } => attempts.failed(endpoint, why),
+        }
+    }
+
+    /// It was sent then, and this is what came of it. One that says that it has too much to do says so fast.
+    fn took(&self, asked: Option<Instant>, answer: &Result<Response<Incoming>, Refusal>) {
+        let (Self::Service { attempts, .. }, Some(asked)) = (self, asked) else { return };
+        let is_overloaded = answer.as_ref().map_or(true, |response| {
+            matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+        });
+        let least = if is_overloaded { latency::OVERLOADED } else { Duration::ZERO };
+        attempts.took(asked.elapsed().max(least));
+    }
+
+    /// What became of what was sent.
+    fn judge(&mut self, verdict: Verdict) {
+        if let Self::Service { attempts, .. } = self {
+            attempts.judge(verdict);
+        }
+    }
+
+    /// What is known of the Service that they are of.
+    fn service(&self) -> Option<&'a ServiceLoad> {
+        match self {
+            Self::Pod(..) => None,
+            Self::Service { attempts, .. } => Some(&attempts.service().load),
         }
     }
 

@@ -1,24 +1,26 @@
 //! The server. What a request's query may ask for: `status=503`, `delay_ms=100` before the answer, `bytes=1000` of body,
-//! `break=1` (the connection ends without an answer), `trailer=value`, `cookie=name` (its value is said back).
+//! `break=1` (the connection ends without an answer), `trailer=value`, `cookie=name` (its value is said back),
+//! `header=name:value` on the answer, `first=3` (the rest is for the first three requests alone), `by=name` (for that server alone).
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use clap::Args;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
 use hyper::body::Incoming;
+use hyper::client::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 #[derive(Args)]
 pub struct Serve {
@@ -28,13 +30,20 @@ pub struct Serve {
     /// The port to listen on, IPv4 and IPv6.
     #[arg(long, default_value_t = 8080)]
     port: u16,
+    /// `http://ADDRESS:PORT`: asks there what it is asked, and answers with the status that it got.
+    #[arg(long)]
+    forward: Option<Uri>,
 }
 
 impl Serve {
     pub async fn run(self) -> Result<()> {
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, self.port)).await?;
-        let server =
-            Arc::new(Server { name: self.name, connections: AtomicU64::new(0), requests: AtomicU64::new(0) });
+        let server = Arc::new(Server {
+            name: self.name,
+            next: self.forward.map(Next::new),
+            connections: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+        });
         loop {
             let (stream, peer) = listener.accept().await?;
             stream.set_nodelay(true)?;
@@ -56,6 +65,7 @@ impl Serve {
 
 struct Server {
     name: String,
+    next: Option<Next>,
     connections: AtomicU64,
     requests: AtomicU64,
 }
@@ -75,8 +85,18 @@ impl Server {
         connection: u64,
     ) -> Result<Response<Body>, Broken> {
         let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(next) = &self.next {
+            let response =
+                Response::builder().status(next.ask(&request).await).header("x-server", &self.name);
+            return response.body(Full::default().boxed()).map_err(|_| Broken);
+        }
         let asked = request.uri().query().unwrap_or_default().to_owned();
-        let query = query(&asked);
+        let mut query = query(&asked);
+        let is_later =
+            query.get("first").and_then(|text| text.parse().ok()).is_some_and(|first: u64| number > first);
+        if is_later || query.get("by").is_some_and(|name| *name != self.name) {
+            query.clear();
+        }
         if let Some(delay) = query.get("delay_ms").and_then(|text| text.parse().ok()) {
             tokio::time::sleep(Duration::from_millis(delay)).await;
         }
@@ -107,6 +127,9 @@ impl Server {
         };
         let status = query.get("status").and_then(|text| text.parse().ok()).unwrap_or(200u16);
         let mut response = Response::builder().status(status).header("x-server", &self.name);
+        if let Some((name, value)) = query.get("header").and_then(|header| header.split_once(':')) {
+            response = response.header(name, value);
+        }
         if let Some(name) = query.get("cookie") {
             response = response.header("set-cookie", format!("{name}=from-{}", self.name));
         }
@@ -132,6 +155,46 @@ impl Server {
             None => body.boxed(),
         };
         response.body(body).map_err(|_| Broken)
+    }
+}
+
+/// The next server of a chain, and connections to it that are idle.
+struct Next {
+    url: Uri,
+    idle: Mutex<Vec<http1::SendRequest<Full<Bytes>>>>,
+}
+
+impl Next {
+    fn new(url: Uri) -> Self {
+        Self { url, idle: Mutex::default() }
+    }
+
+    /// What it answers; 599 where it does not.
+    async fn ask(&self, request: &Request<Incoming>) -> u16 {
+        self.try_ask(request).await.unwrap_or(599)
+    }
+
+    async fn try_ask(&self, request: &Request<Incoming>) -> Result<u16> {
+        let authority = self.url.authority().context("a URL has an authority")?.as_str();
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut sender = match idle.filter(|sender| !sender.is_closed()) {
+            Some(sender) => sender,
+            None => {
+                let stream = TcpStream::connect(authority).await?;
+                stream.set_nodelay(true)?;
+                let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+                tokio::spawn(connection);
+                sender
+            }
+        };
+        sender.ready().await?;
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        let request = Request::builder().uri(path).header("host", authority).body(Full::default())?;
+        let response = sender.send_request(request).await?;
+        let status = response.status().as_u16();
+        response.into_body().collect().await?;
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
+        Ok(status)
     }
 }
 

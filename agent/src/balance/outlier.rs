@@ -1,0 +1,152 @@
+//! Which endpoints are left alone for a while, because they fail what they are sent, and when they are tried again.
+//!
+//! Each node judges by what its own pods met. An endpoint that fails everything fails it fast, so whatever goes by load or
+//! latency alone would send it more and more.
+
+use std::time::{Duration, Instant};
+
+use crate::model::{Ejection, Endpoint, EndpointLoad, Health, ServicePort, Standing};
+
+/// Failures in a row.
+const IN_A_ROW: u32 = 5;
+
+/// The first ejection; the second takes twice as long, the third three times.
+const BASE: Duration = Duration::from_secs(10);
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// By how much an ejection is longer at most, so that not all endpoints come back at the same moment.
+const JITTER: f64 = 0.1;
+
+/// Who has behaved for so long after an ejection starts anew.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(300);
+
+/// A probe that brought no verdict by now will bring none.
+const PROBE_LIMIT: Duration = Duration::from_secs(10);
+
+/// What became of a connection or a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It was answered, and not with an error of the server.
+    Good,
+    /// A connection was made; what travels on it is not known.
+    Connected,
+    /// An error of the server itself: 500 and the like.
+    ServerError,
+    /// 502, 503 or 504, no connection, none that lasted, or no answer in time.
+    GatewayFailure,
+}
+
+/// What follows from a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing goes there for so long.
+    Ejected {
+        /// Why.
+        reason: EjectionReason,
+        /// How long.
+        lasts: Duration,
+    },
+    /// It is as good as any again.
+    Returned,
+}
+
+/// Why an endpoint is ejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EjectionReason {
+    /// Answers of the kind 5xx, one after the other.
+    ConsecutiveServerErrors,
+    /// Gateway errors or failures of the connection, one after the other.
+    ConsecutiveGatewayFailures,
+    /// It was tried again after its time, and failed.
+    FailedProbe,
+}
+
+/// Takes in what became of something that was sent to an endpoint of the port. `random` is fresh, from 0 to 1.
+pub fn judge(
+    port: &ServicePort,
+    endpoint: &Endpoint,
+    verdict: Verdict,
+    now: Instant,
+    random: f64,
+) -> Option<Change> {
+    let load = &endpoint.load;
+    let is_good = matches!(verdict, Verdict::Good | Verdict::Connected);
+    if is_good && load.standing() == Standing::Good {
+        return None;
+    }
+    load.change_health(|health| {
+        let eject = |health: &mut Health, reason| {
+            if health.returned.is_some_and(|at| now.saturating_duration_since(at) >= FORGIVEN_AFTER) {
+                health.times = 0;
+            }
+            health.times += 1;
+            let lasts = (BASE * health.times).min(LONGEST).mul_f64(1.0 + JITTER * random);
+            health.ejection = Some(Ejection { until: now + lasts, probed: None });
+            (health.server_errors, health.gateway_failures) = (0, 0);
+            Some(Change::Ejected { reason, lasts })
+        };
+        match (verdict, health.ejection) {
+            // Of before the ejection, or sent there because there was nobody else.
+            (_, Some(ejection)) if now < ejection.until => None,
+            (Verdict::Good | Verdict::Connected, Some(_)) => {
+                *health = Health { times: health.times, returned: Some(now), ..Health::default() };
+                Some(Change::Returned)
+            }
+            (_, Some(_)) => eject(health, EjectionReason::FailedProbe),
+            (Verdict::Good, None) => {
+                (health.server_errors, health.gateway_failures) = (0, 0);
+                None
+            }
+            (Verdict::Connected, None) => {
+                // It says nothing of errors that came as answers.
+                health.server_errors = health.server_errors.saturating_sub(health.gateway_failures);
+                health.gateway_failures = 0;
+                None
+            }
+            (Verdict::ServerError | Verdict::GatewayFailure, None) => {
+                health.server_errors = health.server_errors.saturating_add(1);
+                health.gateway_failures = match verdict {
+                    Verdict::GatewayFailure => health.gateway_failures.saturating_add(1),
+                    _ => 0,
+                };
+                if health.server_errors.max(health.gateway_failures) < IN_A_ROW
+                    || !may_be_spared(port, endpoint)
+                {
+                    return None;
+                }
+                let reason = match health.gateway_failures >= IN_A_ROW {
+                    true => EjectionReason::ConsecutiveGatewayFailures,
+                    false => EjectionReason::ConsecutiveServerErrors,
+                };
+                eject(health, reason)
+            }
+        }
+    })
+}
+
+/// Whether it is for the caller to try an endpoint whose time is over: then it is, and for nobody else until there is a verdict.
+pub(super) fn is_to_probe(load: &EndpointLoad, now: Instant) -> bool {
+    load.change_health(|health| {
+        let Some(ejection) = &mut health.ejection else { return false };
+        let is_probed =
+            ejection.probed.is_some_and(|since| now.saturating_duration_since(since) < PROBE_LIMIT);
+        if now < ejection.until || is_probed {
+            return false;
+        }
+        ejection.probed = Some(now);
+        true
+    })
+}
+
+/// Whether so many are ejected that it is not the endpoints that are to blame, or that those left could not bear it: fewer
+/// than half are left. Then all count.
+pub(super) fn is_panic(ejected: usize, of: usize) -> bool {
+    ejected * 2 > of
+}
+
+/// Whether at least half of the port's endpoints of this family are left without this one.
+fn may_be_spared(port: &ServicePort, endpoint: &Endpoint) -> bool {
+    let candidates = if endpoint.address.is_ipv4() { &port.candidates.v4 } else { &port.candidates.v6 };
+    let is_ejected = |index: &&u32| port.endpoints[**index as usize].load.standing() == Standing::Ejected;
+    !is_panic(candidates.iter().filter(is_ejected).count() + 1, candidates.len())
+}

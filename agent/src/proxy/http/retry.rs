@@ -1,0 +1,160 @@
+//! Whether a request that failed is sent again, and when; and what is said of it to the hops before and behind.
+//!
+//! How often all requests of a Service may be is for `balance::budget`.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Request, Response};
+use hyper::body::{Body as _, Incoming};
+
+use super::answer::Refusal;
+use super::body::RequestBody;
+use super::head;
+use crate::balance::budget;
+use crate::model::{ServiceEvent, ServiceLoad};
+use crate::route::Retry;
+
+/// On a request: the number of the attempt, of all but the first. Whoever sees it leaves retries to who has sent it.
+static ATTEMPT: HeaderName = HeaderName::from_static("undermesh-attempt");
+
+/// On an answer: how often its request was sent again, in vain. Sending it once more from further away is of no use.
+static RETRIED: HeaderName = HeaderName::from_static("undermesh-retried");
+
+/// Between two attempts, where the rule does not say: long enough for a hiccup to pass.
+const BACKOFF: Duration = Duration::from_millis(25);
+
+/// An upstream that wants to be left alone for longer gets no retry: its client may come back by itself.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// The longest body that is kept to be sent again.
+const LONGEST_KEPT: u64 = 64 * 1024;
+
+/// What is left of one request's retries.
+#[derive(Debug)]
+pub(super) struct Retries<'a> {
+    rule: Option<&'a Retry>,
+    /// When the answer must have begun.
+    until: Option<Instant>,
+    left: u32,
+    made: u32,
+    /// There would have been more, if not for the budget.
+    is_cut_short: bool,
+    is_retry: bool,
+}
+
+impl<'a> Retries<'a> {
+    pub(super) fn of(rule: Option<&'a Retry>, until: Option<Instant>, request: &HeaderMap) -> Self {
+        let left = rule.map_or(0, |retry| retry.attempts);
+        Self { rule, until, left, made: 0, is_cut_short: false, is_retry: request.contains_key(&ATTEMPT) }
+    }
+
+    /// Whether it may come to one.
+    pub(super) fn are_left(&self) -> bool {
+        self.left > 0
+    }
+
+    /// Whether the request's body is to be kept, so that it can be sent again.
+    pub(super) fn keep_body(&self, request: &Request<RequestBody>) -> bool {
+        let body = request.body();
+        self.are_left()
+            && !self.is_retry
+            && !body.is_end_stream()
+            && body.size_hint().exact().is_some_and(|length| length <= LONGEST_KEPT)
+            // It comes only when the upstream asks for it.
+            && !head::waits_to_go_on(request)
+    }
+
+    /// Whether the answer is one that asks for another attempt, or would with a rule that has any.
+    pub(super) fn has_failed(&self, answer: &Result<Response<Incoming>, Refusal>) -> bool {
+        match (answer, self.rule) {
+            (Err(_), _) => true,
+            (Ok(response), Some(rule)) => rule.codes.contains(&response.status()),
+            (Ok(response), None) => response.status().is_server_error(),
+        }
+    }
+
+    /// How long to wait before the request is sent again; None: not at all. It was sent in vain so far, and can be sent again.
+    pub(super) fn wait(
+        &mut self,
+        service: &ServiceLoad,
+        answer: &Result<Response<Incoming>, Refusal>,
+    ) -> Option<Duration> {
+        if self.left == 0 {
+            return None;
+        }
+        let headers = answer.as_ref().ok().map(Response::headers);
+        if self.is_retry || headers.is_some_and(|headers| headers.contains_key(&RETRIED)) {
+            service.count(ServiceEvent::RetriedElsewhere);
+            return None;
+        }
+        let least = self.rule.and_then(|retry| retry.backoff).unwrap_or(BACKOFF);
+        // Not all at the same moment: what failed for one has failed for others.
+        let backoff = least.mul_f64(1.0 + fastrand::f64());
+        let now = Instant::now();
+        let asked_for = headers.and_then(|headers| retry_after(headers, SystemTime::now()));
+        if let Some(asked_for) = asked_for
+            && (asked_for > LONGEST_WAIT || self.until.is_some_and(|until| now + asked_for >= until))
+        {
+            service.count(ServiceEvent::RetryAfterTooLong);
+            return None;
+        }
+        if !budget::may_retry(service, now) {
+            service.count(ServiceEvent::RetryBudgetSpent);
+            self.is_cut_short = true;
+            return None;
+        }
+        service.count(ServiceEvent::Retried);
+        self.left -= 1;
+        self.made += 1;
+        Some(asked_for.map_or(backoff, |asked_for| asked_for + backoff))
+    }
+
+    /// Says on the request that it is sent again.
+    pub(super) fn mark(&self, request: &mut HeaderMap) {
+        request.insert(&ATTEMPT, HeaderValue::from(self.made + 1));
+    }
+
+    /// What a failure's answer is to say: how often its request was sent again, if nobody is to send it once more.
+    pub(super) fn in_vain(&self) -> Option<u32> {
+        (self.made > 0 || self.is_cut_short).then_some(self.made)
+    }
+}
+
+/// Says on an answer that the request was sent again so often, in vain.
+pub(super) fn mark_in_vain(answer: &mut HeaderMap, made: u32) {
+    answer.insert(&RETRIED, HeaderValue::from(made));
+}
+
+/// How long the upstream wants to be left alone (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(SystemTime::from(date).duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_a_number_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_770);
+        for (value, expected) in [
+            ("3", Some(3)),
+            ("0", Some(0)),
+            (" 120 ", Some(120)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(7)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("99999999999999999999999", None),
+            ("-1", None),
+            ("soon", None),
+        ] {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(value))]);
+            assert_eq!(retry_after(&headers, now), expected.map(Duration::from_secs), "{value}");
+        }
+    }
+}
