@@ -14,14 +14,18 @@ pub struct Tools {
     dir: PathBuf,
 }
 
-/// What a cluster is made of.
-pub const PROGRAMS: [&str; 19] = [
+/// What a cluster is made of, and what is run on it.
+pub const PROGRAMS: [&str; 23] = [
     "bridge",
+    "conformance",
     "containerd",
     "containerd-shim-runc-v2",
     "coredns",
     "ctr",
+    "echo-client",
+    "echo-server",
     "etcd",
+    "gateway-api.yaml",
     "helm",
     "host-local",
     "kube-apiserver",

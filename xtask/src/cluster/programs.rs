@@ -23,12 +23,14 @@ struct Module {
     programs: &'static [(&'static str, &'static str)],
     /// The required module whose version the programs are to tell, and the variables that hold it.
     told: Option<(&'static str, &'static [&'static str])>,
+    /// Files of its own of a required module: a file of this name here, of all manifests in this folder there.
+    manifests: Option<(&'static str, &'static str, &'static str)>,
     /// Build tags, and whether a C compiler is needed.
     tags: &'static str,
     cgo: bool,
 }
 
-const MODULES: [Module; 8] = [
+const MODULES: [Module; 10] = [
     Module {
         folder: "node",
         programs: &[
@@ -36,6 +38,7 @@ const MODULES: [Module; 8] = [
             ("runc-partial", "undermesh/tests/cluster/node/runc-partial"),
         ],
         told: None,
+        manifests: None,
         tags: "",
         cgo: false,
     },
@@ -48,6 +51,7 @@ const MODULES: [Module; 8] = [
             ("portmap", "github.com/containernetworking/plugins/plugins/meta/portmap"),
         ],
         told: None,
+        manifests: None,
         tags: "",
         cgo: false,
     },
@@ -55,6 +59,7 @@ const MODULES: [Module; 8] = [
         folder: "runc",
         programs: &[("runc", "github.com/opencontainers/runc")],
         told: Some(("github.com/opencontainers/runc", &["main.version"])),
+        manifests: None,
         // The pods' profiles are made by libseccomp.
         tags: "seccomp",
         // It enters namespaces in C, before Go starts its threads.
@@ -71,6 +76,7 @@ const MODULES: [Module; 8] = [
             "github.com/containerd/containerd/v2",
             &["github.com/containerd/containerd/v2/version.Version"],
         )),
+        manifests: None,
         tags: "",
         cgo: false,
     },
@@ -78,6 +84,7 @@ const MODULES: [Module; 8] = [
         folder: "etcd",
         programs: &[("etcd", "go.etcd.io/etcd/server/v3")],
         told: None,
+        manifests: None,
         tags: "",
         cgo: false,
     },
@@ -92,6 +99,7 @@ const MODULES: [Module; 8] = [
             ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
         ],
         told: Some(("k8s.io/kubernetes", &["k8s.io/component-base/version.gitVersion"])),
+        manifests: None,
         tags: "",
         cgo: false,
     },
@@ -99,6 +107,7 @@ const MODULES: [Module; 8] = [
         folder: "coredns",
         programs: &[("coredns", "github.com/coredns/coredns")],
         told: None,
+        manifests: None,
         tags: "",
         cgo: false,
     },
@@ -106,6 +115,28 @@ const MODULES: [Module; 8] = [
         folder: "helm",
         programs: &[("helm", "helm.sh/helm/v3/cmd/helm")],
         told: Some(("helm.sh/helm/v3", &["helm.sh/helm/v3/internal/version.version"])),
+        manifests: None,
+        tags: "",
+        cgo: false,
+    },
+    // The Gateway API's own tests of meshes, and its CRDs, which are to be of the same version.
+    Module {
+        folder: "conformance",
+        programs: &[("conformance", "undermesh/tests/cluster/conformance/suite")],
+        told: None,
+        manifests: Some(("gateway-api.yaml", "sigs.k8s.io/gateway-api", "config/crd/standard")),
+        tags: "",
+        cgo: false,
+    },
+    // What those tests run in pods.
+    Module {
+        folder: "echo",
+        programs: &[
+            ("echo-client", "istio.io/istio/pkg/test/echo/cmd/client"),
+            ("echo-server", "istio.io/istio/pkg/test/echo/cmd/server"),
+        ],
+        told: None,
+        manifests: None,
         tags: "",
         cgo: false,
     },
@@ -163,6 +194,27 @@ impl Module {
             run(build)?;
             fs::rename(new, built)?;
         }
+        self.copy_manifests(into)
+    }
+
+    fn copy_manifests(&self, into: &Path) -> Result<()> {
+        let Some((name, module, folder)) = self.manifests else { return Ok(()) };
+        let mut list = go(self.folder);
+        list.args(["list", "-m", "-f", "{{.Dir}}", module]);
+        let of_module = PathBuf::from(output(list, Duration::from_secs(120))?.trim());
+        let mut files = sources(&of_module.join(folder))?;
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "yaml"));
+        files.sort();
+        let mut all = String::new();
+        for file in files {
+            // One that customizes others is none itself.
+            if !file.ends_with("kustomization.yaml") {
+                all += &format!("---\n{}\n", fs::read_to_string(&file)?);
+            }
+        }
+        let new = into.join(name).with_extension("new");
+        fs::write(&new, all)?;
+        fs::rename(new, into.join(name))?;
         Ok(())
     }
 
@@ -210,6 +262,7 @@ fn folder() -> Result<PathBuf> {
                 format!("{program} {package} {} {}", module.tags, module.linker_flags()?).into_bytes(),
             );
         }
+        everything.extend(format!("{:?}", module.manifests).into_bytes());
         let mut files = sources(&source().join(module.folder))?;
         files.sort();
         for file in files {

@@ -246,7 +246,7 @@ fn verdict(exchange: &Exchange, answer: &Result<Response<Incoming>, Refusal>) ->
 
 /// Whose doing it is that a connection brought no answer: it may be the client's, in the middle of its request's body.
 fn blamed(error: &hyper::Error) -> RequestEnd {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    let causes = std::iter::successors(error.source(), |&cause| cause.source());
     let mut causes = causes.skip_while(|cause| !cause.is::<BodyError>()).peekable();
     if causes.peek().is_none() {
         return RequestEnd::UpstreamReset;
