@@ -326,3 +326,17 @@ fn a_slow_endpoint_gets_few_requests_and_as_many_connections_as_others() -> Resu
     ensure!(served.get("s2").copied().unwrap_or_default() < 150, "{served:?}");
     Ok(())
 }
+
+#[test]
+fn what_waits_at_an_endpoint_is_bounded_and_the_rest_fails_at_once() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-overload", 1)?;
+    let overloaded = || stage.counted("undermesh_http_requests_total", &[("reason", "overloaded")]);
+    let many = ["--count", "1200", "--connections", "1200", "--fresh", "--limit-ms", "60000"];
+    let asked = stage.ask("/?delay_ms=8000", &many)?;
+    let count = |status: &str| asked.by_status.get(status).copied().unwrap_or_default();
+    ensure!(count("200") == 1_024 && count("503") == 176 && asked.failed.is_empty(), "{asked:?}");
+    ensure!(overloaded()? == 176.0, "they are not counted: {}", overloaded()?);
+    stage.ask("/", &["--count", "20"])?.all(200)?;
+    Ok(())
+}
