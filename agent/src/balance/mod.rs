@@ -13,4 +13,4 @@ mod tests;
 
 pub use affinity::AffinityTable;
 pub use candidates::candidates;
-pub use select::{Carries, NoEndpoint, NoEndpointReason, Request, kept, select};
+pub use select::{Carries, MOST_WAITING, NoEndpoint, NoEndpointReason, Request, kept, select};

@@ -6,6 +6,10 @@ use std::time::Instant;
 use super::{AffinityTable, latency, outlier};
 use crate::model::{Endpoint, ObjectRef, Service, ServicePort, SessionAffinity, Standing, TrafficScope};
 
+/// Requests from this node that wait at an endpoint for their answer to begin. Answers that have begun, streams and what has become
+/// another protocol are not among them: they may stand for hours, and many of them are no sign of anything.
+pub const MOST_WAITING: u32 = 1_024;
+
 /// A connection or a request that needs an endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -58,6 +62,9 @@ pub enum NoEndpointReason {
     /// Each has been tried.
     #[error("every endpoint has been tried")]
     AllTried,
+    /// As many requests wait for each as may.
+    #[error("too many requests wait for every endpoint")]
+    AllFull,
 }
 
 /// Chooses an endpoint: the one of the client's session if the Service keeps sessions, else of two random candidates
@@ -81,7 +88,7 @@ pub fn select<'s>(
     }
 
     let SessionAffinity::ClientIp { timeout } = service.session_affinity else {
-        return candidates.of_two(random).ok_or_else(|| refuse(NoEndpointReason::AllTried));
+        return candidates.of_two(random).ok_or_else(|| refuse(candidates.why_none()));
     };
     let client = request.client.to_canonical();
     let choose = |last: Option<SocketAddr>| {
@@ -89,7 +96,7 @@ pub fn select<'s>(
     };
     affinity
         .send((&service.id, port.port, client), timeout, now, choose)
-        .ok_or_else(|| refuse(NoEndpointReason::AllTried))
+        .ok_or_else(|| refuse(candidates.why_none()))
 }
 
 /// The endpoint with this address, where a session is with it: as long as it may be used.
@@ -159,6 +166,15 @@ impl<'s, 'r> Choice<'s, 'r> {
         Some(self.better(usable().nth(one)?, usable().nth(other)?, random))
     }
 
+    /// What is in the way of all.
+    fn why_none(&self) -> NoEndpointReason {
+        let mut addresses = self.indices.iter().map(|&index| self.endpoints[index as usize].address);
+        match addresses.all(|address| self.excluding.contains(&address)) {
+            true => NoEndpointReason::AllTried,
+            false => NoEndpointReason::AllFull,
+        }
+    }
+
     /// The first if they are equal.
     fn better(&self, first: &'s Endpoint, second: &'s Endpoint, random: u64) -> &'s Endpoint {
         match self.carries {
@@ -179,7 +195,8 @@ impl<'s, 'r> Choice<'s, 'r> {
 
     fn allowed(&self, place: usize) -> Option<&'s Endpoint> {
         let endpoint = &self.endpoints[self.indices[place] as usize];
-        (!self.excluding.contains(&endpoint.address)).then_some(endpoint)
+        let is_full = self.carries == Carries::Request && endpoint.load.waiting() >= MOST_WAITING;
+        (!is_full && !self.excluding.contains(&endpoint.address)).then_some(endpoint)
     }
 }
 

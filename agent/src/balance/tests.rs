@@ -566,3 +566,28 @@ fn sessions_leave_an_endpoint_that_is_ejected_and_stay_away() {
     assert_eq!(first.load.standing(), Standing::Good);
     assert!((11..30).all(|seconds| at(seconds).address == second.address));
 }
+
+#[test]
+fn requests_pass_over_what_is_full_and_fail_where_all_is() {
+    let service = ready(2);
+    let ask = |carries| {
+        let request = Request {
+            client: "10.1.0.9".parse().unwrap(),
+            dialled: "10.0.0.1:80".parse().unwrap(),
+            excluding: &[],
+            carries,
+        };
+        let chosen = select(&service, &request, &AffinityTable::new(0), Instant::now(), 0);
+        chosen.map(|endpoint| endpoint.address.to_string()).unwrap_or_else(|none| none.to_string())
+    };
+    let [one, two] = [0, 1].map(|index| &service.ports[0].endpoints[index].load);
+    let mut first: Vec<_> = (0..MOST_WAITING).map(|_| one.wait()).collect();
+    assert_eq!(ask(Carries::Request), "10.1.0.2:80");
+    let second: Vec<_> = (0..MOST_WAITING).map(|_| two.wait()).collect();
+    assert_eq!(ask(Carries::Request), "shop/web:80: too many requests wait for every endpoint");
+    assert!(ask(Carries::Connection).ends_with(":80"), "connections are not concerned");
+    first.pop();
+    assert_eq!(ask(Carries::Request), "10.1.0.1:80");
+    drop((first, second));
+    assert_eq!([one.waiting(), two.waiting()], [0, 0]);
+}

@@ -14,6 +14,8 @@ pub struct EndpointLoad(Arc<EndpointFigures>);
 struct EndpointFigures {
     /// Connections and requests.
     open: AtomicU32,
+    /// Requests without an answer.
+    waiting: AtomicU32,
     health: Mutex<Health>,
     first_seen: OnceLock<Instant>,
     /// A [`Latency`]; 0 where there is none.
@@ -25,6 +27,10 @@ struct EndpointFigures {
 /// One counted connection or request; see [`EndpointLoad::enter`].
 #[derive(Debug)]
 pub struct LoadGuard(Arc<EndpointFigures>);
+
+/// One request without an answer; see [`EndpointLoad::wait`].
+#[derive(Debug)]
+pub struct WaitGuard(Arc<EndpointFigures>);
 
 /// How long answers took, as of an age of the endpoint, to the millisecond.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,6 +85,17 @@ impl EndpointLoad {
     pub fn enter(&self) -> LoadGuard {
         self.0.open.fetch_add(1, Relaxed);
         LoadGuard(self.0.clone())
+    }
+
+    /// Requests that wait for their answer to begin.
+    pub fn waiting(&self) -> u32 {
+        self.0.waiting.load(Relaxed)
+    }
+
+    /// Counts one of them for as long as the guard lives.
+    pub fn wait(&self) -> WaitGuard {
+        self.0.waiting.fetch_add(1, Relaxed);
+        WaitGuard(self.0.clone())
     }
 
     /// When this was asked first: now, if never before.
@@ -149,6 +166,12 @@ impl Health {
         } else {
             Standing::Good
         }
+    }
+}
+
+impl Drop for WaitGuard {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
     }
 }
 

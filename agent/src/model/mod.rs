@@ -10,7 +10,7 @@ mod service_load;
 mod spiffe;
 mod workload;
 
-pub use endpoint_load::{Ejection, EndpointLoad, Health, Latency, LoadGuard, Standing};
+pub use endpoint_load::{Ejection, EndpointLoad, Health, Latency, LoadGuard, Standing, WaitGuard};
 pub use node::NodeInfo;
 pub use service::{
     Candidates, Declared, Endpoint, Service, ServicePort, SessionAffinity, TrafficDistribution, TrafficScope,

@@ -20,7 +20,9 @@ use super::{Proxy, identity};
 use crate::balance::latency;
 use crate::balance::outlier::{self, Change, EjectionReason, Verdict};
 use crate::balance::{self, Carries, NoEndpoint, NoEndpointReason, Request};
-use crate::model::{Endpoint, LoadGuard, Name, ObjectRef, Service, ServiceEvent, Workload, WorkloadUid};
+use crate::model::{
+    Endpoint, LoadGuard, Name, ObjectRef, Service, ServiceEvent, WaitGuard, Workload, WorkloadUid,
+};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
 
@@ -70,6 +72,9 @@ pub(super) struct Attempts<'a> {
     current: Option<&'a Endpoint>,
     /// An endpoint that took a connection has done what it can be judged by; of requests, whoever sends them says how it went.
     carries: Carries,
+    /// Too many requests wait for those that are left.
+    is_full: bool,
+    waiting: Option<WaitGuard>,
     /// Why the last one failed.
     last: Option<InTheWay>,
     /// Rather than none, one that has been tried.
@@ -87,6 +92,8 @@ impl<'a> Attempts<'a> {
             tried: Vec::new(),
             current: None,
             carries: Carries::Connection,
+            is_full: false,
+            waiting: None,
             last: None,
             may_repeat: false,
         }
@@ -120,7 +127,10 @@ impl<'a> Attempts<'a> {
         };
         match chosen {
             Ok(endpoint) => Ok(self.enter(endpoint)),
-            Err(none) => Err(self.unreached(refusal(none.reason))),
+            Err(none) => {
+                self.is_full = none.reason == NoEndpointReason::AllFull;
+                Err(self.unreached(refusal(none.reason)))
+            }
         }
     }
 
@@ -138,7 +148,13 @@ impl<'a> Attempts<'a> {
 
     fn enter(&mut self, endpoint: &'a Endpoint) -> (SocketAddr, LoadGuard) {
         self.current = Some(endpoint);
+        self.waiting = (self.carries == Carries::Request).then(|| endpoint.load.wait());
         (endpoint.address, endpoint.load.enter())
+    }
+
+    /// Whether there is none for too many requests wait for each.
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full
     }
 
     /// Says how long the endpoint took to answer that is being tried.
@@ -148,8 +164,14 @@ impl<'a> Attempts<'a> {
         }
     }
 
+    /// What became of it says nothing of the endpoint.
+    pub(super) fn no_verdict(&mut self) {
+        (self.current, self.waiting) = (None, None);
+    }
+
     /// Says how the endpoint did that is being tried.
     pub(super) fn judge(&mut self, verdict: Verdict) {
+        self.waiting = None;
         let Some((endpoint, port)) = self.current.take().zip(self.service.port(self.dialled.port())) else {
             return;
         };
@@ -190,7 +212,7 @@ impl<'a> Attempts<'a> {
             }
             self.judge(Verdict::GatewayFailure);
         }
-        self.current = None;
+        (self.current, self.waiting) = (None, None);
         self.tried.push(endpoint);
         self.last = Some(why);
     }

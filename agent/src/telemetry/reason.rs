@@ -99,6 +99,8 @@ pub enum RequestEnd {
     ClientGone,
     /// What the client sent is no HTTP, or none that may be forwarded.
     BadRequest,
+    /// As many requests wait for each endpoint as may.
+    Overloaded,
     /// A limit was reached: on requests, on the size of a head, on what may wait.
     Limit,
     /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
@@ -181,7 +183,7 @@ impl RefuseReason {
 
 impl RequestEnd {
     /// Every end, in the order of the declaration.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Done,
         Self::NoRoute,
         Self::InvalidBackend,
@@ -198,6 +200,7 @@ impl RequestEnd {
         Self::RequestTimeout,
         Self::ClientGone,
         Self::BadRequest,
+        Self::Overloaded,
         Self::Limit,
         Self::Internal,
     ];
@@ -221,6 +224,7 @@ impl RequestEnd {
             Self::RequestTimeout => "request_timeout",
             Self::ClientGone => "client_gone",
             Self::BadRequest => "bad_request",
+            Self::Overloaded => "overloaded",
             Self::Limit => "limit",
             Self::Internal => "internal",
         }

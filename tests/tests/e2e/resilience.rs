@@ -192,12 +192,12 @@ fn retries_know_of_other_retries_of_waiting_and_of_small_bodies() -> Result<()> 
     ensure!(stage.counted(WITHHELD, &[("reason", "retry_after")])? == 1.0, "it is not counted");
     // Short bodies are sent again, long ones are not.
     for version in [&[][..], &["--http2"]] {
-        for (bytes, expected) in [(1000, 2), (65_536, 2), (65_537, 1)] {
+        for (bytes, expected) in [("1000", 2), ("65536", 2), ("65537", 1)] {
             let path = format!("/?status=503&first={}", stage.seen(0)? + 3);
             let (made, answer, _) =
-                attempts(&path, &[&["--method", "POST", "--body", &bytes.to_string()], version].concat())?;
+                attempts(&path, &[&["--method", "POST", "--body", bytes], version].concat())?;
             ensure!(made == expected, "{bytes} bytes: {made} attempts: {answer}");
-            ensure!(made == 1 || answer["saw"]["bytes"] == bytes, "{bytes} bytes: {answer}");
+            ensure!(made == 1 || answer["saw"]["bytes"] == bytes.parse::<u64>()?, "{bytes} bytes: {answer}");
         }
     }
     Ok(())
@@ -324,5 +324,19 @@ fn a_slow_endpoint_gets_few_requests_and_as_many_connections_as_others() -> Resu
     stage.ask("/?status=429&by=s2", &many)?;
     let served = stage.spread("/", &many)?;
     ensure!(served.get("s2").copied().unwrap_or_default() < 150, "{served:?}");
+    Ok(())
+}
+
+#[test]
+fn what_waits_at_an_endpoint_is_bounded_and_the_rest_fails_at_once() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-overload", 1)?;
+    let overloaded = || stage.counted("undermesh_http_requests_total", &[("reason", "overloaded")]);
+    let many = ["--count", "1200", "--connections", "1200", "--fresh", "--limit-ms", "60000"];
+    let asked = stage.ask("/?delay_ms=8000", &many)?;
+    let count = |status: &str| asked.by_status.get(status).copied().unwrap_or_default();
+    ensure!(count("200") == 1_024 && count("503") == 176 && asked.failed.is_empty(), "{asked:?}");
+    ensure!(overloaded()? == 176.0, "they are not counted: {}", overloaded()?);
+    stage.ask("/", &["--count", "20"])?.all(200)?;
     Ok(())
 }

@@ -8,10 +8,9 @@ use serde::{Serialize, Serializer};
 
 use super::status::RejectionView;
 use super::to_json;
-use crate::model::Standing;
 use crate::model::{
     Endpoint, Enrolment, MtlsMode, Name, ObjectRef, Service, ServicePort, SessionAffinity, SpiffeId,
-    TrafficDistribution, TrafficScope, Workload,
+    Standing, TrafficDistribution, TrafficScope, Workload,
 };
 use crate::snapshot::{Destination, Snapshot};
 use crate::telemetry::Telemetry;

@@ -120,7 +120,9 @@ impl Words {
             RequestEnd::ConnectFailed => {
                 (StatusCode::SERVICE_UNAVAILABLE, "destination_ip_unroutable", UNAVAILABLE)
             }
-            RequestEnd::Limit => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", UNAVAILABLE),
+            RequestEnd::Limit | RequestEnd::Overloaded => {
+                (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", UNAVAILABLE)
+            }
             RequestEnd::UpstreamReset => (StatusCode::BAD_GATEWAY, "connection_terminated", UNAVAILABLE),
             RequestEnd::UpstreamTimeout | RequestEnd::RequestTimeout => {
                 (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", DEADLINE_EXCEEDED)

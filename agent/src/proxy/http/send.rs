@@ -20,7 +20,7 @@ use super::pool::{Lease, Sender};
 use super::retry::{Retries, mark_in_vain};
 use super::talk::{Dialect, Talk};
 use crate::balance::outlier::Verdict;
-use crate::balance::{budget, latency};
+use crate::balance::{MOST_WAITING, budget, latency};
 use crate::model::{LoadGuard, Service, ServiceLoad};
 use crate::proxy::reach::{Attempts, InTheWay};
 use crate::route::{Retry, Rule};
@@ -124,9 +124,12 @@ impl Sending<'_> {
                 Err(Failed::Broken(refusal)) => Err(refusal),
                 Ok(response) => Ok(response),
             };
-            if let Some(verdict) = verdict(exchange, &answer) {
-                endpoints.took(exchange.asked, &answer);
-                endpoints.judge(verdict);
+            match verdict(exchange, &answer) {
+                Some(verdict) => {
+                    endpoints.took(exchange.asked, &answer);
+                    endpoints.judge(verdict);
+                }
+                None => endpoints.no_verdict(),
             }
             let Some(service) = endpoints.service() else { return answer };
             if !retries.has_failed(&answer) {
@@ -335,6 +338,12 @@ impl<'a> Endpoints<'a> {
                     kept.take().and_then(|kept| attempts.kept(kept)).map_or_else(|| attempts.next(), Ok);
                 match next {
                     Ok((address, load)) => Ok((address, Some(load))),
+                    // What has been tried says more.
+                    Err(unreached) if attempts.is_full() && unreached.tried.is_none() => {
+                        let service = &attempts.service().id;
+                        let detail = format!("{service}: {MOST_WAITING} requests wait for each endpoint");
+                        Err(Refusal::new(RequestEnd::Overloaded, detail))
+                    }
                     Err(unreached) => {
                         let towards: &dyn Display = match &unreached.tried {
                             Some(address) => address,
@@ -369,6 +378,13 @@ impl<'a> Endpoints<'a> {
     fn judge(&mut self, verdict: Verdict) {
         if let Self::Service { attempts, .. } = self {
             attempts.judge(verdict);
+        }
+    }
+
+    /// What became of it is not the endpoint's doing.
+    fn no_verdict(&mut self) {
+        if let Self::Service { attempts, .. } = self {
+            attempts.no_verdict();
         }
     }
 
