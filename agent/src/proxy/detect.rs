@@ -106,45 +106,50 @@ fn unseen(client: TcpStream) -> io::Result<TcpStream> {
 /// What can be told by what has come already.
 fn glance<T>(client: &TcpStream, tell: impl Fn(&[u8]) -> Option<T>) -> Option<Option<T>> {
     let mut seen = vec![0; FIRST_LOOK];
-    let n = SockRef::from(client).peek(uninit(&mut seen)).unwrap_or_default();
+    let n = peek(client, &mut seen).unwrap_or_default();
     tell(&seen[..n]).map(Some)
 }
 
 /// Waits for as many bytes as it takes to tell; nothing where the client ends before, or goes on for too long.
 async fn look<T>(client: &TcpStream, tell: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
     let mut seen = vec![0; FIRST_LOOK];
-    let mut known = SockRef::from(client).peek(uninit(&mut seen)).unwrap_or_default();
-    if let Some(told) = tell(&seen[..known]) {
-        return Some(told);
+    let mut known = peek(client, &mut seen).unwrap_or_default();
+    let mut is_over = false;
+    loop {
+        if known == seen.len() && known < LONGEST_LOOK {
+            // There may be more than there was room for.
+            seen.resize(LONGEST_LOOK, 0);
+            known = peek(client, &mut seen).unwrap_or(known);
+        }
+        if let Some(told) = tell(&seen[..known]) {
+            return Some(told);
+        }
+        if is_over || known == LONGEST_LOOK {
+            return None;
+        }
+        (known, is_over) = more(client, &mut seen, known).await?;
     }
+}
+
+/// Waits for more bytes than are known, or for the end of them; how many there are then, and whether there will be no more.
+async fn more(client: &TcpStream, seen: &mut [u8], known: usize) -> Option<(usize, bool)> {
     loop {
         let ready = client.ready(Interest::READABLE).await.ok()?;
         let peeked = client.try_io(Interest::READABLE, || {
-            let n = SockRef::from(client).peek(uninit(&mut seen))?;
+            let n = peek(client, seen)?;
             // What is left unread makes the socket readable for ever: only more of it is news.
-            if n > known || n == 0 || ready.is_read_closed() {
-                Ok(n)
-            } else {
-                Err(io::ErrorKind::WouldBlock.into())
-            }
+            let is_over = n == 0 || ready.is_read_closed();
+            if n > known || is_over { Ok((n, is_over)) } else { Err(io::ErrorKind::WouldBlock.into()) }
         });
         match peeked {
-            Ok(n) => {
-                if let Some(told) = tell(&seen[..n]) {
-                    return Some(told);
-                }
-                if n == 0 || ready.is_read_closed() || n >= LONGEST_LOOK {
-                    return None;
-                }
-                known = n;
-                if n == seen.len() {
-                    seen.resize(LONGEST_LOOK, 0);
-                }
-            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_broken) => return None,
+            peeked => return peeked.ok(),
         }
     }
+}
+
+fn peek(client: &TcpStream, seen: &mut [u8]) -> io::Result<usize> {
+    SockRef::from(client).peek(uninit(seen))
 }
 
 /// The server name of a ClientHello, as soon as that is whole; that there is none, as soon as it cannot be one.
@@ -217,6 +222,7 @@ mod tests {
     use std::sync::Arc;
 
     use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -278,6 +284,52 @@ mod tests {
             assert_eq!(asked_for(&named[..end]), None, "{end} bytes of {}", named.len());
         }
         assert_eq!(asked_for(b"GET / HTTP/1.1\r\n"), Some(None));
+    }
+
+    /// However long what a client says is, and in whatever pieces it comes, it is told, and still there to be read.
+    #[tokio::test]
+    async fn what_is_told_is_left_to_be_read() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for length in [20, 511, 512, 513, 3000, 16_000] {
+            for pieces in [1, 2, 7] {
+                let target = "a".repeat(length - "GET / HTTP/1.1\r\n".len());
+                let line = format!("GET /{target} HTTP/1.1\r\n");
+                let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+                let (server, _) = listener.accept().await.unwrap();
+                let said = line.clone().into_bytes();
+                let speaking = tokio::spawn(async move {
+                    for piece in said.chunks(said.len().div_ceil(pieces)) {
+                        client.write_all(piece).await.unwrap();
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                    client
+                });
+                // Once before anything is said, once when all of it may have been.
+                if pieces == 2 {
+                    tokio::time::sleep(Duration::from_millis(30)).await;
+                }
+                let (speech, mut server) = detect(server, Some(Duration::from_secs(10))).await.unwrap();
+                assert_eq!(speech, Speech::Http1, "{length} bytes in {pieces} pieces");
+                let mut read = vec![0; line.len()];
+                server.read_exact(&mut read).await.unwrap();
+                assert_eq!(read, line.as_bytes());
+                drop(speaking.await.unwrap());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_half_a_line_and_waits_is_heard_later() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        client.write_all(b"GE").await.unwrap();
+        let (speech, mut server) = detect(server, Some(Duration::from_millis(20))).await.unwrap();
+        assert_eq!(speech, Speech::Silence);
+        let mut read = [0; 2];
+        tokio::time::timeout(Duration::from_secs(5), server.read_exact(&mut read)).await.unwrap().unwrap();
+        assert_eq!(&read, b"GE");
+        drop(client);
     }
 
     proptest! {
