@@ -33,7 +33,7 @@ pub(super) async fn answer(
         Ok(Outcome::Passed(response)) => response.map(|body| ResponseBody::of(body, exchange)),
         Ok(Outcome::Upgraded(response, bridge)) => {
             talk.here.upstreams.tasks.spawn(bridge.carry(exchange));
-            response.map(|_no_body| ResponseBody::Own(None))
+            return response.map(|_no_body| ResponseBody::Own(None));
         }
         Ok(Outcome::Own(end, response)) => {
             told_of_service(&talk, &snapshot, &mut exchange);
@@ -44,8 +44,7 @@ pub(super) async fn answer(
             exchange.refused(&refusal)
         }
     };
-    if dialect == Dialect::Http1 && talk.is_leaving() && response.status() != StatusCode::SWITCHING_PROTOCOLS
-    {
+    if dialect == Dialect::Http1 && talk.is_leaving() {
         // The client's next request is on a connection that another agent takes, or none.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
