@@ -38,7 +38,7 @@ use super::relay::close_in_order;
 use super::tasks::Tasks;
 use super::worker::{Fate, Here};
 pub(super) use pool::Pool;
-use slow::{Heads, Watched};
+use slow::Heads;
 use talk::{Dialect, Talk};
 
 /// A client's connection on which HTTP is spoken.
@@ -103,7 +103,7 @@ pub(super) async fn serve_http1(client: Client) {
         .max_buf_size(MOST_BUFFERED)
         // It would close connections that are idle, which is for the application to decide.
         .header_read_timeout(None)
-        .serve_connection(TokioIo::new(Watched::new(socket, heads.clone())), answer)
+        .serve_connection(TokioIo::new(heads.watch(socket)), answer)
         .with_upgrades();
     tokio::select! {
         biased;

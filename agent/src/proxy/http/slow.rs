@@ -2,16 +2,14 @@
 //!
 //! A connection that is idle between requests is none of them, and may stay so for as long as its two ends like.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio_util::io::InspectReader;
 
 /// How long the head of a request may take from its first byte.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
@@ -23,13 +21,6 @@ pub(super) struct Heads {
     /// A request is being answered: what comes meanwhile is its body, or waits its turn.
     is_busy: AtomicBool,
     begun: Notify,
-}
-
-/// A client's connection whose heads are watched.
-#[derive(Debug)]
-pub(super) struct Watched {
-    client: TcpStream,
-    heads: Arc<Heads>,
 }
 
 /// A request is being answered until this is dropped.
@@ -65,6 +56,19 @@ impl Heads {
         }
     }
 
+    /// The client's connection, watched for the first bytes of heads.
+    pub(super) fn watch(
+        self: &Arc<Self>,
+        client: TcpStream,
+    ) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static {
+        let heads = self.clone();
+        InspectReader::new(client, move |bytes: &[u8]| {
+            if !bytes.is_empty() {
+                heads.bytes_came();
+            }
+        })
+    }
+
     fn bytes_came(&self) {
         if !self.is_busy.load(Ordering::Relaxed) && !self.is_under_way.swap(true, Ordering::Relaxed) {
             self.begun.notify_one();
@@ -78,52 +82,10 @@ impl Drop for Busy {
     }
 }
 
-impl Watched {
-    pub(super) fn new(client: TcpStream, heads: Arc<Heads>) -> Self {
-        Self { client, heads }
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { client, heads } = self.get_mut();
-        let before = buf.filled().len();
-        let read = Pin::new(client).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            heads.bytes_came();
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.client).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.client).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.client.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.client).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.client).poll_shutdown(cx)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+
     use super::*;
 
     fn heads() -> (Arc<Heads>, Pin<Box<dyn Future<Output = ()> + Send>>) {
