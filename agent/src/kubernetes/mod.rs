@@ -44,10 +44,16 @@ pub(crate) async fn ask<T>(request: impl Future<Output = kube::Result<T>>) -> Re
         Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.is_already_exists() => {
             Err(AskError::Overtaken)
         }
-        Ok(Err(kube::Error::Api(status))) if status.is_not_found() => Err(AskError::Gone(status.message)),
+        Ok(Err(kube::Error::Api(status))) if is_absence(&status) => Err(AskError::Gone(status.message)),
         Ok(Err(error)) => Err(AskError::Failed(told(&error))),
         Err(_) => Err(AskError::Failed(format!("no answer within {} s", PATIENCE.as_secs()))),
     }
+}
+
+/// Whether what was asked for is not there. Of a kind that it does not know an API server says so in plain text, which has no
+/// reason but the code.
+fn is_absence(status: &kube::core::Status) -> bool {
+    status.is_not_found() || status.code == 404
 }
 
 /// Why a request to the API server came to nothing.

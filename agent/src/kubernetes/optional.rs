@@ -13,7 +13,7 @@ use kube::runtime::watcher::{self, Error, Event};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::{AskError, ask, follow};
+use super::{AskError, ask, follow, is_absence};
 
 /// A kind that may be missing.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +143,7 @@ fn is_not_there(error: &Error) -> bool {
         Error::InitialListFailed(error) | Error::WatchStartFailed(error) | Error::WatchFailed(error) => error,
         Error::WatchError(_) | Error::NoResourceVersion => return false,
     };
-    matches!(refused, kube::Error::Api(status) if status.is_not_found())
+    matches!(refused, kube::Error::Api(status) if is_absence(status))
 }
 
 fn spread(pause: Duration) -> Duration {
@@ -180,7 +180,9 @@ mod tests {
                 let resource = json!({"name": "httproutes", "singularName": "httproute", "namespaced": true,
                     "kind": "HTTPRoute", "verbs": ["list", "watch"]});
                 return match look {
-                    0 | 3 => failure(404, "NotFound"),
+                    // As an API server says it of a group that it does not know.
+                    0 => Some((404, json!("404 page not found\n"))),
+                    3 => failure(404, "NotFound"),
                     // The group is there, and this kind of it is not.
                     1 => Some((
                         200,

@@ -17,7 +17,7 @@ pub(crate) struct Question {
     pub(crate) body: Value,
 }
 
-/// What it answers: a status code and a body, in lines where it is a list; none: it never answers.
+/// What it answers: a status code and a body, in lines where it is a list, plain where it is a text; none: it never answers.
 pub(crate) type Answer = Option<(u16, Value)>;
 
 type Answers = dyn Fn(&Question) -> Answer + Send + Sync;
@@ -65,6 +65,7 @@ impl Service<http::Request<Body>> for FakeApi {
                 Some((status, body)) => {
                     let body = match &body {
                         Value::Array(lines) => lines.iter().map(|line| format!("{line}\n")).collect(),
+                        Value::String(text) => text.clone(),
                         one => one.to_string(),
                     };
                     let body = Body::from(body.into_bytes());
