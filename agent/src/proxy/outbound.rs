@@ -34,12 +34,15 @@ pub(super) async fn serve(
     let Some((captured, place)) = captured.zip(proxy.enter()) else {
         return refuse_unknown(&proxy, &net, &client, client_socket);
     };
-    match carriage(&proxy, &here, &captured, client).await {
+    // On the heap, all that a relayed connection needs no room for: there are many of those, and idle ones.
+    match Box::pin(carriage(&proxy, &here, &captured, client)).await {
         Ok((Carriage::Http1, client)) => {
-            http::serve_http1(http::Client::new((proxy.clone(), here), captured, client, fate)).await
+            let client = http::Client::new((proxy.clone(), here), captured, client, fate);
+            Box::pin(http::serve_http1(client)).await
         }
         Ok((Carriage::Http2, client)) => {
-            http::serve_http2(http::Client::new((proxy.clone(), here), captured, client, fate)).await
+            let client = http::Client::new((proxy.clone(), here), captured, client, fate);
+            Box::pin(http::serve_http2(client)).await
         }
         Ok((Carriage::Bytes(bound), client)) => relayed(&proxy, &here, &captured, bound, client).await,
         Err(error) => error!(pod = %net.pod, %error, "cannot go on with a connection"),
