@@ -146,7 +146,7 @@ pub(super) fn is_panic(ejected: usize, of: usize) -> bool {
 
 /// Whether at least half of the port's endpoints of this family are left without this one.
 fn may_be_spared(port: &ServicePort, endpoint: &Endpoint) -> bool {
-    let candidates = if endpoint.address.is_ipv4() { &port.candidates.v4 } else { &port.candidates.v6 };
+    let candidates = port.candidates.like(endpoint.address.ip());
     let is_ejected = |index: &&u32| port.endpoints[**index as usize].load.standing() == Standing::Ejected;
     !is_panic(candidates.iter().filter(is_ejected).count() + 1, candidates.len())
 }

@@ -117,12 +117,8 @@ struct Choice<'s, 'r> {
 
 impl<'s, 'r> Choice<'s, 'r> {
     fn new(port: &'s ServicePort, dialled: IpAddr, request: &Request<'r>, now: Instant) -> Self {
-        let indices = match dialled.to_canonical() {
-            IpAddr::V4(_) => &port.candidates.v4,
-            IpAddr::V6(_) => &port.candidates.v6,
-        };
         let Request { excluding, carries, .. } = *request;
-        Self { endpoints: &port.endpoints, indices, excluding, carries, now }
+        Self { endpoints: &port.endpoints, indices: port.candidates.like(dialled), excluding, carries, now }
     }
 
     /// The candidate with this address, unless it is ejected.

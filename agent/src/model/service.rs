@@ -80,7 +80,7 @@ impl ServicePort {
 
     /// The endpoint with this address, if a connection from this node may go to it.
     pub fn candidate(&self, address: SocketAddr) -> Option<&Endpoint> {
-        let candidates = if address.is_ipv4() { &self.candidates.v4 } else { &self.candidates.v6 };
+        let candidates = self.candidates.like(address.ip());
         let place =
             candidates.binary_search_by_key(&address, |&index| self.endpoints[index as usize].address);
         Some(&self.endpoints[candidates[place.ok()?] as usize])
@@ -95,6 +95,13 @@ pub struct Candidates {
     pub v4: Box<[u32]>,
     /// For clients that dialled an IPv6 address.
     pub v6: Box<[u32]>,
+}
+
+impl Candidates {
+    /// Those of the address's family.
+    pub fn like(&self, address: IpAddr) -> &[u32] {
+        if address.to_canonical().is_ipv4() { &self.v4 } else { &self.v6 }
+    }
 }
 
 /// One address that may serve a Service port, with what Kubernetes says of it.

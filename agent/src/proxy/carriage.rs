@@ -12,7 +12,6 @@ use super::detect::{Speech, detect, server_name};
 use super::worker::Here;
 use crate::model::{Declared, ServicePort};
 use crate::route::{Rule, Table};
-use crate::snapshot::{Destination, Snapshot};
 
 /// How a connection is carried.
 #[derive(Debug)]
@@ -46,7 +45,7 @@ pub(super) async fn carriage(
 ) -> io::Result<(Carriage, TcpStream)> {
     let snapshot = proxy.snapshot.load_full();
     let namespace = &captured.net.workload.pod.namespace;
-    let (service, port) = (service(&snapshot, captured), captured.dialled.port());
+    let (service, port) = (snapshot.service(captured.dialled.ip()), captured.dialled.port());
     let routes = service.and_then(|service| snapshot.routes.get(&service.id)?.of_port(port, namespace));
     match routes.map(|routes| &routes.table) {
         // Without a route nothing but the metrics would need to know of requests.
@@ -86,11 +85,4 @@ fn spoken((speech, client): (Speech, TcpStream)) -> (Carriage, TcpStream) {
         Speech::Opaque | Speech::Silence => Carriage::Bytes(Bound::Dialled),
     };
     (carriage, client)
-}
-
-fn service<'s>(snapshot: &'s Snapshot, captured: &Captured) -> Option<&'s crate::model::Service> {
-    match snapshot.destination(captured.dialled.ip()) {
-        Some(Destination::Service(service)) => Some(service),
-        _ => None,
-    }
 }

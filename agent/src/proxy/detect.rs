@@ -79,7 +79,7 @@ pub(super) async fn detect(client: TcpStream, limit: Option<Duration>) -> io::Re
     let told = match limit {
         None => Some(look(&client, judge).await),
         // More often than not the first bytes come with the connection.
-        Some(Duration::ZERO) => glance(&client, judge),
+        Some(Duration::ZERO) => return Ok((glance(&client).unwrap_or(Speech::Silence), client)),
         Some(limit) => tokio::time::timeout(limit, look(&client, judge)).await.ok(),
     };
     match told {
@@ -103,11 +103,11 @@ fn unseen(client: TcpStream) -> io::Result<TcpStream> {
     TcpStream::from_std(client.into_std()?)
 }
 
-/// What can be told by what has come already.
-fn glance<T>(client: &TcpStream, tell: impl Fn(&[u8]) -> Option<T>) -> Option<Option<T>> {
-    let mut seen = vec![0; FIRST_LOOK];
+/// What can be told by what has come already, of which tokio is not asked.
+fn glance(client: &TcpStream) -> Option<Speech> {
+    let mut seen = [0; FIRST_LOOK];
     let n = peek(client, &mut seen).unwrap_or_default();
-    tell(&seen[..n]).map(Some)
+    judge(&seen[..n])
 }
 
 /// Waits for as many bytes as it takes to tell; nothing where the client ends before, or goes on for too long.

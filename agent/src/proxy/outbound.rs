@@ -18,8 +18,7 @@ use super::upstream;
 use super::worker::{Fate, Here};
 use crate::capture::PodNet;
 use crate::model::{LoadGuard, Service};
-use crate::route::Target;
-use crate::snapshot::{Destination, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 
 /// Carries one captured connection to where its application wanted it to go.
@@ -53,10 +52,7 @@ pub(super) async fn serve(
 /// Carries bytes that nobody looks at.
 async fn relayed(proxy: &Arc<Proxy>, here: &Arc<Here>, captured: &Captured, bound: Bound, client: TcpStream) {
     let snapshot = proxy.snapshot.load_full();
-    let service = match snapshot.destination(captured.dialled.ip()) {
-        Some(Destination::Service(service)) => Some(&service.id),
-        _ => None,
-    };
+    let service = snapshot.service(captured.dialled.ip()).map(|service| &service.id);
     // On the heap, so that a connection that stands does not carry the room for finding its way.
     match Box::pin(reached(proxy, here, &snapshot, captured, bound, &client)).await {
         Ok(Reached { upstream, assurance, address, _load }) => {
@@ -110,6 +106,7 @@ async fn reached(
         let (address, load) = attempts.next()?;
         match dial(address).await {
             Ok((upstream, assurance)) => {
+                attempts.connected();
                 return Ok(Reached { upstream, assurance, address, _load: Some(load) });
             }
             Err(why) => attempts.failed(address, why),
@@ -134,21 +131,15 @@ fn goal<'s>(
     let nowhere = |reason| Unreached { reason, tried: None, assurance: Assurance::NONE };
     let rule = match bound {
         Bound::Dialled => {
-            return Ok(match snapshot.destination(dialled.ip()) {
-                Some(Destination::Service(service)) => Goal::Service(service, dialled),
-                _ => Goal::Pod(dialled),
-            });
+            let service = snapshot.service(dialled.ip());
+            return Ok(service.map_or(Goal::Pod(dialled), |service| Goal::Service(service, dialled)));
         }
         Bound::Nowhere => return Err(nowhere(RefuseReason::NoRoute)),
         Bound::By(rule) => rule,
     };
-    match rule.backend(here.shares.next()).map(|backend| &backend.target) {
-        Some(Target::Service { id, port }) => match snapshot.services.get(id) {
-            Some(service) => Ok(Goal::Service(service, SocketAddr::new(dialled.ip(), *port))),
-            None => Err(nowhere(RefuseReason::InvalidBackend)),
-        },
-        Some(Target::Invalid(_)) | None => Err(nowhere(RefuseReason::InvalidBackend)),
-    }
+    let backend = rule.backend(here.shares.next()).and_then(|backend| snapshot.backend(&backend.target).ok());
+    let (service, port) = backend.ok_or_else(|| nowhere(RefuseReason::InvalidBackend))?;
+    Ok(Goal::Service(service, SocketAddr::new(dialled.ip(), port)))
 }
 
 /// Whatever reached the listener without a code that means something, or found the agent full.

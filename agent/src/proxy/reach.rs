@@ -14,7 +14,7 @@ use super::relay::Meter;
 use super::tunnel::client::Wanted;
 use super::tunnel::stream::Ends;
 use super::tunnel::{self, Tunnel};
-use super::upstream::{self, Target, is_worth_another};
+use super::upstream::{self, Target, is_the_endpoints, is_worth_another};
 use super::worker::Here;
 use super::{Proxy, identity};
 use crate::balance::latency;
@@ -70,7 +70,6 @@ pub(super) struct Attempts<'a> {
     tried: Vec<SocketAddr>,
     /// The one that is being tried, until it is known how that went.
     current: Option<&'a Endpoint>,
-    /// An endpoint that took a connection has done what it can be judged by; of requests, whoever sends them says how it went.
     carries: Carries,
     /// Too many requests wait for those that are left.
     is_full: bool,
@@ -204,6 +203,11 @@ impl<'a> Attempts<'a> {
         self.may_repeat = true;
     }
 
+    /// The endpoint took the connection, which is all that one without requests can be judged by.
+    pub(super) fn connected(&mut self) {
+        self.judge(Verdict::Connected);
+    }
+
     /// Has another one be tried, where that may do better.
     pub(super) fn failed(&mut self, endpoint: SocketAddr, why: InTheWay) {
         if is_the_endpoints(why.0) {
@@ -222,27 +226,6 @@ impl<'a> Attempts<'a> {
         let (reason, assurance) = self.last.take().unwrap_or((reason, Assurance::NONE));
         Unreached { reason, tried: self.tried.last().copied(), assurance }
     }
-}
-
-impl Drop for Attempts<'_> {
-    fn drop(&mut self) {
-        // The last one that was tried for a connection has not failed.
-        if self.carries == Carries::Connection {
-            self.judge(Verdict::Connected);
-        }
-    }
-}
-
-/// Whether it is the endpoint that was in the way, as opposed to this node, the client, or what the two may do with each other.
-fn is_the_endpoints(reason: RefuseReason) -> bool {
-    matches!(
-        reason,
-        RefuseReason::ConnectRefused
-            | RefuseReason::ConnectReset
-            | RefuseReason::ConnectTimeout
-            | RefuseReason::ConnectUnreachable
-            | RefuseReason::AgentDown
-    )
 }
 
 /// The connection, or what was in its way; in both cases with what there is to rely on. Given up when `gone` says so.

@@ -51,14 +51,17 @@ pub(super) async fn gone(client: &TcpStream) {
 
 /// Whether another endpoint may do better. No byte has been sent, so trying again is safe for any protocol.
 pub(super) fn is_worth_another(reason: RefuseReason) -> bool {
+    is_the_endpoints(reason) || matches!(reason, RefuseReason::ConnectFailed | RefuseReason::HandshakeFailed)
+}
+
+/// Whether it is the endpoint that was in the way, as opposed to this node, the client, or what the two may do with each other.
+pub(super) fn is_the_endpoints(reason: RefuseReason) -> bool {
     matches!(
         reason,
         RefuseReason::ConnectRefused
             | RefuseReason::ConnectReset
             | RefuseReason::ConnectTimeout
             | RefuseReason::ConnectUnreachable
-            | RefuseReason::ConnectFailed
-            | RefuseReason::HandshakeFailed
             | RefuseReason::AgentDown
     )
 }

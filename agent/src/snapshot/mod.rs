@@ -9,7 +9,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use crate::model::{ObjectRef, Service, Workload, WorkloadUid};
-use crate::route::ServiceRoutes;
+use crate::route::{InvalidBackend, ServiceRoutes, Target};
 
 /// Everything that a connection's decisions are made from, immutable. The maps are persistent: the next snapshot
 /// shares all that did not change, so one change costs the logarithm of the cluster's size.
@@ -43,6 +43,28 @@ impl Snapshot {
     /// What the address stands for, if the mesh has heard of it.
     pub fn destination(&self, address: IpAddr) -> Option<&Destination> {
         self.destinations.get(&address.to_canonical())
+    }
+
+    /// The Service that has the address.
+    pub fn service(&self, address: IpAddr) -> Option<&Service> {
+        match self.destination(address) {
+            Some(Destination::Service(service)) => Some(service),
+            _ => None,
+        }
+    }
+
+    /// The Service of a backend, and its port.
+    ///
+    /// # Errors
+    /// When nothing can be sent there: what was in the way when the route was resolved, or that the Service has gone since.
+    pub fn backend(&self, target: &Target) -> Result<(&Service, u16), InvalidBackend> {
+        match target {
+            Target::Service { id, port } => match self.services.get(id) {
+                Some(service) => Ok((service, *port)),
+                None => Err(InvalidBackend::NoSuchService(id.clone())),
+            },
+            Target::Invalid(why) => Err(why.clone()),
+        }
     }
 
     /// The pod that has the address.

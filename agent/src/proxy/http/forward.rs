@@ -17,8 +17,8 @@ use super::upgrade::{Bridge, ClientEnd};
 use super::{head, mirror};
 use crate::model::Service;
 use crate::proxy::reach::Assurance;
-use crate::route::{Backend, Matched, RequestHead, Rule, Target, UrlRewrite};
-use crate::snapshot::{Destination, Snapshot};
+use crate::route::{Backend, Matched, RequestHead, Rule, UrlRewrite};
+use crate::snapshot::Snapshot;
 use crate::telemetry::RequestEnd;
 
 /// Answers the request, one way or another.
@@ -79,12 +79,13 @@ async fn carry(
     let authority =
         head::authority(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
     exchange.authority = authority.clone();
-    exchange.service = service(talk, snapshot).map(|service| service.id.clone());
-    let matched = matched(talk, snapshot, &request, authority.as_ref())?;
+    let service = snapshot.service(talk.captured.dialled.ip());
+    exchange.service = service.map(|service| service.id.clone());
+    let matched = matched(talk, snapshot, service, &request, authority.as_ref())?;
     exchange.rule = matched.map(|matched| matched.rule.clone());
     let Some(matched) = matched else {
         // No route says anything: it goes where it was sent.
-        let way = dialled(talk, snapshot);
+        let way = dialled(talk, service);
         let (request, client_end) = outgoing(exchange, request, dialect);
         let request = aimed(request, authority, None, dialect)?;
         let response =
@@ -124,11 +125,12 @@ async fn carry(
 fn matched<'s>(
     talk: &Talk,
     snapshot: &'s Snapshot,
+    service: Option<&'s Service>,
     request: &Request<Incoming>,
     authority: Option<&Authority>,
 ) -> Result<Option<Matched<'s>>, Refusal> {
     let routed = || {
-        let service = service(talk, snapshot)?;
+        let service = service?;
         let namespace = &talk.captured.net.workload.pod.namespace;
         Some((service, snapshot.routes.get(&service.id)?.http(talk.captured.dialled.port(), namespace)?))
     };
@@ -190,32 +192,19 @@ fn chosen<'s>(
         let detail = format!("{} has no backend with a weight for this request", rule.route);
         return Err(Refusal::new(RequestEnd::NoBackend, detail));
     };
-    let invalid = |why: &dyn std::fmt::Display| {
-        Refusal::new(RequestEnd::InvalidBackend, format!("{}: {why}", rule.route))
-    };
-    match &backend.target {
-        Target::Service { id, port } => match snapshot.services.get(id) {
-            Some(service) => Ok((backend, Way::Service { service, port: *port, kept: None })),
-            None => Err(invalid(&format_args!("there is no Service {id}"))),
-        },
-        Target::Invalid(why) => Err(invalid(why)),
+    match snapshot.backend(&backend.target) {
+        Ok((service, port)) => Ok((backend, Way::Service { service, port, kept: None })),
+        Err(why) => Err(Refusal::new(RequestEnd::InvalidBackend, format!("{}: {why}", rule.route))),
     }
 }
 
 /// Where the client sent it.
-fn dialled<'s>(talk: &Talk, snapshot: &'s Snapshot) -> Way<'s> {
+fn dialled<'s>(talk: &Talk, service: Option<&'s Service>) -> Way<'s> {
     let dialled = talk.captured.dialled;
-    match service(talk, snapshot) {
+    match service {
         Some(service) => Way::Service { service, port: dialled.port(), kept: None },
         // A pod's own address: that pod and no other, ready or not.
         None => Way::Pod(dialled),
-    }
-}
-
-fn service<'s>(talk: &Talk, snapshot: &'s Snapshot) -> Option<&'s Service> {
-    match snapshot.destination(talk.captured.dialled.ip()) {
-        Some(Destination::Service(service)) => Some(service),
-        _ => None,
     }
 }
 

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{COOKIE, HeaderMap, HeaderName, HeaderValue, SET_COOKIE};
 
 use super::send::Way;
-use crate::route::{Backend, Lifetime, Rule, SessionKind, SessionPersistence, Target};
+use crate::route::{Backend, Lifetime, Rule, SessionKind, SessionPersistence};
 use crate::snapshot::Snapshot;
 
 /// The session of one request, as its rule has them.
@@ -86,10 +86,9 @@ impl<'s> Session<'s> {
 
 fn way<'s>(rule: &'s Rule, snapshot: &'s Snapshot, endpoint: SocketAddr) -> Option<(&'s Backend, Way<'s>)> {
     rule.backends.iter().find_map(|backend| {
-        let Target::Service { id, port } = &backend.target else { return None };
-        let service = snapshot.services.get(id)?;
-        service.port(*port)?.candidate(endpoint)?;
-        Some((backend, Way::Service { service, port: *port, kept: Some(endpoint) }))
+        let (service, port) = snapshot.backend(&backend.target).ok()?;
+        service.port(port)?.candidate(endpoint)?;
+        Some((backend, Way::Service { service, port, kept: Some(endpoint) }))
     })
 }
 
