@@ -28,6 +28,7 @@ fn service(scope: TrafficScope, distribution: TrafficDistribution, endpoints: &s
             port: 80,
             app_protocol: None,
             candidates: candidates(&endpoints, scope, distribution, &node),
+            traffic: std::sync::Arc::default(),
             endpoints: endpoints.into(),
         }],
         session_affinity: SessionAffinity::None,

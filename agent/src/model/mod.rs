@@ -8,6 +8,7 @@ mod node;
 mod service;
 mod service_load;
 mod spiffe;
+mod traffic;
 mod workload;
 
 pub use endpoint_load::{Ejection, EndpointLoad, Health, Latency, LoadGuard, Standing, WaitGuard};
@@ -17,6 +18,10 @@ pub use service::{
 };
 pub use service_load::{RetryTokens, ServiceEvent, ServiceLoad};
 pub use spiffe::{SpiffeError, SpiffeId, TrustDomain};
+pub use traffic::{
+    Algorithm, Balancing, Caps, Fault, HashKey, Limited, Outliers, RateLimit, RetryBudget, RetrySettings,
+    SharedBy, SuccessRate, TrafficSettings, TrafficTimeouts,
+};
 pub use workload::{Enrolment, MtlsMode, PodPaths, PublishedPod, Workload, WorkloadUid};
 
 use std::fmt;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{EndpointLoad, Name, ObjectRef, ServiceLoad, Workload};
+use super::{EndpointLoad, Name, ObjectRef, ServiceLoad, TrafficSettings, Workload};
 
 /// A Kubernetes Service with at least one cluster IP. Headless Services have no address of their own: a client
 /// dials a pod, and the dialled pod is what it gets.
@@ -46,6 +46,8 @@ pub struct ServicePort {
     pub endpoints: Arc<[Endpoint]>,
     /// Those of them that a connection from this node may go to (`balance::candidates` computes it).
     pub candidates: Candidates,
+    /// How its connections and requests are treated.
+    pub traffic: Arc<TrafficSettings>,
 }
 
 /// What a Service says is spoken on one of its ports.

@@ -265,6 +265,7 @@ fn service(
                 world.node,
             ),
             endpoints,
+            traffic: Arc::default(),
         }
     };
     Service {
@@ -284,9 +285,9 @@ fn is_same(a: &Service, b: &Service) -> bool {
         && (internal_traffic, distribution) == (&b.internal_traffic, &b.distribution)
         && ports.len() == b.ports.len()
         && ports.iter().zip(&b.ports).all(|(a, b)| {
-            let ServicePort { name, port, app_protocol, endpoints, candidates } = a;
+            let ServicePort { name, port, app_protocol, endpoints, candidates, traffic } = a;
             (name, port, app_protocol) == (&b.name, &b.port, &b.app_protocol)
-                && *candidates == b.candidates
+                && (candidates, traffic) == (&b.candidates, &b.traffic)
                 && endpoints.len() == b.endpoints.len()
                 && endpoints.iter().zip(b.endpoints.iter()).all(|(a, b)| is_same_endpoint(a, b))
         })
