@@ -1,13 +1,14 @@
 //! Tasks that outlive whoever started them, and end with their worker.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use hyper::rt::Executor;
 use tokio::task::JoinSet;
 use tracing::error;
 
-/// Tasks that belong together. They end when this is dropped, at the latest.
-#[derive(Debug, Default)]
-pub(super) struct Tasks(Mutex<JoinSet<()>>);
+/// Tasks that belong together. They end when the last clone of this is dropped, at the latest.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tasks(Arc<Mutex<JoinSet<()>>>);
 
 impl Tasks {
     /// Runs something for as long as it takes, or this lives.
@@ -19,5 +20,11 @@ impl Tasks {
             }
         }
         tasks.spawn(task);
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        self.spawn(task);
     }
 }

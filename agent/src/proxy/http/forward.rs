@@ -264,9 +264,8 @@ fn aimed(
     path: Option<PathAndQuery>,
     dialect: Dialect,
 ) -> Result<Request<RequestBody>, Refusal> {
-    let (method, target) = (request.method().clone(), request.uri().clone());
-    let target = head::address(dialect, &method, &target, authority.as_ref(), path, request.headers_mut());
-    *request.uri_mut() = target.map_err(|error| Refusal::new(RequestEnd::BadRequest, error.to_string()))?;
+    head::aim(&mut request, dialect, authority.as_ref(), path)
+        .map_err(|error| Refusal::new(RequestEnd::BadRequest, error.to_string()))?;
     Ok(request)
 }
 

@@ -104,36 +104,49 @@ pub(super) fn waits_to_go_on<B>(request: &Request<B>) -> bool {
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// The target of a request as the upstream is to see it: HTTP/1 gets the path alone and the authority as `Host`.
-pub(super) fn address(
+/// Addresses a request as the upstream is to see it: HTTP/1 gets the path alone and the authority as `Host`. The path is its own
+/// unless another one is given.
+pub(super) fn aim<B>(
+    request: &mut Request<B>,
     dialect: Dialect,
-    method: &Method,
-    target: &Uri,
     authority: Option<&Authority>,
     path: Option<PathAndQuery>,
-    headers: &mut HeaderMap,
-) -> Result<Uri, http::Error> {
-    if method == Method::CONNECT && path.is_none() {
-        return Ok(target.clone());
+) -> Result<(), http::Error> {
+    let target = request.uri();
+    if request.method() == Method::CONNECT && path.is_none() {
+        return Ok(());
     }
     let path =
         path.or_else(|| target.path_and_query().cloned()).unwrap_or_else(|| PathAndQuery::from_static("/"));
     let builder = Uri::builder().path_and_query(path);
-    if dialect == Dialect::Http2 {
-        headers.remove(HOST);
-        let scheme = target.scheme_str().unwrap_or("http");
-        return match authority {
-            Some(authority) => builder.scheme(scheme).authority(authority.clone()).build(),
-            None => builder.build(),
-        };
-    }
-    if let Some(authority) = authority {
-        let is_said = headers.get(HOST).is_some_and(|host| host == authority.as_str());
-        if !is_said {
-            headers.insert(HOST, HeaderValue::try_from(authority.as_str())?);
+    *request.uri_mut() = match (dialect, authority) {
+        (Dialect::Http2, Some(authority)) => {
+            let scheme = target.scheme_str().unwrap_or("http");
+            builder.scheme(scheme).authority(authority.clone()).build()?
         }
+        (Dialect::Http2, None) | (Dialect::Http1, _) => builder.build()?,
+    };
+    match (dialect, authority) {
+        (Dialect::Http2, _) => drop(request.headers_mut().remove(HOST)),
+        (Dialect::Http1, Some(authority))
+            if request.headers().get(HOST).is_none_or(|host| host != authority.as_str()) =>
+        {
+            request.headers_mut().insert(HOST, HeaderValue::try_from(authority.as_str())?);
+        }
+        (Dialect::Http1, _) => {}
     }
-    builder.build()
+    Ok(())
+}
+
+/// A request with the same head and another body.
+pub(super) fn copy<A, B>(request: &Request<A>, body: B) -> Request<B> {
+    let mut copy = Request::new(body);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
+    copy
 }
 
 #[cfg(test)]
@@ -217,13 +230,13 @@ mod tests {
                      path: Option<&'static str>,
                      expected: &str,
                      host: Option<&str>| {
-            let mut headers = HeaderMap::new();
-            headers.insert(HOST, HeaderValue::from_static("old"));
+            let mut request = request(Version::HTTP_11, target, &[("host", "old")]);
+            *request.method_mut() = method;
             let authority = Authority::from_static("new:8080");
-            let target: Uri = target.parse().unwrap();
             let path = path.map(PathAndQuery::from_static);
-            let found = address(dialect, &method, &target, Some(&authority), path, &mut headers).unwrap();
-            assert_eq!(found.to_string(), expected);
+            aim(&mut request, dialect, Some(&authority), path).unwrap();
+            assert_eq!(request.uri().to_string(), expected);
+            let headers = request.headers();
             assert_eq!(headers.get(HOST).map(|host| host.to_str().unwrap()), host, "{target}");
         };
         let (one, two) = (Dialect::Http1, Dialect::Http2);

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
@@ -10,9 +9,9 @@ use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::pool::Pool;
 use crate::proxy::reach::Upstream;
 use crate::proxy::relay::{Meter, close_in_order, is_silence};
+use crate::proxy::tasks::Tasks;
 use crate::proxy::tunnel::stream::Ends;
 use crate::telemetry::CloseReason;
 
@@ -35,7 +34,7 @@ enum Way {
 }
 
 impl Counted {
-    pub(super) fn new(upstream: Upstream, meter: Meter, pool: &Arc<Pool>) -> Self {
+    pub(super) fn new(upstream: Upstream, meter: Meter, tasks: &Tasks) -> Self {
         let way = match upstream {
             Upstream::Socket(socket) => {
                 // HTTP says for itself when a message is cut off, so that no reset has to.
@@ -46,7 +45,7 @@ impl Counted {
                 ends: Some(ends),
                 held: Bytes::new(),
                 is_ended: false,
-                pool: pool.clone(),
+                tasks: tasks.clone(),
             }),
         };
         Self { meter: Some(meter), way, ended: None }
@@ -153,7 +152,7 @@ struct TunnelStream {
     held: Bytes,
     is_ended: bool,
     /// Has the peer's end waited for.
-    pool: Arc<Pool>,
+    tasks: Tasks,
 }
 
 impl TunnelStream {
@@ -213,7 +212,7 @@ impl Drop for TunnelStream {
         if !self.is_ended {
             ends.reset();
         } else if !ends.recv.is_end_stream() {
-            self.pool.tasks.spawn(ends.see_out());
+            self.tasks.spawn(ends.see_out());
         }
     }
 }

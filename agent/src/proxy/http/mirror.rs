@@ -3,7 +3,6 @@
 //! A copy never slows or fails what it is a copy of: it has a connection of its own, and is broken off when it falls behind.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::uri::Authority;
@@ -23,7 +22,7 @@ use crate::snapshot::Snapshot;
 pub(super) const MIRRORED: &str = "undermesh-mirrored";
 
 /// Copies that a worker thread has under way at one time. Where a mirror is slow, some requests are not mirrored.
-const MOST: usize = 256;
+pub(super) const MOST: usize = 256;
 
 /// How long a copy may take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -43,31 +42,22 @@ pub(super) fn send(
             continue;
         }
         let Target::Service { id, port } = mirror.target.clone() else { continue };
-        let Some(place) = Place::take(&talk.here.upstreams.mirrored) else {
+        let Ok(place) = talk.here.upstreams.mirrors.clone().try_acquire_owned() else {
             debug!(service = %id, "a request is not mirrored: too many copies are under way");
             continue;
         };
-        let mut copy = Request::new(request.body_mut().copy());
-        *copy.method_mut() = request.method().clone();
-        *copy.version_mut() = request.version();
-        *copy.headers_mut() = request.headers().clone();
+        let body = request.body_mut().copy();
+        let mut copy = head::copy(request, body);
         copy.headers_mut().insert(MIRRORED, HeaderValue::from_static("true"));
         if let Some(modifier) = &rule.filters.request_headers {
             modifier.apply(copy.headers_mut());
         }
-        let aimed = head::address(
-            dialect,
-            &copy.method().clone(),
-            request.uri(),
-            authority,
-            None,
-            copy.headers_mut(),
-        );
-        let Ok(target) = aimed else { continue };
-        *copy.uri_mut() = target;
+        if head::aim(&mut copy, dialect, authority, None).is_err() {
+            continue;
+        }
         let (talk, snapshot) = (talk.clone(), snapshot.clone());
-        let tasks = talk.here.upstreams.clone();
-        tasks.tasks.spawn(async move {
+        let tasks = talk.here.upstreams.tasks.clone();
+        tasks.spawn(async move {
             let _place = place;
             let carried = async {
                 let service = snapshot.services.get(&id)?;
@@ -93,22 +83,5 @@ pub(super) fn send(
                 debug!(service = %id, "a mirrored request took too long");
             }
         });
-    }
-}
-
-/// A place among [`MOST`].
-struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
-        let before = taken.fetch_add(1, Ordering::Relaxed);
-        let place = Self(taken.clone());
-        (before < MOST).then_some(place)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

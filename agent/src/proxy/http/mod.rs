@@ -24,7 +24,6 @@ mod upgrade;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -120,8 +119,7 @@ pub(super) async fn serve_http2(client: Client) {
         async move { Ok::<_, Infallible>(forward::answer(talk, request, Dialect::Http2).await) }
     });
     // The requests end with their connection.
-    let streams = Arc::new(Tasks::default());
-    let connection = http2::Builder::new(Streams(streams.clone()))
+    let connection = http2::Builder::new(Tasks::default())
         .max_concurrent_streams(HTTP2_STREAMS)
         .max_header_list_size(HEADER_LIST)
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
@@ -143,15 +141,5 @@ pub(super) async fn serve_http2(client: Client) {
 fn ended(result: hyper::Result<()>) {
     if let Err(error) = result {
         debug!(%error, "a client's connection broke");
-    }
-}
-
-/// Runs the requests of one HTTP/2 connection.
-#[derive(Clone, Debug)]
-struct Streams(Arc<Tasks>);
-
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
-    fn execute(&self, task: F) {
-        self.0.spawn(task);
     }
 }

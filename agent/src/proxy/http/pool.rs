@@ -5,14 +5,14 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::body::RequestBody;
+use super::mirror;
 use crate::proxy::reach::{Assurance, InTheWay};
 use crate::proxy::tasks::Tasks;
 
@@ -54,13 +54,13 @@ pub(super) struct Lease {
 }
 
 /// One per worker thread.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::proxy) struct Pool {
     slots: Mutex<Slots>,
     /// What moves the bytes of the connections.
     pub(super) tasks: Tasks,
-    /// Copies of requests that are under way.
-    pub(super) mirrored: Arc<AtomicUsize>,
+    /// Places for copies of requests that are under way.
+    pub(super) mirrors: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +82,16 @@ struct Idle {
 struct Shared {
     made: OnceCell<(http2::SendRequest<RequestBody>, Assurance)>,
     used: Mutex<Option<Instant>>,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            slots: Mutex::default(),
+            tasks: Tasks::default(),
+            mirrors: Arc::new(Semaphore::new(mirror::MOST)),
+        }
+    }
 }
 
 impl Pool {

@@ -298,13 +298,7 @@ async fn kept(request: Request<RequestBody>) -> Result<Request<RequestBody>, Ref
 
 /// The request once more, if it has no body that would have to be had twice.
 fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    let mut copy = Request::new(request.body().again()?);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    *copy.extensions_mut() = request.extensions().clone();
-    Some(copy)
+    Some(head::copy(request, request.body().again()?))
 }
 
 /// The endpoints that one request is sent to, one after the other.

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::client::conn::{http1, http2};
-use hyper::rt::Executor;
 use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
 use tracing::debug;
@@ -113,7 +112,7 @@ impl Talk {
         let gone = std::future::pending();
         let (upstream, assurance) = reach::dial(proxy, here, snapshot, captured, to, gone).await?;
         let meter = reach::record(proxy, snapshot, captured, to, service, &assurance);
-        Ok((TokioIo::new(Counted::new(upstream, meter, &here.upstreams)), assurance))
+        Ok((TokioIo::new(Counted::new(upstream, meter, &here.upstreams.tasks)), assurance))
     }
 
     /// With whom requests to the endpoint are counted.
@@ -158,8 +157,8 @@ async fn http1(pool: &Pool, io: TokioIo<Counted>) -> hyper::Result<http1::SendRe
     Ok(sender)
 }
 
-async fn http2(pool: &Arc<Pool>, io: TokioIo<Counted>) -> hyper::Result<http2::SendRequest<RequestBody>> {
-    let (sender, connection) = http2::Builder::new(OnPool(pool.clone()))
+async fn http2(pool: &Pool, io: TokioIo<Counted>) -> hyper::Result<http2::SendRequest<RequestBody>> {
+    let (sender, connection) = http2::Builder::new(pool.tasks.clone())
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
         .max_header_list_size(HEADER_LIST)
@@ -179,14 +178,4 @@ fn ended(result: hyper::Result<()>) {
 fn refused(error: &hyper::Error, assurance: &Assurance) -> InTheWay {
     debug!(%error, "an upstream does not begin to speak HTTP");
     (RefuseReason::ConnectFailed, assurance.clone())
-}
-
-/// Runs what an HTTP/2 connection needs run.
-#[derive(Clone, Debug)]
-struct OnPool(Arc<Pool>);
-
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for OnPool {
-    fn execute(&self, task: F) {
-        self.0.tasks.spawn(task);
-    }
 }
