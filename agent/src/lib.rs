@@ -14,6 +14,7 @@ pub mod discovery;
 pub mod identity;
 pub mod kubernetes;
 pub mod model;
+pub mod policy;
 pub mod proxy;
 pub mod route;
 mod sentence;

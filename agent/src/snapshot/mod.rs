@@ -3,12 +3,13 @@
 //! A value made by `config` and read by everybody who decides something for a connection. It knows no document and decides
 //! nothing itself.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
 use crate::model::{ObjectRef, Service, Workload, WorkloadUid};
+use crate::policy::Limits;
 use crate::route::{InvalidBackend, ServiceRoutes, Target};
 
 /// Everything that a connection's decisions are made from, immutable. The maps are persistent: the next snapshot
@@ -28,6 +29,8 @@ pub struct Snapshot {
     pub services: OrdMap<ObjectRef, Arc<Service>>,
     /// The routes in force, by the Service that they are attached to.
     pub routes: OrdMap<ObjectRef, Arc<ServiceRoutes>>,
+    /// How much the endpoints of this node take, each by what the Services say that have it.
+    pub limits: OrdMap<SocketAddr, Vec<Arc<Limits>>>,
 }
 
 /// What a destination address stands for.

@@ -3,6 +3,7 @@
 
 mod claims;
 mod endpoints;
+mod limits;
 mod loads;
 #[cfg(test)]
 mod measure;
@@ -292,6 +293,7 @@ impl Compiler {
             self.claims.claim(address, Claimant::Service(id.clone()), Default::default());
         }
         addresses.extend(old_addresses.into_iter().chain(new_addresses));
+        limits::update(&mut self.snapshot.limits, &self.node, old.as_deref(), new.as_deref());
         match new {
             Some(new) => drop(self.snapshot.services.insert(id.clone(), new)),
             None => drop(self.snapshot.services.remove(id)),
