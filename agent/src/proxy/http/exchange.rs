@@ -13,17 +13,17 @@ use http_body::Frame;
 
 use super::answer::{Refusal, is_grpc};
 use super::body::ResponseBody;
-use super::pool::{Key, Lease};
+use super::pool::Loan;
 use super::retry::mark_in_vain;
-use super::talk::{Talk, Told};
+use super::talk::Told;
 use crate::model::{LoadGuard, ObjectRef};
 use crate::route::Rule;
-use crate::telemetry::{ActiveRequest, HttpCounters, HttpRequest, RequestEnd, RouteLabel};
+use crate::telemetry::{ActiveRequest, HttpCounters, HttpRequest, RequestEnd, RouteLabel, Telemetry};
 
 /// A request that is being answered. Dropped before its answer has passed, it counts as one whose client has gone.
 #[derive(Debug)]
 pub(super) struct Exchange {
-    talk: Arc<Talk>,
+    telemetry: Arc<Telemetry>,
     began: Instant,
     method: Method,
     version: Version,
@@ -50,15 +50,15 @@ pub(super) struct Exchange {
     /// How often it was sent again, where that was in vain.
     pub(super) retried_in_vain: Option<u32>,
     /// The connection that the answer comes on.
-    pub(super) loan: Option<(Key, Lease)>,
+    pub(super) loan: Option<Loan>,
     /// Its part of the endpoint's load.
     pub(super) load: Option<LoadGuard>,
 }
 
 impl Exchange {
-    pub(super) fn begin<B>(talk: &Arc<Talk>, request: &Request<B>) -> Box<Self> {
+    pub(super) fn begin<B>(telemetry: &Arc<Telemetry>, request: &Request<B>) -> Box<Self> {
         Box::new(Self {
-            talk: talk.clone(),
+            telemetry: telemetry.clone(),
             began: Instant::now(),
             method: request.method().clone(),
             version: request.version(),
@@ -160,8 +160,8 @@ impl Exchange {
     pub(super) fn done(&mut self) {
         self.end.get_or_insert(RequestEnd::Done);
         self.load = None;
-        if let Some((key, lease)) = self.loan.take() {
-            self.talk.here.upstreams.give_back(&key, lease);
+        if let Some(loan) = self.loan.take() {
+            loan.give_back();
         }
     }
 }
@@ -190,7 +190,7 @@ impl Drop for Exchange {
             upstream: self.upstream,
             trace_id: None,
         };
-        self.talk.proxy.telemetry.request_finished(&told.counters, request);
+        self.telemetry.request_finished(&told.counters, request);
     }
 }
 

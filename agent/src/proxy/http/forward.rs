@@ -27,7 +27,7 @@ pub(super) async fn answer(
     request: Request<Incoming>,
     dialect: Dialect,
 ) -> Response<ResponseBody> {
-    let mut exchange = Exchange::begin(&talk, &request);
+    let mut exchange = Exchange::begin(&talk.proxy.telemetry, &request);
     let snapshot = talk.proxy.snapshot.load_full();
     let mut response = match carry(&talk, &snapshot, &mut exchange, request, dialect).await {
         Ok(Outcome::Passed(response)) => response.map(|body| ResponseBody::of(body, exchange)),

@@ -1,4 +1,4 @@
-//! An upstream as a stream of bytes that are counted: a socket, or a stream of a tunnel.
+//! A connection as a stream of bytes, counted if need be: a socket, or a stream of a tunnel.
 
 use std::io;
 use std::pin::Pin;
@@ -18,37 +18,92 @@ use crate::telemetry::CloseReason;
 /// Bytes that are handed to a tunnel at a time.
 const MOST: usize = 64 * 1024;
 
-/// A connection to an upstream, whose bytes count.
+/// A connection, of whichever kind.
 #[derive(Debug)]
-pub(super) struct Counted {
-    meter: Option<Meter>,
-    way: Way,
-    /// What ended it, once something has.
-    ended: Option<CloseReason>,
-}
-
-#[derive(Debug)]
-enum Way {
+pub(super) enum Stream {
     Socket(TcpStream),
     Tunnel(TunnelStream),
 }
 
-impl Counted {
-    pub(super) fn new(upstream: Upstream, meter: Meter, tasks: &Tasks) -> Self {
-        let way = match upstream {
+/// A connection to an upstream, whose bytes count.
+#[derive(Debug)]
+pub(super) struct Counted {
+    meter: Option<Meter>,
+    stream: Stream,
+    /// What ended it, once something has.
+    ended: Option<CloseReason>,
+}
+
+impl Stream {
+    pub(super) fn new(way: Upstream, tasks: &Tasks) -> Self {
+        match way {
             Upstream::Socket(socket) => {
                 // HTTP says for itself when a message is cut off, so that no reset has to.
                 close_in_order(&socket);
-                Way::Socket(socket)
+                Self::Socket(socket)
             }
-            Upstream::Tunnel(ends) => Way::Tunnel(TunnelStream {
+            Upstream::Tunnel(ends) => Self::Tunnel(TunnelStream {
                 ends: Some(ends),
                 held: Bytes::new(),
                 is_ended: false,
                 tasks: tasks.clone(),
             }),
-        };
-        Self { meter: Some(meter), way, ended: None }
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Socket(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Tunnel(stream) => stream.poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Socket(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Tunnel(stream) => stream.poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Socket(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
+            Self::Tunnel(stream) => {
+                let first = slices.iter().find(|slice| !slice.is_empty());
+                stream.poll_write(cx, first.map_or(&[], |slice| slice))
+            }
+        }
+    }
+
+    /// A tunnel takes one buffer at a time: HTTP then joins small ones by itself.
+    fn is_write_vectored(&self) -> bool {
+        matches!(self, Self::Socket(_))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Sockets and tunnels send what they have by themselves.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Socket(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tunnel(stream) => Poll::Ready(stream.end()),
+        }
+    }
+}
+
+impl Counted {
+    pub(super) fn new(stream: Stream, meter: Meter) -> Self {
+        Self { meter: Some(meter), stream, ended: None }
     }
 
     fn note<T>(&mut self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -60,8 +115,11 @@ impl Counted {
         result
     }
 
-    fn sent(&self, n: usize) {
-        self.meter.iter().for_each(|meter| meter.sent(n));
+    fn sent(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = &written {
+            self.meter.iter().for_each(|meter| meter.sent(*n));
+        }
+        self.note(written)
     }
 }
 
@@ -77,10 +135,7 @@ impl AsyncRead for Counted {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let read = match &mut this.way {
-            Way::Socket(socket) => Pin::new(socket).poll_read(cx, buf),
-            Way::Tunnel(stream) => stream.poll_read(cx, buf),
-        };
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
         let n = buf.filled().len() - before;
         if n > 0 {
             this.meter.iter().for_each(|meter| meter.received(n));
@@ -94,14 +149,8 @@ impl AsyncRead for Counted {
 impl AsyncWrite for Counted {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = match &mut this.way {
-            Way::Socket(socket) => Pin::new(socket).poll_write(cx, bytes),
-            Way::Tunnel(stream) => stream.poll_write(cx, bytes),
-        };
-        this.note(written).map_ok(|n| {
-            this.sent(n);
-            n
-        })
+        let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        this.sent(written)
     }
 
     fn poll_write_vectored(
@@ -110,43 +159,31 @@ impl AsyncWrite for Counted {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = match &mut this.way {
-            Way::Socket(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
-            Way::Tunnel(stream) => {
-                let first = slices.iter().find(|slice| !slice.is_empty());
-                stream.poll_write(cx, first.map_or(&[], |slice| slice))
-            }
-        };
-        this.note(written).map_ok(|n| {
-            this.sent(n);
-            n
-        })
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+        this.sent(written)
     }
 
-    /// A tunnel takes one buffer at a time: HTTP then joins small ones by itself.
     fn is_write_vectored(&self) -> bool {
-        matches!(self.way, Way::Socket(_))
+        self.stream.is_write_vectored()
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Sockets and tunnels send what they have by themselves.
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.stream).poll_flush(cx);
+        this.note(flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.ended.get_or_insert(CloseReason::Done);
-        let ended = match &mut this.way {
-            Way::Socket(socket) => Pin::new(socket).poll_shutdown(cx),
-            Way::Tunnel(stream) => Poll::Ready(stream.end()),
-        };
+        let ended = Pin::new(&mut this.stream).poll_shutdown(cx);
         this.note(ended)
     }
 }
 
 /// A stream of a tunnel. It holds one frame at the most, and the peer gets room for more only when that is taken.
 #[derive(Debug)]
-struct TunnelStream {
+pub(super) struct TunnelStream {
     /// None when it is dropped.
     ends: Option<Ends>,
     held: Bytes,

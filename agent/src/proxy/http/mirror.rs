@@ -62,7 +62,7 @@ pub(super) fn send(
             let carried = async {
                 let service = snapshot.services.get(&id)?;
                 let way = Way::Service { service, port, kept: None };
-                let mut exchange = Exchange::begin(&talk, &copy);
+                let mut exchange = Exchange::begin(&talk.proxy.telemetry, &copy);
                 exchange.service = Some(id.clone());
                 let sent =
                     send::send(&talk, &snapshot, &mut exchange, way, copy, dialect, Patience::default());

@@ -53,6 +53,25 @@ pub(super) struct Lease {
     pub(super) is_reused: bool,
 }
 
+/// A connection that is lent, with where it belongs.
+#[derive(Debug)]
+pub(super) struct Loan {
+    pool: Arc<Pool>,
+    key: Key,
+    lease: Lease,
+}
+
+impl Loan {
+    pub(super) fn new(pool: &Arc<Pool>, key: Key, lease: Lease) -> Self {
+        Self { pool: pool.clone(), key, lease }
+    }
+
+    /// The request has been answered.
+    pub(super) fn give_back(self) {
+        self.pool.give_back(self.key, self.lease);
+    }
+}
+
 /// One per worker thread.
 #[derive(Debug)]
 pub(in crate::proxy) struct Pool {
@@ -110,14 +129,14 @@ impl Pool {
     }
 
     /// Takes a connection back whose request has been answered.
-    pub(super) fn give_back(&self, key: &Key, lease: Lease) {
+    fn give_back(&self, key: Key, lease: Lease) {
         // HTTP/2 connections are here all the time.
         let Lease { sender: Sender::Http1(sender), assurance, .. } = lease else { return };
         if sender.is_closed() {
             return;
         }
         let mut slots = self.slots();
-        let idle = slots.http1.entry(key.clone()).or_default();
+        let idle = slots.http1.entry(key).or_default();
         if idle.len() < MOST_IDLE {
             idle.push(Idle { sender, assurance, since: Instant::now() });
         }

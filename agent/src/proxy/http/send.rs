@@ -16,7 +16,7 @@ use super::answer::Refusal;
 use super::body::{BodyError, RequestBody};
 use super::exchange::Exchange;
 use super::head;
-use super::pool::{Lease, Sender};
+use super::pool::{Lease, Loan, Sender};
 use super::retry::{Retries, mark_in_vain};
 use super::talk::{Dialect, Talk};
 use crate::balance::outlier::Verdict;
@@ -180,7 +180,7 @@ impl Sending<'_> {
             match self.over(&mut lease, request).await {
                 Ok(response) => {
                     exchange.head(response.status().as_u16(), response.headers());
-                    exchange.loan = Some((talk.key(to), lease));
+                    exchange.loan = Some(Loan::new(&talk.here.upstreams, talk.key(to), lease));
                     return Ok(response);
                 }
                 Err(Unanswered::TooSlow) => {

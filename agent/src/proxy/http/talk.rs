@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::body::RequestBody;
-use super::io::Counted;
+use super::io::{Counted, Stream};
 use super::pool::{Key, Lease, Pool, Sender};
 use super::{HEADER_LIST, HTTP2_CONNECTION_WINDOW, HTTP2_STREAM_WINDOW, MOST_BUFFERED, MOST_HEADERS};
 use crate::model::ObjectRef;
@@ -18,7 +18,7 @@ use crate::proxy::captured::Captured;
 use crate::proxy::reach::{self, Assurance, InTheWay};
 use crate::proxy::worker::{Fate, Here};
 use crate::snapshot::Snapshot;
-use crate::telemetry::{ConnectionFacts, HttpCounters, RefuseReason};
+use crate::telemetry::{ConnectionFacts, HttpCounters, RefuseReason, Telemetry};
 
 /// One client connection.
 #[derive(Debug)]
@@ -46,6 +46,20 @@ pub(super) struct Told {
 pub(super) enum Dialect {
     Http1,
     Http2,
+}
+
+impl Told {
+    /// `all` are the facts for each side that reports, one at least; the log has the first.
+    pub(super) fn new(
+        telemetry: &Telemetry,
+        to: SocketAddr,
+        assurance: Assurance,
+        all: Vec<ConnectionFacts>,
+    ) -> Self {
+        let counters = all.iter().map(|facts| telemetry.http_counters(facts)).collect();
+        let Some(facts) = all.into_iter().next() else { unreachable!("somebody reports every connection") };
+        Self { to, assurance, facts: Arc::new(facts), counters }
+    }
 }
 
 impl Talk {
@@ -112,7 +126,7 @@ impl Talk {
         let gone = std::future::pending();
         let (upstream, assurance) = reach::dial(proxy, here, snapshot, captured, to, gone).await?;
         let meter = reach::record(proxy, snapshot, captured, to, service, &assurance);
-        Ok((TokioIo::new(Counted::new(upstream, meter, &here.upstreams.tasks)), assurance))
+        Ok((TokioIo::new(Counted::new(Stream::new(upstream, &here.upstreams.tasks), meter)), assurance))
     }
 
     /// With whom requests to the endpoint are counted.
@@ -132,9 +146,7 @@ impl Talk {
             reach::facts(proxy, snapshot, captured, to, service, assurance, *reporter)
         };
         let all: Vec<ConnectionFacts> = reach::reporters(assurance).iter().map(facts).collect();
-        let counters = all.iter().map(|facts| self.proxy.telemetry.http_counters(facts)).collect();
-        let Some(facts) = all.into_iter().next() else { unreachable!("somebody reports every connection") };
-        let new = Arc::new(Told { to, assurance: assurance.clone(), facts: Arc::new(facts), counters });
+        let new = Arc::new(Told::new(&self.proxy.telemetry, to, assurance.clone(), all));
         if told.len() == MOST_TOLD {
             told.remove(0);
         }
