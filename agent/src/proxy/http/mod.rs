@@ -16,6 +16,7 @@ mod mirror;
 mod pool;
 mod retry;
 mod send;
+mod serve;
 mod session;
 mod slow;
 mod talk;
@@ -24,20 +25,14 @@ mod upgrade;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tracing::debug;
 
 use super::Proxy;
 use super::captured::Captured;
 use super::relay::close_in_order;
-use super::tasks::Tasks;
 use super::worker::{Fate, Here};
 pub(super) use pool::Pool;
-use slow::Heads;
 use talk::{Dialect, Talk};
 
 /// A client's connection on which HTTP is spoken.
@@ -83,63 +78,23 @@ const HTTP2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Carries the requests of a client that speaks HTTP/1, until it ends the connection or has been told to.
 pub(super) async fn serve_http1(client: Client) {
     let Client { talk, socket, .. } = client;
-    let heads = Arc::new(Heads::default());
-    let answer = service_fn(|request| {
-        let (talk, busy) = (talk.clone(), heads.complete());
-        async move {
-            let response = forward::answer(talk, request, Dialect::Http1).await;
-            drop(busy);
-            Ok::<_, Infallible>(response)
-        }
-    });
-    let connection = http1::Builder::new()
-        // Who ends its side while it waits has gone, as servers and proxies take it: nobody is to work for it any more.
-        .half_close(false)
-        .preserve_header_case(true)
-        // The upstream's date is the answer's.
-        .auto_date_header(false)
-        .max_headers(MOST_HEADERS)
-        .max_buf_size(MOST_BUFFERED)
-        // It would close connections that are idle, which is for the application to decide.
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(heads.watch(socket)), answer)
-        .with_upgrades();
-    tokio::select! {
-        biased;
-        result = connection => ended(result),
-        () = heads.overdue() => debug!(pod = %talk.captured.net.pod, "a client does not get on with its request"),
-    }
+    let pod = talk.captured.net.pod.clone();
+    // It is told with an answer: closed between two, it could take a request with it.
+    let leave = std::future::pending();
+    let answer = |request| {
+        let talk = talk.clone();
+        async move { Ok::<_, Infallible>(forward::answer(talk, request, Dialect::Http1).await) }
+    };
+    serve::http1(&pod, socket, answer, leave).await;
 }
 
 /// Carries the requests of a client that speaks HTTP/2, until it ends the connection or its pod leaves.
 pub(super) async fn serve_http2(client: Client) {
     let Client { talk, socket, mut fate } = client;
-    let answer = service_fn(|request| {
+    let leave = async move { _ = fate.wait_for(|fate| *fate != Fate::Serve).await };
+    let answer = move |request| {
         let talk = talk.clone();
         async move { Ok::<_, Infallible>(forward::answer(talk, request, Dialect::Http2).await) }
-    });
-    // The requests end with their connection.
-    let connection = http2::Builder::new(Tasks::default())
-        .max_concurrent_streams(HTTP2_STREAMS)
-        .max_header_list_size(HEADER_LIST)
-        .initial_stream_window_size(HTTP2_STREAM_WINDOW)
-        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
-        .auto_date_header(false)
-        .enable_connect_protocol()
-        .serve_connection(TokioIo::new(socket), answer);
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        result = &mut connection => return ended(result),
-        _ = fate.wait_for(|fate| *fate != Fate::Serve) => {}
-    }
-    // What is under way is answered, and the client sends no more (GOAWAY).
-    connection.as_mut().graceful_shutdown();
-    ended(connection.await);
-}
-
-/// Any client can provoke it, so it is not for the log of a node. What was asked has been answered or told of.
-fn ended(result: hyper::Result<()>) {
-    if let Err(error) = result {
-        debug!(%error, "a client's connection broke");
-    }
+    };
+    serve::http2(socket, answer, leave).await;
 }
