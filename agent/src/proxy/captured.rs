@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::Proxy;
+use super::{Proxy, identity};
 use crate::capture::{Code, PodNet, bound_source};
+use crate::model::Name;
 
 /// A captured connection, with what its application knows of it.
 #[derive(Debug)]
@@ -41,5 +42,10 @@ impl Captured {
             client: SocketAddr::new(client_ip, peer.port()),
             bound,
         })
+    }
+
+    /// What its pod is held to limits as: the identity that it would prove, else its address.
+    pub(super) fn source(&self) -> Name {
+        identity(&self.net.workload).unwrap_or_else(|| self.client.ip().to_string().into())
     }
 }

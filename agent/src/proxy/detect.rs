@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::{Bytes, BytesMut};
+use h2::RecvStream;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -94,6 +96,24 @@ pub(super) async fn server_name(client: TcpStream) -> io::Result<(Option<String>
     match tokio::time::timeout(HELLO_LIMIT, look(&client, asked_for)).await {
         Ok(name) => Ok((name.flatten(), client)),
         Err(_elapsed) => Ok((None, unseen(client)?)),
+    }
+}
+
+/// What a client says first on a stream of a tunnel, however long that takes; and the bytes that this was told by, which are still to be passed
+/// on and to be taken off the stream's window.
+pub(super) async fn first_frames(stream: &mut RecvStream) -> (Speech, Bytes) {
+    let mut seen = BytesMut::new();
+    loop {
+        match judge(&seen) {
+            Some(speech) => return (speech, seen.freeze()),
+            None if seen.len() >= LONGEST_LOOK => return (Speech::Opaque, seen.freeze()),
+            None => {}
+        }
+        match stream.data().await {
+            Some(Ok(bytes)) => seen.extend_from_slice(&bytes),
+            // Whoever carries it on finds the same end.
+            Some(Err(_)) | None => return (Speech::Opaque, seen.freeze()),
+        }
     }
 }
 

@@ -4,23 +4,28 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tracing::error;
 
 use undermesh_common::lookup::TUNNEL_PORT;
 
-use super::Proxy;
+use super::detect::{Speech, detect};
+use super::http::{Inbound, Stream};
 use super::relay::{Meter, relay};
 use super::upstream::{self, Target};
-use super::worker::Here;
+use super::worker::{Fate, Here};
+use super::{Proxy, admission};
 use crate::capture::PodNet;
-use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
+use crate::model::{Limited, Name};
+use crate::telemetry::{CloseReason, ConnectionFacts, RefuseReason, Reporter, Security};
 
 /// Hands the connection on to the application, which sees the client that called.
 pub(super) async fn serve(
     proxy: Arc<Proxy>,
     here: Arc<Here>,
     net: Arc<PodNet>,
-    client: TcpStream,
-    client_socket: SocketAddr,
+    (client, client_socket): (TcpStream, SocketAddr),
+    fate: watch::Receiver<Fate>,
 ) {
     let caller = SocketAddr::new(client_socket.ip().to_canonical(), client_socket.port());
     let Ok(local) = client.local_addr() else { return };
@@ -34,15 +39,38 @@ pub(super) async fn serve(
         return refuse(facts, RefuseReason::PlaintextRefused);
     }
     let Some(place) = proxy.enter() else { return refuse(facts, RefuseReason::Limit) };
+    // An address is all that is known of who calls in plaintext.
+    let source: Name = caller.ip().to_string().into();
+    if !admission::takes_connection(&proxy.snapshot.load(), dialled, || source.clone()) {
+        return refuse(facts, RefuseReason::RateLimited);
+    }
 
     let target = Target { from: &net, to: dialled, source: None, on_behalf_of: Some(caller) };
     // On the heap, so that a connection that stands does not carry the room for it.
     match Box::pin(upstream::connect(&proxy, &here.dialer, upstream::gone(&client), target)).await {
         Ok(application) => {
             facts.upstream = Some(dialled);
-            let meter = Meter::new(vec![proxy.telemetry.connection_opened(facts)]);
-            let reason = relay(client, application, &meter).await;
-            meter.close(reason);
+            let meter = Meter::new(vec![proxy.telemetry.connection_opened(facts.clone())]);
+            let spoken = match admission::is_limited(&proxy.snapshot.load(), dialled, Limited::Requests) {
+                true => Box::pin(detect(client, None)).await,
+                false => Ok((Speech::Opaque, client)),
+            };
+            match spoken {
+                Ok((speech @ (Speech::Http1 | Speech::Http2), client)) => {
+                    let inbound =
+                        Inbound { proxy: proxy.clone(), here, net, to: dialled, source, facts, fate };
+                    let client = (Stream::socket(client), speech);
+                    Box::pin(inbound.serve(client, application, meter)).await;
+                }
+                Ok((Speech::Opaque | Speech::Silence, client)) => {
+                    let reason = relay(client, application, &meter).await;
+                    meter.close(reason);
+                }
+                Err(error) => {
+                    error!(pod = %net.pod, %error, "cannot go on with a connection");
+                    meter.close(CloseReason::Internal);
+                }
+            }
         }
         Err(reason) => refuse(facts, reason),
     }

@@ -6,6 +6,7 @@
 //! configuration comes from nor how capture works; it never buffers without bound and never waits without a limit on
 //! anything but the two applications.
 
+mod admission;
 mod captured;
 mod carriage;
 mod detect;

@@ -16,7 +16,7 @@ use super::tunnel::stream::Ends;
 use super::tunnel::{self, Tunnel};
 use super::upstream::{self, Target, is_the_endpoints, is_worth_another};
 use super::worker::Here;
-use super::{Proxy, identity};
+use super::{Proxy, admission, identity};
 use crate::balance::latency;
 use crate::balance::outlier::{self, Change, EjectionReason, Verdict};
 use crate::balance::{self, Carries, NoEndpoint, NoEndpointReason, Request};
@@ -263,6 +263,9 @@ pub(super) async fn dial(
                 }
                 connected => connected,
             }
+        }
+        Way::SameNode if !admission::takes_connection(snapshot, to, || captured.source()) => {
+            Err(RefuseReason::RateLimited)
         }
         Way::SameNode => dial_socket(proxy, here, captured, to, gone, Some(captured.client)).await,
         Way::Plaintext => dial_socket(proxy, here, captured, to, gone, None).await,

@@ -51,7 +51,11 @@ pub(super) async fn gone(client: &TcpStream) {
 
 /// Whether another endpoint may do better. No byte has been sent, so trying again is safe for any protocol.
 pub(super) fn is_worth_another(reason: RefuseReason) -> bool {
-    is_the_endpoints(reason) || matches!(reason, RefuseReason::ConnectFailed | RefuseReason::HandshakeFailed)
+    is_the_endpoints(reason)
+        || matches!(
+            reason,
+            RefuseReason::ConnectFailed | RefuseReason::HandshakeFailed | RefuseReason::RateLimited
+        )
 }
 
 /// Whether it is the endpoint that was in the way, as opposed to this node, the client, or what the two may do with each other.

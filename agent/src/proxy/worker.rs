@@ -287,12 +287,12 @@ impl PodTask {
     ) {
         let Some((stream, peer)) = self.accepted(accepted).await else { return };
         let (proxy, here, net) = (self.proxy.clone(), self.here.clone(), self.net.clone());
+        let fate = fate.clone();
         match self.tunnel_of(&stream) {
             Some(tunnel) => {
-                let fate = fate.clone();
                 self.connections.spawn(tunnel::server::serve(proxy, tunnel, here, net, (stream, peer), fate))
             }
-            None => self.connections.spawn(inbound::serve(proxy, here, net, stream, peer)),
+            None => self.connections.spawn(inbound::serve(proxy, here, net, (stream, peer), fate)),
         };
     }
 

@@ -58,6 +58,8 @@ pub enum RefuseReason {
     NoRoute,
     /// The route leads to a backend that nothing can be sent to.
     InvalidBackend,
+    /// The endpoint takes no more connections in this time.
+    RateLimited,
     /// A limit on open connections was reached.
     Limit,
     /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
@@ -101,6 +103,10 @@ pub enum RequestEnd {
     BadRequest,
     /// As many requests wait for each endpoint as may.
     Overloaded,
+    /// The endpoint takes no more requests in this time.
+    RateLimited,
+    /// It was made to fail on purpose.
+    FaultInjected,
     /// A limit was reached: on requests, on the size of a head, on what may wait.
     Limit,
     /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
@@ -135,7 +141,7 @@ impl CloseReason {
 
 impl RefuseReason {
     /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::NoEndpoints,
         Self::UnknownPort,
         Self::UnknownDestination,
@@ -152,6 +158,7 @@ impl RefuseReason {
         Self::PlaintextRefused,
         Self::NoRoute,
         Self::InvalidBackend,
+        Self::RateLimited,
         Self::Limit,
         Self::Internal,
     ];
@@ -175,6 +182,7 @@ impl RefuseReason {
             Self::PlaintextRefused => "plaintext_refused",
             Self::NoRoute => "no_route",
             Self::InvalidBackend => "invalid_backend",
+            Self::RateLimited => "rate_limited",
             Self::Limit => "limit",
             Self::Internal => "internal",
         }
@@ -183,7 +191,7 @@ impl RefuseReason {
 
 impl RequestEnd {
     /// Every end, in the order of the declaration.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Done,
         Self::NoRoute,
         Self::InvalidBackend,
@@ -201,6 +209,8 @@ impl RequestEnd {
         Self::ClientGone,
         Self::BadRequest,
         Self::Overloaded,
+        Self::RateLimited,
+        Self::FaultInjected,
         Self::Limit,
         Self::Internal,
     ];
@@ -225,6 +235,8 @@ impl RequestEnd {
             Self::ClientGone => "client_gone",
             Self::BadRequest => "bad_request",
             Self::Overloaded => "overloaded",
+            Self::RateLimited => "rate_limited",
+            Self::FaultInjected => "fault_injected",
             Self::Limit => "limit",
             Self::Internal => "internal",
         }

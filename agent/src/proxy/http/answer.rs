@@ -5,6 +5,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderVa
 use http::{Response, StatusCode};
 
 use super::body::ResponseBody;
+use super::limit::TooSoon;
 use crate::telemetry::{RefuseReason, RequestEnd};
 
 static PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
@@ -17,11 +18,15 @@ pub(super) struct Refusal {
     pub(super) end: RequestEnd,
     /// A sentence that names the culprit.
     pub(super) detail: String,
+    /// Where it came too soon.
+    pub(super) too_soon: Option<Box<TooSoon>>,
+    /// Where it is not the usual one of its end.
+    pub(super) status: Option<StatusCode>,
 }
 
 impl Refusal {
     pub(super) fn new(end: RequestEnd, detail: impl Into<String>) -> Self {
-        Self { end, detail: detail.into() }
+        Self { end, detail: detail.into(), too_soon: None, status: None }
     }
 
     /// No endpoint could be reached.
@@ -36,6 +41,7 @@ impl Refusal {
             RefuseReason::ClientGone => RequestEnd::ClientGone,
             RefuseReason::NoRoute => RequestEnd::NoRoute,
             RefuseReason::InvalidBackend => RequestEnd::InvalidBackend,
+            RefuseReason::RateLimited => RequestEnd::RateLimited,
             RefuseReason::Limit => RequestEnd::Limit,
             RefuseReason::Internal => RequestEnd::Internal,
             RefuseReason::ConnectUnreachable
@@ -55,6 +61,9 @@ impl Refusal {
         if let Some(value) = self.proxy_status(&words) {
             headers.insert(&PROXY_STATUS, value);
         }
+        if let Some(too_soon) = &self.too_soon {
+            too_soon.tell(headers);
+        }
         if is_grpc {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.insert(&GRPC_STATUS, HeaderValue::from(words.grpc));
@@ -66,7 +75,7 @@ impl Refusal {
         let text = Bytes::from(format!("undermesh: {}\n", self.detail));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         headers.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
-        *response.status_mut() = words.status;
+        *response.status_mut() = self.status.unwrap_or(words.status);
         *response.body_mut() = ResponseBody::Own(Some(text));
         response
     }
@@ -100,6 +109,7 @@ impl Words {
         const UNKNOWN: u16 = 2;
         const DEADLINE_EXCEEDED: u16 = 4;
         const PERMISSION_DENIED: u16 = 7;
+        const RESOURCE_EXHAUSTED: u16 = 8;
         const UNIMPLEMENTED: u16 = 12;
         const INTERNAL: u16 = 13;
         const UNAVAILABLE: u16 = 14;
@@ -122,6 +132,12 @@ impl Words {
             }
             RequestEnd::Limit | RequestEnd::Overloaded => {
                 (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", UNAVAILABLE)
+            }
+            RequestEnd::RateLimited => {
+                (StatusCode::TOO_MANY_REQUESTS, "http_request_denied", RESOURCE_EXHAUSTED)
+            }
+            RequestEnd::FaultInjected => {
+                (StatusCode::SERVICE_UNAVAILABLE, "proxy_internal_response", UNAVAILABLE)
             }
             RequestEnd::UpstreamReset => (StatusCode::BAD_GATEWAY, "connection_terminated", UNAVAILABLE),
             RequestEnd::UpstreamTimeout | RequestEnd::RequestTimeout => {

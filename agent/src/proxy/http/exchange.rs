@@ -107,6 +107,11 @@ impl Exchange {
         self.answered(refusal.end, response)
     }
 
+    /// There is no answer, for this reason.
+    pub(super) fn broke(mut self: Box<Self>, end: RequestEnd) {
+        self.end = Some(end);
+    }
+
     /// It is counted with these from here on.
     pub(super) fn tell(&mut self, told: Arc<Told>) {
         self.active = told.counters.iter().map(HttpCounters::enter).collect();

@@ -14,7 +14,7 @@ use super::send::{self, Patience, Way};
 use super::session::Session;
 use super::talk::{Dialect, Talk};
 use super::upgrade::{Bridge, ClientEnd};
-use super::{head, mirror};
+use super::{fault, head, mirror};
 use crate::model::Service;
 use crate::proxy::reach::Assurance;
 use crate::route::{Backend, Matched, RequestHead, Rule, UrlRewrite};
@@ -60,7 +60,7 @@ fn told_of_service(talk: &Talk, snapshot: &Snapshot, exchange: &mut Exchange) {
 }
 
 /// What becomes of a request that is not refused.
-enum Outcome {
+pub(super) enum Outcome {
     /// An upstream answers.
     Passed(Response<Incoming>),
     /// It does, and goes on with another protocol.
@@ -86,6 +86,7 @@ async fn carry(
     let Some(matched) = matched else {
         // No route says anything: it goes where it was sent.
         let way = dialled(talk, service);
+        fault::inject(&way, request.headers()).await?;
         let (request, client_end) = outgoing(exchange, request, dialect);
         let request = aimed(request, authority, None, dialect)?;
         let response =
@@ -101,6 +102,7 @@ async fn carry(
         Some(kept) => kept,
         None => chosen(talk, matched.rule, snapshot)?,
     };
+    fault::inject(&way, request.headers()).await?;
     let (mut request, client_end) = outgoing(exchange, request, dialect);
     mirror::send(talk, snapshot, matched.rule, &mut request, authority.as_ref(), dialect);
     let request = modified(request, &matched, backend, authority, dialect)?;
@@ -209,7 +211,7 @@ fn dialled<'s>(talk: &Talk, service: Option<&'s Service>) -> Way<'s> {
 }
 
 /// The request without what was meant for this hop alone, and the client's end of what may become another protocol.
-fn outgoing(
+pub(super) fn outgoing(
     exchange: &Exchange,
     request: Request<Incoming>,
     dialect: Dialect,
@@ -258,7 +260,7 @@ fn rewritten(
     PathAndQuery::try_from(whole.as_str()).map(Some).map_err(|_| unwritable(&whole))
 }
 
-fn aimed(
+pub(super) fn aimed(
     mut request: Request<RequestBody>,
     authority: Option<Authority>,
     path: Option<PathAndQuery>,
@@ -277,7 +279,7 @@ fn unwritable(text: &str) -> Refusal {
 }
 
 /// The answer as it is passed on; with the end of HTTP on the connection, if that is what it says.
-fn passed(mut response: Response<Incoming>, client_end: Option<ClientEnd>) -> Outcome {
+pub(super) fn passed(mut response: Response<Incoming>, client_end: Option<ClientEnd>) -> Outcome {
     match client_end.filter(|client| client.is_upgraded_by(response.status())) {
         Some(client) => {
             let bridge = client.meets(&mut response);

@@ -20,7 +20,7 @@ const MOST: usize = 64 * 1024;
 
 /// A connection, of whichever kind.
 #[derive(Debug)]
-pub(super) enum Stream {
+pub(in crate::proxy) enum Stream {
     Socket(TcpStream),
     Tunnel(TunnelStream),
 }
@@ -35,19 +35,21 @@ pub(super) struct Counted {
 }
 
 impl Stream {
+    /// A stream of a tunnel of which these bytes have been read already.
+    pub(in crate::proxy) fn tunnel(ends: Ends, held: Bytes, tasks: &Tasks) -> Self {
+        Self::Tunnel(TunnelStream { ends: Some(ends), held, is_ended: false, tasks: tasks.clone() })
+    }
+
+    pub(in crate::proxy) fn socket(socket: TcpStream) -> Self {
+        // HTTP says for itself when a message is cut off, so that no reset has to.
+        close_in_order(&socket);
+        Self::Socket(socket)
+    }
+
     pub(super) fn new(way: Upstream, tasks: &Tasks) -> Self {
         match way {
-            Upstream::Socket(socket) => {
-                // HTTP says for itself when a message is cut off, so that no reset has to.
-                close_in_order(&socket);
-                Self::Socket(socket)
-            }
-            Upstream::Tunnel(ends) => Self::Tunnel(TunnelStream {
-                ends: Some(ends),
-                held: Bytes::new(),
-                is_ended: false,
-                tasks: tasks.clone(),
-            }),
+            Upstream::Socket(socket) => Self::socket(socket),
+            Upstream::Tunnel(ends) => Self::tunnel(ends, Bytes::new(), tasks),
         }
     }
 }
@@ -183,7 +185,7 @@ impl AsyncWrite for Counted {
 
 /// A stream of a tunnel. It holds one frame at the most, and the peer gets room for more only when that is taken.
 #[derive(Debug)]
-pub(super) struct TunnelStream {
+pub(in crate::proxy) struct TunnelStream {
     /// None when it is dropped.
     ends: Option<Ends>,
     held: Bytes,

@@ -6,12 +6,16 @@
 
 mod answer;
 mod body;
+mod connect;
 mod exchange;
+mod fault;
 mod forward;
 #[cfg(fuzzing)]
 pub(super) mod fuzzing;
 mod head;
+mod inbound;
 mod io;
+mod limit;
 mod mirror;
 mod pool;
 mod retry;
@@ -32,6 +36,8 @@ use super::Proxy;
 use super::captured::Captured;
 use super::relay::close_in_order;
 use super::worker::{Fate, Here};
+pub(super) use inbound::Inbound;
+pub(super) use io::Stream;
 pub(super) use pool::Pool;
 use talk::{Dialect, Talk};
 

@@ -77,7 +77,7 @@ impl Loan {
 pub(in crate::proxy) struct Pool {
     slots: Mutex<Slots>,
     /// What moves the bytes of the connections.
-    pub(super) tasks: Tasks,
+    pub(in crate::proxy) tasks: Tasks,
     /// Places for copies of requests that are under way.
     pub(super) mirrors: Arc<Semaphore>,
 }

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 
 use super::answer::Refusal;
@@ -14,6 +14,7 @@ use super::head;
 use crate::balance::budget;
 use crate::model::{ServiceEvent, ServiceLoad};
 use crate::route::Retry;
+use crate::telemetry::RequestEnd;
 
 /// On a request: the number of the attempt, of all but the first. Whoever sees it leaves retries to who has sent it.
 static ATTEMPT: HeaderName = HeaderName::from_static("undermesh-attempt");
@@ -68,6 +69,10 @@ impl<'a> Retries<'a> {
     /// Whether the answer is one that asks for another attempt, or would with a rule that has any.
     pub(super) fn has_failed(&self, answer: &Result<Response<Incoming>, Refusal>) -> bool {
         match (answer, self.rule) {
+            // As if the endpoint's own agent had said so.
+            (Err(Refusal { end: RequestEnd::RateLimited, .. }), rule) => {
+                rule.is_some_and(|rule| rule.codes.contains(&StatusCode::TOO_MANY_REQUESTS))
+            }
             (Err(_), _) => true,
             (Ok(response), Some(rule)) => rule.codes.contains(&response.status()),
             (Ok(response), None) => response.status().is_server_error(),

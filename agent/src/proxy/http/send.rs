@@ -15,18 +15,20 @@ use tracing::debug;
 use super::answer::Refusal;
 use super::body::{BodyError, RequestBody};
 use super::exchange::Exchange;
-use super::head;
 use super::pool::{Lease, Loan, Sender};
 use super::retry::{Retries, mark_in_vain};
 use super::talk::{Dialect, Talk};
+use super::{head, limit};
 use crate::balance::outlier::Verdict;
 use crate::balance::{MOST_WAITING, budget, latency};
-use crate::model::{LoadGuard, Service, ServiceLoad};
-use crate::proxy::reach::{Attempts, InTheWay};
+use crate::model::{Limited, LoadGuard, Service, ServiceLoad};
+use crate::policy::Standing;
+use crate::proxy::admission;
+use crate::proxy::reach::{self, Attempts, InTheWay};
 use crate::route::{Retry, Rule};
 use crate::sentence::in_one_sentence;
 use crate::snapshot::Snapshot;
-use crate::telemetry::RequestEnd;
+use crate::telemetry::{RequestEnd, Security};
 
 /// Where a request is to go.
 #[derive(Clone, Copy, Debug)]
@@ -164,6 +166,7 @@ impl Sending<'_> {
         let Self { talk, snapshot, dialect, .. } = self;
         let dialled = exchange.service.clone();
         let service = dialled.as_ref();
+        let standing = self.admitted(to).map_err(Failed::Broken)?;
         let mut must_be_fresh = false;
         loop {
             let mut lease = match talk.lease(snapshot, service, to, *dialect, must_be_fresh).await {
@@ -178,7 +181,10 @@ impl Sending<'_> {
             let is_reused = lease.is_reused;
             exchange.asked = Some(Instant::now());
             match self.over(&mut lease, request).await {
-                Ok(response) => {
+                Ok(mut response) => {
+                    if let Some(standing) = &standing {
+                        limit::tell(standing, response.headers_mut());
+                    }
                     exchange.head(response.status().as_u16(), response.headers());
                     exchange.loan = Some(Loan::new(&talk.here.upstreams, talk.key(to), lease));
                     return Ok(response);
@@ -203,19 +209,23 @@ impl Sending<'_> {
         }
     }
 
+    /// Whether an endpoint of this node takes the request. Others are asked by their own agents.
+    fn admitted(&self, to: SocketAddr) -> Result<Option<Standing>, Refusal> {
+        let (snapshot, Talk { proxy, captured, .. }) = (self.snapshot, &**self.talk);
+        if !admission::is_limited(snapshot, to, Limited::Requests)
+            || reach::assurance(proxy, snapshot, captured, to).security != Security::SameNode
+        {
+            return Ok(None);
+        }
+        limit::admitted(admission::admit(snapshot, to, Limited::Requests, || captured.source()))
+    }
+
     async fn over(
         &self,
         lease: &mut Lease,
         mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Unanswered> {
-        if head::waits_to_go_on(&request) {
-            let go_on = request.body_mut().hold_back();
-            hyper::ext::on_informational(&mut request, move |said| {
-                if said.status() == StatusCode::CONTINUE {
-                    go_on.notify_one();
-                }
-            });
-        }
+        let_go_on(&mut request);
         let answer = async {
             match &mut lease.sender {
                 Sender::Http1(sender) => sender.try_send_request(request).await,
@@ -233,11 +243,23 @@ impl Sending<'_> {
     }
 }
 
+/// Has the client send its body when the upstream wants it, if it waits for that.
+pub(super) fn let_go_on(request: &mut Request<RequestBody>) {
+    if head::waits_to_go_on(request) {
+        let go_on = request.body_mut().hold_back();
+        hyper::ext::on_informational(request, move |said| {
+            if said.status() == StatusCode::CONTINUE {
+                go_on.notify_one();
+            }
+        });
+    }
+}
+
 /// What the answer says of the endpoint that has given it.
 fn verdict(exchange: &Exchange, answer: &Result<Response<Incoming>, Refusal>) -> Option<Verdict> {
     let response = match answer {
         Ok(response) => response,
-        Err(Refusal { end: RequestEnd::ClientGone, .. }) => return None,
+        Err(Refusal { end: RequestEnd::ClientGone | RequestEnd::RateLimited, .. }) => return None,
         Err(_) => return Some(Verdict::GatewayFailure),
     };
     Some(match (response.status().as_u16(), exchange.grpc_status()) {
@@ -248,7 +270,7 @@ fn verdict(exchange: &Exchange, answer: &Result<Response<Incoming>, Refusal>) ->
 }
 
 /// Whose doing it is that a connection brought no answer: it may be the client's, in the middle of its request's body.
-fn blamed(error: &hyper::Error) -> RequestEnd {
+pub(super) fn blamed(error: &hyper::Error) -> RequestEnd {
     let causes = std::iter::successors(error.source(), |&cause| cause.source());
     let mut causes = causes.skip_while(|cause| !cause.is::<BodyError>()).peekable();
     if causes.peek().is_none() {

@@ -3,15 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
 use tracing::debug;
 
-use super::body::RequestBody;
+use super::connect;
 use super::io::{Counted, Stream};
-use super::pool::{Key, Lease, Pool, Sender};
-use super::{HEADER_LIST, HTTP2_CONNECTION_WINDOW, HTTP2_STREAM_WINDOW, MOST_BUFFERED, MOST_HEADERS};
+use super::pool::{Key, Lease, Sender};
 use crate::model::ObjectRef;
 use crate::proxy::Proxy;
 use crate::proxy::captured::Captured;
@@ -101,13 +98,17 @@ impl Talk {
                     return Ok(lease);
                 }
                 let (io, assurance) = self.connect(snapshot, service, to).await?;
-                let sender = http1(pool, io).await.map_err(|error| refused(&error, &assurance))?;
+                let made = connect::http1(io).await;
+                let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
+                pool.tasks.spawn(connection);
                 Ok(Lease { sender: Sender::Http1(sender), assurance, is_reused: false })
             }
             Dialect::Http2 => {
                 let make = || async {
                     let (io, assurance) = self.connect(snapshot, service, to).await?;
-                    let sender = http2(pool, io).await.map_err(|error| refused(&error, &assurance))?;
+                    let made = connect::http2(&pool.tasks, io).await;
+                    let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
+                    pool.tasks.spawn(connection);
                     Ok((sender, assurance))
                 };
                 pool.http2(&key, &wanted, make).await
@@ -120,13 +121,13 @@ impl Talk {
         snapshot: &Snapshot,
         service: Option<&ObjectRef>,
         to: SocketAddr,
-    ) -> Result<(TokioIo<Counted>, Assurance), InTheWay> {
+    ) -> Result<(Counted, Assurance), InTheWay> {
         let Self { proxy, here, captured, .. } = self;
         // Whoever asked may go while others wait for the same: whether a client is still there is its own task's to see.
         let gone = std::future::pending();
         let (upstream, assurance) = reach::dial(proxy, here, snapshot, captured, to, gone).await?;
         let meter = reach::record(proxy, snapshot, captured, to, service, &assurance);
-        Ok((TokioIo::new(Counted::new(Stream::new(upstream, &here.upstreams.tasks), meter)), assurance))
+        Ok((Counted::new(Stream::new(upstream, &here.upstreams.tasks), meter), assurance))
     }
 
     /// With whom requests to the endpoint are counted.
@@ -157,35 +158,6 @@ impl Talk {
 
 /// Endpoints that a connection remembers.
 const MOST_TOLD: usize = 16;
-
-async fn http1(pool: &Pool, io: TokioIo<Counted>) -> hyper::Result<http1::SendRequest<RequestBody>> {
-    let (sender, connection) = http1::Builder::new()
-        .preserve_header_case(true)
-        .max_headers(MOST_HEADERS)
-        .max_buf_size(MOST_BUFFERED)
-        .handshake(io)
-        .await?;
-    pool.tasks.spawn(async move { ended(connection.with_upgrades().await) });
-    Ok(sender)
-}
-
-async fn http2(pool: &Pool, io: TokioIo<Counted>) -> hyper::Result<http2::SendRequest<RequestBody>> {
-    let (sender, connection) = http2::Builder::new(pool.tasks.clone())
-        .initial_stream_window_size(HTTP2_STREAM_WINDOW)
-        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
-        .max_header_list_size(HEADER_LIST)
-        .handshake(io)
-        .await?;
-    pool.tasks.spawn(async move { ended(connection.await) });
-    Ok(sender)
-}
-
-/// The requests on it have been told.
-fn ended(result: hyper::Result<()>) {
-    if let Err(error) = result {
-        debug!(%error, "an upstream connection broke");
-    }
-}
 
 fn refused(error: &hyper::Error, assurance: &Assurance) -> InTheWay {
     debug!(%error, "an upstream does not begin to speak HTTP");

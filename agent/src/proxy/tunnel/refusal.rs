@@ -11,13 +11,14 @@ use crate::telemetry::RefuseReason;
 static PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// The reasons for which a dial fails, and their proxy error types (RFC 9209, 2.3).
-const TYPES: [(RefuseReason, &str); 7] = [
+const TYPES: [(RefuseReason, &str); 8] = [
     (RefuseReason::ConnectRefused, "connection_refused"),
     (RefuseReason::ConnectReset, "connection_terminated"),
     (RefuseReason::ConnectTimeout, "connection_timeout"),
     (RefuseReason::ConnectUnreachable, "destination_ip_unroutable"),
     (RefuseReason::ConnectFailed, "destination_unavailable"),
     (RefuseReason::Limit, "connection_limit_reached"),
+    (RefuseReason::RateLimited, "http_request_denied"),
     (RefuseReason::Internal, "proxy_internal_error"),
 ];
 

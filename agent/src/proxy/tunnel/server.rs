@@ -10,6 +10,7 @@ use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::header::{FORWARDED, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -25,11 +26,13 @@ use super::window::{CONNECTION_WINDOW, STREAM_WINDOW, StreamWindow};
 use super::{HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, TUNNEL_PORT, Tunnel, client};
 use crate::capture::PodNet;
 use crate::identity::{HandshakeError, HandshakeReason, PeerIdentity, Standing};
-use crate::model::Workload;
-use crate::proxy::Proxy;
+use crate::model::{Limited, Workload};
+use crate::proxy::detect::{self, Speech};
+use crate::proxy::http::{Inbound, Stream};
 use crate::proxy::relay::Meter;
 use crate::proxy::upstream::{self, Target};
 use crate::proxy::worker::{Fate, Here};
+use crate::proxy::{Proxy, admission};
 use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 
 /// The client closes first, so that no CONNECT meets a tunnel that goes.
@@ -53,6 +56,7 @@ struct Server {
     /// The other end of the TCP connection.
     peer_socket: SocketAddr,
     health: Arc<Health>,
+    fate: watch::Receiver<Fate>,
     /// What every answer says of the pod.
     baggage: Option<HeaderValue>,
 }
@@ -82,8 +86,16 @@ pub(in crate::proxy) async fn serve(
     let Some(place) = proxy.enter() else { return refuse(RefuseReason::Limit) };
     let health = Health::of(proxy.telemetry.tunnels().opened(Reporter::Destination));
     let baggage = client::baggage(&net.workload);
-    let server =
-        Arc::new(Server { proxy: proxy.clone(), here, net: net.clone(), peer, peer_socket, health, baggage });
+    let server = Arc::new(Server {
+        proxy: proxy.clone(),
+        here,
+        net: net.clone(),
+        peer,
+        peer_socket,
+        health,
+        fate: fate.clone(),
+        baggage,
+    });
     server.run(connection, standing, fate).await;
     drop(place);
 }
@@ -272,6 +284,11 @@ impl Server {
             self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, Some(RefuseReason::Limit));
             return refused(facts, RefuseReason::Limit);
         };
+        let source = || self.peer.id().to_name();
+        if !admission::takes_connection(&self.proxy.snapshot.load(), to, source) {
+            self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, Some(RefuseReason::RateLimited));
+            return refused(facts, RefuseReason::RateLimited);
+        }
         let counted = self.health.enter();
         let target = Target { from: &self.net, to, source: None, on_behalf_of: Some(caller) };
         let gone = async {
@@ -290,11 +307,46 @@ impl Server {
             return refused(facts, RefuseReason::ClientGone);
         };
         facts.upstream = Some(to);
-        let meter = Meter::new(vec![self.proxy.telemetry.connection_opened(facts)]);
+        let meter = Meter::new(vec![self.proxy.telemetry.connection_opened(facts.clone())]);
         let tunnel = Ends { send, recv: request.into_body(), place: counted };
-        let reason = stream::relay(application, stream::Side::Server, tunnel, &meter).await;
-        meter.close(reason);
+        if admission::is_limited(&self.proxy.snapshot.load(), to, Limited::Requests) {
+            Box::pin(self.requests(application, tunnel, meter, facts)).await;
+        } else {
+            let reason = stream::relay(application, stream::Side::Server, tunnel, &meter).await;
+            meter.close(reason);
+        }
         drop(place);
+    }
+
+    /// Carries the stream request by request, if that is what it consists of.
+    async fn requests(
+        &self,
+        mut application: TcpStream,
+        mut tunnel: Ends,
+        meter: Meter,
+        facts: ConnectionFacts,
+    ) {
+        let (speech, seen) = detect::first_frames(&mut tunnel.recv).await;
+        if let Speech::Opaque | Speech::Silence = speech {
+            let n = seen.len();
+            // What is in the way of it shows again when the rest is relayed.
+            _ = application.write_all(&seen).await;
+            _ = tunnel.recv.flow_control().release_capacity(n);
+            meter.sent(n);
+            let reason = stream::relay(application, stream::Side::Server, tunnel, &meter).await;
+            return meter.close(reason);
+        }
+        let client = Stream::tunnel(tunnel, seen, &self.here.upstreams.tasks);
+        let inbound = Inbound {
+            proxy: self.proxy.clone(),
+            here: self.here.clone(),
+            net: self.net.clone(),
+            to: facts.dialled,
+            source: self.peer.id().to_name(),
+            facts,
+            fate: self.fate.clone(),
+        };
+        inbound.serve((client, speech), application, meter).await;
     }
 
     /// Ends a stream that leads nowhere; without a reason the request made no sense.
