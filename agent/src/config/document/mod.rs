@@ -11,6 +11,7 @@ mod pod;
 mod reference_grant;
 mod route;
 mod service;
+mod session;
 
 pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
 pub use marks::{Marks, MeshLabel};
