@@ -169,7 +169,8 @@ fn is_for_gateways(spec: &Value) -> bool {
     }
 }
 
-fn refuse_unknown(object: &Value, root: &Place<'_>) {
+/// Refuses what stands beside the spec and is not known.
+pub(super) fn refuse_unknown(object: &Value, root: &Place<'_>) {
     let known = ["apiVersion", "kind", "metadata", "spec", "status"];
     for key in object.as_object().into_iter().flat_map(|object| object.keys()) {
         if !known.contains(&key.as_str()) {
