@@ -1,7 +1,12 @@
 //! What a route comes to among the Services and grants that there are: which of its parents take it, and what of what it refers
-//! to is there.
+//! to is there. And what policies do.
 //!
-//! Pure functions of documents, so that whoever tells a route's author (its status) says what an agent does.
+//! Pure functions of documents, so that whoever tells an author (by the status) says what an agent does.
+
+mod policies;
+
+pub use policies::TargetStatus;
+pub(super) use policies::{Remark, Settled, settle};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,7 +51,7 @@ pub struct ParentStatus {
     pub resolved_refs: Result<(), Refusal>,
 }
 
-/// Why a condition of a route does not hold.
+/// Why a condition of a route or policy does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// As a program reads it.
@@ -56,12 +61,16 @@ pub struct Refusal {
 }
 
 /// The reasons of the Gateway API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
     /// The parent is not there, or has no such port.
     NoMatchingParent,
-    /// A route of another kind has the port.
+    /// A route of another kind has the port, or another policy of this kind.
     Conflicted,
+    /// What the policy is for is not there, or has no such port.
+    TargetNotFound,
+    /// The policy says something that cannot be used, and nothing of it is taken.
+    Invalid,
     /// The route says something that cannot be used, and nothing of it is taken.
     UnsupportedValue,
     /// A reference to something that is not a Service.
@@ -217,11 +226,13 @@ impl Resolution {
 }
 
 impl Reason {
-    /// As a condition of a route's status has it.
+    /// As a condition of a status has it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NoMatchingParent => "NoMatchingParent",
             Self::Conflicted => "Conflicted",
+            Self::TargetNotFound => "TargetNotFound",
+            Self::Invalid => "Invalid",
             Self::UnsupportedValue => "UnsupportedValue",
             Self::InvalidKind => "InvalidKind",
             Self::BackendNotFound => "BackendNotFound",
@@ -262,33 +273,42 @@ impl Surroundings<'_> {
     /// The ports of the parent that the route is for, or why it has none, and in which field that is.
     fn ports(&self, parent: &Parent) -> Result<Vec<u16>, (Option<&'static str>, String)> {
         let Parent { service: id, port, section, .. } = parent;
-        let Some(service) = (self.service)(id) else {
-            return Err((Some("name"), format!("there is no Service {id}")));
-        };
-        if service.addresses.is_empty() {
-            let message = format!(
-                "the Service {id} is headless or external: who dials it dials a pod, for which no route is asked"
-            );
-            return Err((None, message));
-        }
-        if service.is_api_server() {
-            return Err((
-                None,
-                format!("the Service {id} is the API server's own, which stays out of the mesh"),
-            ));
-        }
-        let named = |it: &&document::ServicePort| section.as_ref().is_none_or(|section| it.name == *section);
-        let numbered = |it: &&document::ServicePort| port.is_none_or(|port| it.port == port);
-        let ports: Vec<u16> = service.ports.iter().filter(named).filter(numbered).map(|it| it.port).collect();
-        if !ports.is_empty() {
-            return Ok(ports);
-        }
-        let name = section.as_ref().map(|section| format!(" named {section:?}")).unwrap_or_default();
-        let number = port.map(|port| format!(" {port}")).unwrap_or_default();
-        let key = section.as_ref().map_or("port", |_| "sectionName");
-        let key = (port.is_some() || section.is_some()).then_some(key);
-        Err((key, format!("the Service {id} has no TCP port{number}{name}")))
+        ports_of((self.service)(id), id, section.as_ref(), *port, "route")
     }
+}
+
+/// The ports of a Service that are meant by a name, a number, both or neither, or why there are none, and in which field that is. It
+/// is a `what` that means them.
+fn ports_of(
+    service: Option<&document::Service>,
+    id: &ObjectRef,
+    section: Option<&Name>,
+    port: Option<u16>,
+    what: &str,
+) -> Result<Vec<u16>, (Option<&'static str>, String)> {
+    let Some(service) = service else {
+        return Err((Some("name"), format!("there is no Service {id}")));
+    };
+    if service.addresses.is_empty() {
+        let message = format!(
+            "the Service {id} is headless or external: who dials it dials a pod, for which no {what} is asked"
+        );
+        return Err((None, message));
+    }
+    if service.is_api_server() {
+        return Err((None, format!("the Service {id} is the API server's own, which stays out of the mesh")));
+    }
+    let named = |it: &&document::ServicePort| section.is_none_or(|section| it.name == *section);
+    let numbered = |it: &&document::ServicePort| port.is_none_or(|port| it.port == port);
+    let ports: Vec<u16> = service.ports.iter().filter(named).filter(numbered).map(|it| it.port).collect();
+    if !ports.is_empty() {
+        return Ok(ports);
+    }
+    let name = section.map(|section| format!(" named {section:?}")).unwrap_or_default();
+    let number = port.map(|port| format!(" {port}")).unwrap_or_default();
+    let key = section.map_or("port", |_| "sectionName");
+    let key = (port.is_some() || section.is_some()).then_some(key);
+    Err((key, format!("the Service {id} has no TCP port{number}{name}")))
 }
 
 /// A route whose references are being looked up.

@@ -1,11 +1,11 @@
 //! `undermesh controller`: the certificate authority of a cluster, and what one of its replicas does for all nodes.
 //!
 //! Every replica issues certificates and looks at what is written for the mesh; the one that leads makes and rotates the
-//! root, publishes the roots, lifts the startup taint of nodes whose agent is ready, and says in routes' status what becomes
-//! of them. No connection of an application depends on any of them being up: agents hold what they need for hours.
+//! root, publishes the roots, lifts the startup taint of nodes whose agent is ready, and says in the status of
+//! routes and policies what becomes of them. No connection of an application depends on any of them being up: agents hold what they need for hours.
 //!
 //! Decisions are apart from the API server: `ca::authorize`, `election::step`, `root::step`, `taint::decide` and
-//! `routes::status` are given facts and the time. This file is the wiring.
+//! `statuses::status` are given facts and the time. This file is the wiring.
 
 mod api;
 mod bundle;
@@ -14,9 +14,9 @@ mod election;
 mod listener;
 mod pods;
 mod root;
-mod routes;
 mod settings;
 mod slim;
+mod statuses;
 mod taint;
 #[cfg(test)]
 mod testkit;
@@ -93,7 +93,7 @@ pub async fn run(settings: ControllerSettings) -> anyhow::Result<()> {
             root::lead(&client, &root, leader.clone()),
             bundle::lead(&client, &settings, &root, leader.clone()),
             taint::lead(&client, &settings, &telemetry, leader.clone()),
-            routes::lead(&client, leader.clone()),
+            statuses::lead(&client, leader.clone()),
             ca.renew_own_certificate(),
             admin.serve(std::future::pending()),
         )

@@ -7,6 +7,7 @@ mod endpoint_load;
 mod node;
 mod service;
 mod service_load;
+mod session;
 mod spiffe;
 mod traffic;
 mod workload;
@@ -17,6 +18,7 @@ pub use service::{
     Candidates, Declared, Endpoint, Service, ServicePort, SessionAffinity, TrafficDistribution, TrafficScope,
 };
 pub use service_load::{RetryTokens, ServiceEvent, ServiceLoad};
+pub use session::{SessionKind, SessionLifetime, SessionPersistence};
 pub use spiffe::{SpiffeError, SpiffeId, TrustDomain};
 pub use traffic::{
     Algorithm, Balancing, Caps, Fault, HashKey, Limited, Outliers, RateLimit, RetryBudget, RetrySettings,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
-use super::Name;
+use super::{Name, SessionPersistence};
 
 /// What a TrafficPolicy says of a Service port, and what holds where none does.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,6 +25,10 @@ pub struct TrafficSettings {
     pub rate_limits: Vec<RateLimit>,
     /// What goes wrong on purpose; the first that takes a request is the one.
     pub faults: Vec<Fault>,
+    /// Whether the requests of one session go to one endpoint. A route's own `sessionPersistence` wins.
+    pub session: Option<SessionPersistence>,
+    /// Who says so, for people: `TrafficPolicy shop/web`.
+    pub policies: Vec<Name>,
 }
 
 /// Which endpoint a request or connection goes to.

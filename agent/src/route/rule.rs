@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::Filters;
-use crate::model::{Name, ObjectRef};
+use crate::model::{Name, ObjectRef, SessionPersistence};
 
 /// One rule of a route, without its matches: those are in the table that leads to it.
 #[derive(Clone, Debug, PartialEq)]
@@ -140,39 +140,6 @@ pub struct Retry {
     pub attempts: u32,
     /// At least so long between two attempts.
     pub backoff: Option<Duration>,
-}
-
-/// How the requests of one session are known and for how long they go to one endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionPersistence {
-    /// The name of the cookie or header.
-    pub name: Name,
-    /// What carries the session.
-    pub kind: SessionKind,
-    /// How long a client keeps its cookie.
-    pub lifetime: Lifetime,
-    /// The session ends so long after it began.
-    pub absolute_timeout: Option<Duration>,
-    /// The session ends when it was not used for so long.
-    pub idle_timeout: Option<Duration>,
-}
-
-/// What carries a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SessionKind {
-    /// A cookie.
-    Cookie,
-    /// A header.
-    Header,
-}
-
-/// How long a client keeps the cookie of its session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lifetime {
-    /// Until its own session ends (a browser is closed): no `Max-Age`.
-    Session,
-    /// Until the absolute timeout, which is its `Max-Age`.
-    Permanent,
 }
 
 impl Rule {

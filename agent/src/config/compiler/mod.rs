@@ -3,11 +3,14 @@
 
 mod claims;
 mod endpoints;
+mod index;
+mod last_good;
 mod limits;
 mod loads;
 #[cfg(test)]
 mod measure;
 mod pods;
+mod policies;
 mod routes;
 mod services;
 #[cfg(test)]
@@ -20,11 +23,12 @@ use std::sync::Arc;
 use self::claims::{Claimant, Claims};
 use self::loads::Loads;
 use self::pods::{Pods, Surroundings};
+use self::policies::Policies;
 use self::routes::Routes;
 use self::services::{Reference, Services};
 use super::Problem;
 use super::document::{self, Document, Key, Kind, Marks};
-use super::resolve::ParentStatus;
+use super::resolve::{ParentStatus, TargetStatus};
 use crate::model::{self, MtlsMode, Name, NodeInfo, ObjectRef, TrustDomain};
 use crate::route::RouteRef;
 use crate::snapshot::{Destination, Snapshot};
@@ -38,9 +42,12 @@ pub struct Compiler {
     pods: Pods,
     services: Services,
     routes: Routes,
+    policies: Policies,
     claims: Claims,
     loads: Loads,
     snapshot: Snapshot,
+    problems: BTreeMap<Key, Vec<Problem>>,
+    restated: BTreeSet<Key>,
     has_new_problems: bool,
 }
 
@@ -66,6 +73,8 @@ pub enum Change {
 #[derive(Default)]
 struct Affected {
     pods: BTreeSet<ObjectRef>,
+    /// Services of which the policies come to something else.
+    policed: BTreeSet<ObjectRef>,
     services: BTreeSet<ObjectRef>,
     routes: BTreeSet<RouteRef>,
     /// Services whose routes are to be put together again.
@@ -84,9 +93,12 @@ impl Compiler {
             pods: Pods::default(),
             services: Services::default(),
             routes: Routes::default(),
+            policies: Policies::default(),
             claims: Claims::default(),
             loads: Loads::default(),
             snapshot: Snapshot::default(),
+            problems: BTreeMap::new(),
+            restated: BTreeSet::new(),
             has_new_problems: false,
         }
     }
@@ -106,7 +118,7 @@ impl Compiler {
     /// What is wrong with documents that are well written, in the world as it is: references to what is not there, or what
     /// another has already.
     pub fn problems(&self) -> &BTreeMap<Key, Vec<Problem>> {
-        self.routes.problems()
+        &self.problems
     }
 
     /// Whether the problems are others than when this was last asked.
@@ -114,15 +126,20 @@ impl Compiler {
         std::mem::take(&mut self.has_new_problems)
     }
 
-    /// The routes of which the last [`Self::apply`] may have changed how they stand with their parents.
-    pub fn restated_routes(&self) -> &BTreeSet<RouteRef> {
-        self.routes.restated()
+    /// The routes and policies of which the last [`Self::apply`] may have changed how they stand with their parents and targets.
+    pub fn restated(&self) -> &BTreeSet<Key> {
+        &self.restated
     }
 
     /// How the route stands with its parents, for its status. Of one whose latest version cannot be used, how the version before
     /// it does that stays in force; nothing if there is none.
     pub fn route_statuses(&self, route: &RouteRef) -> Vec<ParentStatus> {
         self.routes.statuses(route)
+    }
+
+    /// How the policy stands with its targets, for its status; of which version, as with routes.
+    pub fn policy_statuses(&self, policy: &Key) -> Vec<TargetStatus> {
+        self.policies.statuses(policy)
     }
 
     /// Applies the changes as one. If the snapshot changed by it, it has the next generation and the answer is true.
@@ -147,6 +164,11 @@ impl Compiler {
             }
             affected.services.extend(self.services.that_refer_to(&Reference::Address(address)));
         }
+        for id in std::mem::take(&mut affected.policed) {
+            if self.policies.settle(&id, self.services.document(&id).map(Arc::as_ref)) {
+                affected.services.insert(id);
+            }
+        }
         for id in std::mem::take(&mut affected.services) {
             changed |= self.compile_service(&id, &mut affected.addresses);
         }
@@ -156,7 +178,7 @@ impl Compiler {
         for service in std::mem::take(&mut affected.routed) {
             changed |= self.attach_routes(&service, &mut affected.addresses);
         }
-        self.has_new_problems |= self.routes.say();
+        self.say();
         for address in affected.addresses {
             changed |= self.publish_address(address);
         }
@@ -182,6 +204,7 @@ impl Compiler {
                 affected.services.insert(new.id.clone());
                 if self.services.document(&new.id).is_none_or(|old| !is_same_to_routes(old, &new)) {
                     affected.routes.extend(self.routes.of_service(&new.id));
+                    affected.policed.insert(new.id.clone());
                 }
                 self.services.put(new, &self.pods);
             }
@@ -198,6 +221,7 @@ impl Compiler {
                     affected.routes.insert(id);
                 }
             }
+            Change::Put(Document::Policy(new)) => affected.policed.extend(self.policies.put(new)),
             Change::Remove(key) => match key.kind {
                 Kind::Namespace => {
                     if self.namespaces.remove(&key.name).is_some() {
@@ -206,12 +230,16 @@ impl Compiler {
                 }
                 Kind::Service => {
                     affected.services.insert(key.id());
+                    affected.policed.insert(key.id());
                     affected.routes.extend(self.routes.of_service(&key.id()));
                     self.services.remove(&key.id());
                 }
                 Kind::Pod => self.hold_pod(&key.id(), None, affected),
                 Kind::EndpointSlice => affected.services.extend(self.services.remove_slice(&key.id())),
                 Kind::ReferenceGrant => affected.routes.extend(self.routes.put_grant(&key.id(), None)),
+                Kind::BackendTrafficPolicy | Kind::TrafficPolicy => {
+                    affected.policed.extend(self.policies.remove(&key));
+                }
                 Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
                     if let Some(kind) = key.kind.route() {
                         let route = RouteRef { kind, id: key.id() };
@@ -273,7 +301,7 @@ impl Compiler {
 
     fn compile_service(&mut self, id: &ObjectRef, addresses: &mut BTreeSet<IpAddr>) -> bool {
         let world = endpoints::World { node: &self.node, pods: &self.pods, claims: &self.claims };
-        let (old, new) = self.services.compile(id, &world, &mut self.loads);
+        let (old, new) = self.services.compile(id, &world, &mut self.loads, &self.policies);
         let of = |service: &Option<Arc<model::Service>>| {
             service.as_ref().map(|it| it.addresses.clone()).unwrap_or_default()
         };
@@ -317,6 +345,26 @@ impl Compiler {
             None => drop(self.snapshot.routes.remove(service)),
         }
         true
+    }
+
+    /// Brings what is wrong up to date, of what may stand otherwise than before.
+    fn say(&mut self) {
+        let routes = self.routes.take_unsaid().into_iter();
+        let of_routes = routes.map(|id| (Key::from(&id), self.routes.problems(&id)));
+        let policies = self.policies.take_unsaid().into_iter();
+        let of_policies = policies.map(|key| {
+            let problems = self.policies.problems(&key);
+            (key, problems)
+        });
+        let said: BTreeMap<Key, Vec<Problem>> = of_routes.chain(of_policies).collect();
+        self.restated = said.keys().cloned().collect();
+        for (key, problems) in said {
+            let is_new = match problems.is_empty() {
+                true => self.problems.remove(&key).is_some(),
+                false => self.problems.insert(key, problems.clone()) != Some(problems),
+            };
+            self.has_new_problems |= is_new;
+        }
     }
 
     /// Puts the address's owner into the snapshot. True if that changed it.
@@ -370,7 +418,7 @@ impl Change {
     }
 }
 
-/// Whether all is the same that routes ask of a Service.
+/// Whether all is the same that routes and policies ask of a Service.
 fn is_same_to_routes(a: &document::Service, b: &document::Service) -> bool {
     let ports = |service: &document::Service| {
         service.ports.iter().map(|port| (port.name.clone(), port.port)).collect::<Vec<_>>()

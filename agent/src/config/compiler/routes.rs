@@ -2,13 +2,14 @@
 //! what is wrong with them in the world as it is.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::hash::Hash;
 use std::sync::Arc;
 
+use super::index::{reindex, take_out};
+use super::last_good::{Brought, LastGood};
 use super::services::Services;
+use crate::config::Problem;
 use crate::config::document::{ReferenceGrant, Route, RouteSpec, RuleFilters};
 use crate::config::resolve::{self, Conflict, ParentStatus, Resolution, Surroundings};
-use crate::config::{FieldPath, Key, Problem};
 use crate::model::{Name, ObjectRef};
 use crate::route::{RouteKind, RouteRef, ServiceRoutes};
 
@@ -26,17 +27,11 @@ pub(super) struct Routes {
     conflicts: HashMap<ObjectRef, Vec<Conflict>>,
     /// What is to be said anew.
     unsaid: BTreeSet<RouteRef>,
-    /// What was said anew the last time.
-    restated: BTreeSet<RouteRef>,
-    problems: BTreeMap<Key, Vec<Problem>>,
 }
 
 #[derive(Debug, Default)]
 struct Entry {
-    /// As it was last well written.
-    document: Option<Arc<Route>>,
-    /// The version that there is now says something badly.
-    is_bad: bool,
+    route: LastGood<Route>,
     resolution: Option<Resolution>,
 }
 
@@ -44,24 +39,22 @@ impl Routes {
     /// Takes the route in. One that says something badly leaves the one before it in force. False if nothing is new.
     pub(super) fn put(&mut self, new: Arc<Route>) -> bool {
         let id = new.id.clone();
-        let entry = self.entries.entry(id.clone()).or_default();
-        let was_bad = std::mem::replace(&mut entry.is_bad, new.spec.is_none());
-        if was_bad != entry.is_bad {
-            self.unsaid.insert(id.clone());
+        let is_good = new.spec.is_some();
+        match self.entries.entry(id.clone()).or_default().route.put(&new, is_good) {
+            Brought::Nothing => return false,
+            Brought::Standing => drop(self.unsaid.insert(id)),
+            Brought::Document(old) => {
+                self.unsaid.insert(id.clone());
+                self.index(&id, old.as_deref(), Some(&new));
+            }
         }
-        if entry.is_bad || entry.document.as_ref() == Some(&new) {
-            return was_bad != entry.is_bad;
-        }
-        let old = entry.document.replace(new.clone());
-        self.index(&id, old.as_deref(), Some(&new));
         true
     }
 
     /// Takes the route out.
     pub(super) fn remove(&mut self, id: &RouteRef) {
         let Some(entry) = self.entries.get_mut(id) else { return };
-        entry.is_bad = false;
-        let old = entry.document.take();
+        let old = entry.route.remove();
         self.unsaid.insert(id.clone());
         self.index(id, old.as_deref(), None);
     }
@@ -90,7 +83,7 @@ impl Routes {
 
     /// Works out again what the route comes to. The answer is the Services whose routes are others by that.
     pub(super) fn resolve(&mut self, id: &RouteRef, services: &Services) -> BTreeSet<ObjectRef> {
-        let document = self.entries.get(id).and_then(|entry| entry.document.clone());
+        let document = self.entries.get(id).and_then(|entry| entry.route.document().cloned());
         let new = document.and_then(|route| {
             let service = |id: &ObjectRef| services.document(id).map(Arc::as_ref);
             let is_granted = |kind: RouteKind, from: &Name, to: &ObjectRef| self.is_granted(kind, from, to);
@@ -98,7 +91,7 @@ impl Routes {
         });
         let Some(entry) = self.entries.get_mut(id) else { return BTreeSet::new() };
         if entry.resolution == new {
-            if entry.document.is_none() && !entry.is_bad {
+            if entry.route.is_gone() {
                 self.entries.remove(id);
             }
             return BTreeSet::new();
@@ -108,7 +101,7 @@ impl Routes {
         };
         let (before, now) = (services(&entry.resolution), services(&new));
         entry.resolution = new;
-        if entry.document.is_none() && !entry.is_bad {
+        if entry.route.is_gone() {
             self.entries.remove(id);
         }
         for service in before.difference(&now) {
@@ -137,31 +130,9 @@ impl Routes {
         (!routes.ports.is_empty()).then_some(routes)
     }
 
-    /// Brings what is wrong up to date. True if that changed it.
-    pub(super) fn say(&mut self) -> bool {
-        let mut is_new = false;
-        let unsaid = std::mem::take(&mut self.unsaid);
-        for id in &unsaid {
-            let problems = self.problems_of(id);
-            let key = Key::from(id);
-            let before = match problems.is_empty() {
-                true => self.problems.remove(&key),
-                false => self.problems.insert(key.clone(), problems),
-            };
-            is_new |= before.as_ref() != self.problems.get(&key);
-        }
-        self.restated = unsaid;
-        is_new
-    }
-
-    /// The routes that stand otherwise, in one thing or another, than before [`Self::say`] was called last.
-    pub(super) fn restated(&self) -> &BTreeSet<RouteRef> {
-        &self.restated
-    }
-
-    /// What is wrong with routes in the world as it is, beside what is wrong with how they are written.
-    pub(super) fn problems(&self) -> &BTreeMap<Key, Vec<Problem>> {
-        &self.problems
+    /// The routes that may stand otherwise, in one thing or another, since this was asked last.
+    pub(super) fn take_unsaid(&mut self) -> BTreeSet<RouteRef> {
+        std::mem::take(&mut self.unsaid)
     }
 
     /// How the route stands with its parents.
@@ -174,32 +145,22 @@ impl Routes {
         resolution.map(|resolution| resolution.statuses(conflict)).unwrap_or_default()
     }
 
-    fn problems_of(&self, id: &RouteRef) -> Vec<Problem> {
+    /// What is wrong with the route in the world as it is, beside what is wrong with how it is written.
+    pub(super) fn problems(&self, id: &RouteRef) -> Vec<Problem> {
         let Some(entry) = self.entries.get(id) else { return Vec::new() };
         let mut problems = Vec::new();
-        if entry.is_bad {
-            let message = match entry.document {
-                Some(_) => "this version cannot be used, and the last one that could stays in force",
-                None => {
-                    "this version cannot be used, and there was none before it: the route is not in force"
-                }
-            };
-            problems.push(Problem::new(FieldPath::default(), message));
+        if let Some(resolution) = &entry.resolution {
+            problems.extend(resolution.problems.iter().cloned());
+            let services: BTreeSet<&ObjectRef> = resolution.services().collect();
+            for service in services {
+                let of_it = self.conflicts.get(service).into_iter().flatten().filter(|it| it.route == *id);
+                problems.extend(of_it.map(|conflict| {
+                    let field = resolution.parent_field(service, conflict.port);
+                    Problem::new(field, format!("of the Service {service}, {conflict}"))
+                }));
+            }
         }
-        let Some(resolution) = &entry.resolution else { return problems };
-        problems.extend(resolution.problems.iter().cloned());
-        let services: BTreeSet<&ObjectRef> = resolution.services().collect();
-        for service in services {
-            let of_it = self.conflicts.get(service).into_iter().flatten().filter(|it| it.route == *id);
-            problems.extend(of_it.map(|conflict| {
-                let field = resolution.parent_field(service, conflict.port);
-                Problem::new(field, format!("of the Service {service}, {conflict}"))
-            }));
-        }
-        if entry.is_bad {
-            // They are of fields that stand elsewhere now, or nowhere.
-            problems.iter_mut().for_each(|problem| problem.field = FieldPath::default());
-        }
+        entry.route.tell("route", &mut problems);
         problems
     }
 
@@ -235,35 +196,6 @@ fn named_services(spec: &RouteSpec) -> impl Iterator<Item = &ObjectRef> {
 
 fn mirrored(filters: &RuleFilters) -> impl Iterator<Item = &ObjectRef> {
     filters.mirrors.iter().map(|(to, _)| &to.id)
-}
-
-fn reindex<K: Clone + Eq + Hash>(
-    index: &mut HashMap<K, HashSet<RouteRef>>,
-    id: &RouteRef,
-    old: &HashSet<K>,
-    new: &HashSet<K>,
-) {
-    for gone in old.difference(new) {
-        take_out(index, gone, |routes| routes.remove(id), HashSet::is_empty);
-    }
-    for come in new.difference(old) {
-        index.entry(come.clone()).or_default().insert(id.clone());
-    }
-}
-
-/// Takes something out of a set of an index, and the set with it if it is empty then.
-fn take_out<K: Eq + Hash, S>(
-    index: &mut HashMap<K, S>,
-    key: &K,
-    take: impl FnOnce(&mut S) -> bool,
-    is_empty: impl FnOnce(&S) -> bool,
-) {
-    if let Some(set) = index.get_mut(key) {
-        take(set);
-        if is_empty(set) {
-            index.remove(key);
-        }
-    }
 }
 
 #[cfg(test)]

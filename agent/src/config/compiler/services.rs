@@ -8,9 +8,10 @@ use std::sync::Arc;
 use super::endpoints::{World, endpoints_of};
 use super::loads::Loads;
 use super::pods::Pods;
+use super::policies::Policies;
 use crate::balance;
 use crate::config::document;
-use crate::model::{Endpoint, Name, ObjectRef, Service, ServiceLoad, ServicePort};
+use crate::model::{Endpoint, Name, ObjectRef, Service, ServiceLoad, ServicePort, TrafficSettings};
 
 /// All Services.
 #[derive(Debug, Default)]
@@ -165,6 +166,7 @@ impl Services {
         id: &ObjectRef,
         world: &World<'_>,
         loads: &mut Loads,
+        policies: &Policies,
     ) -> (Option<Arc<Service>>, Option<Arc<Service>>) {
         let Some(entry) = self.entries.get_mut(id) else { return (None, None) };
         let old = entry.compiled.take();
@@ -183,6 +185,7 @@ impl Services {
                 document,
                 |port| endpoints_of(document, port, slices, &entry.members, world, loads),
                 world,
+                |port| policies.traffic(&document.id, port),
                 old.as_ref().map(|old| old.load.clone()).unwrap_or_default(),
             ));
         }
@@ -250,6 +253,7 @@ fn service(
     document: &document::Service,
     mut endpoints: impl FnMut(&document::ServicePort) -> Arc<[Endpoint]>,
     world: &World<'_>,
+    traffic: impl Fn(u16) -> Arc<TrafficSettings>,
     load: ServiceLoad,
 ) -> Service {
     let port = |port: &document::ServicePort| {
@@ -265,7 +269,7 @@ fn service(
                 world.node,
             ),
             endpoints,
-            traffic: Arc::default(),
+            traffic: traffic(port.port),
         }
     };
     Service {

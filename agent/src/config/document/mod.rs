@@ -8,14 +8,17 @@ mod marks;
 mod namespace;
 mod place;
 mod pod;
+mod policy;
 mod reference_grant;
 mod route;
 mod service;
+mod session;
 
 pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
 pub use marks::{Marks, MeshLabel};
 pub use namespace::Namespace;
 pub use pod::{ContainerPort, ENROLLED, Pod, Published};
+pub use policy::{Policy, PolicySpec, Says, Target};
 pub use reference_grant::ReferenceGrant;
 pub use route::{BackendRef, Parent, Reference, Route, RouteRule, RouteSpec, RuleFilters};
 pub use service::{Service, ServicePort, TargetPort};
@@ -48,6 +51,8 @@ pub enum Document {
     ReferenceGrant(Arc<ReferenceGrant>),
     /// A route of `gateway.networking.k8s.io`.
     Route(Arc<Route>),
+    /// A policy of Service ports.
+    Policy(Arc<Policy>),
 }
 
 /// The kinds of objects that are read; all others are passed over. In the order in which they are best applied.
@@ -75,6 +80,11 @@ pub enum Kind {
     /// `gateway.networking.k8s.io` TCPRoute.
     #[serde(rename = "TCPRoute")]
     TcpRoute,
+    /// `gateway.networking.x-k8s.io/v1alpha1` XBackendTrafficPolicy.
+    #[serde(rename = "XBackendTrafficPolicy")]
+    BackendTrafficPolicy,
+    /// `undermesh.io/v1alpha1` TrafficPolicy.
+    TrafficPolicy,
 }
 
 /// Tells an object from all others. Printed as `Pod shop/web`.
@@ -98,6 +108,7 @@ impl Document {
             Self::EndpointSlice(it) => Key::of(Kind::EndpointSlice, &it.id),
             Self::ReferenceGrant(it) => Key::of(Kind::ReferenceGrant, &it.id),
             Self::Route(it) => Key::from(&it.id),
+            Self::Policy(it) => it.key.clone(),
         }
     }
 
@@ -110,6 +121,7 @@ impl Document {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::Route(it) => it.id.kind.into(),
+            Self::Policy(it) => it.key.kind,
         }
     }
 
@@ -160,11 +172,21 @@ impl Document {
     pub fn tcp_route(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
         Route::read(RouteKind::Tcp, object, problems).map(|it| Self::Route(Arc::new(it)))
     }
+
+    /// Reads a TrafficPolicy; problems are added to `problems`. One that says anything badly is a document without a spec.
+    pub fn traffic_policy(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        Policy::read(Kind::TrafficPolicy, object, problems).map(|it| Self::Policy(Arc::new(it)))
+    }
+
+    /// Reads an XBackendTrafficPolicy; problems are added to `problems`. One that says anything badly is a document without a spec.
+    pub fn backend_traffic_policy(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        Policy::read(Kind::BackendTrafficPolicy, object, problems).map(|it| Self::Policy(Arc::new(it)))
+    }
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Namespace,
         Self::Service,
         Self::Pod,
@@ -174,6 +196,8 @@ impl Kind {
         Self::GrpcRoute,
         Self::TlsRoute,
         Self::TcpRoute,
+        Self::BackendTrafficPolicy,
+        Self::TrafficPolicy,
     ];
 
     /// The `kind` of a manifest.
@@ -188,6 +212,8 @@ impl Kind {
             Self::GrpcRoute => "GRPCRoute",
             Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
+            Self::BackendTrafficPolicy => "XBackendTrafficPolicy",
+            Self::TrafficPolicy => "TrafficPolicy",
         }
     }
 
@@ -204,6 +230,7 @@ impl Kind {
             Self::ReferenceGrant => &["v1", "v1beta1"],
             Self::TlsRoute => &["v1", "v1alpha3", "v1alpha2"],
             Self::TcpRoute => &["v1", "v1alpha2"],
+            Self::BackendTrafficPolicy | Self::TrafficPolicy => &["v1alpha1"],
             _ => &["v1"],
         }
     }
@@ -216,6 +243,8 @@ impl Kind {
             Self::ReferenceGrant | Self::HttpRoute | Self::GrpcRoute | Self::TlsRoute | Self::TcpRoute => {
                 route::GROUP
             }
+            Self::BackendTrafficPolicy => policy::EXPERIMENTS,
+            Self::TrafficPolicy => policy::GROUP,
         }
     }
 }

@@ -1,8 +1,10 @@
 //! A place in a document that is being read, and where problems with it go; and the values that stand in many places.
 
 use std::cell::RefCell;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use http::HeaderName;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -59,11 +61,7 @@ impl<'a> Place<'a> {
     }
 
     /// A whole number within bounds.
-    pub(super) fn number<T: TryFrom<i64>>(
-        &self,
-        number: i64,
-        bounds: std::ops::RangeInclusive<i64>,
-    ) -> Option<T> {
+    pub(super) fn number<T: TryFrom<i64>>(&self, number: i64, bounds: RangeInclusive<i64>) -> Option<T> {
         match T::try_from(number) {
             Ok(value) if bounds.contains(&number) => Some(value),
             _ => {
@@ -90,6 +88,24 @@ impl<'a> Place<'a> {
             self.expected("a duration such as 500ms, 10s or 1h30m", text);
         }
         duration.filter(|duration| !duration.is_zero())
+    }
+
+    /// A duration of no less and no more than this.
+    pub(super) fn duration_within(&self, text: &str, bounds: RangeInclusive<Duration>) -> Option<Duration> {
+        let read = duration(text).filter(|duration| bounds.contains(duration));
+        if read.is_none() {
+            let (least, most) = (shown(*bounds.start()), shown(*bounds.end()));
+            self.expected(&format!("a duration such as 500ms, 10s or 1h30m, from {least} to {most}"), text);
+        }
+        read
+    }
+
+    pub(super) fn header_name(&self, text: &str) -> Option<HeaderName> {
+        let name = HeaderName::from_bytes(text.as_bytes()).ok();
+        if name.is_none() {
+            self.expected("the name of a header", text);
+        }
+        name
     }
 
     /// Reads the value under the key, and refuses the fields of it that nobody knows.
@@ -157,6 +173,14 @@ fn duration(text: &str) -> Option<Duration> {
         rest = after;
     }
     (parts > 0).then_some(total)
+}
+
+fn shown(duration: Duration) -> String {
+    match (duration.as_secs(), duration.subsec_millis()) {
+        (seconds, 0) if seconds > 0 && seconds.is_multiple_of(3_600) => format!("{}h", seconds / 3_600),
+        (seconds, 0) => format!("{seconds}s"),
+        _ => format!("{}ms", duration.as_millis()),
+    }
 }
 
 #[cfg(test)]

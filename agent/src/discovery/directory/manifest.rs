@@ -138,7 +138,7 @@ impl Reader<'_> {
                 }
             })
             .collect();
-        let text = matches!(document, Some(Document::Route(_)))
+        let text = matches!(document, Some(Document::Route(_) | Document::Policy(_)))
             .then(|| Text { document: self.keep(), path: path.clone() });
         self.objects.push(Object { position, key, document, rejections, text });
     }

@@ -1,4 +1,4 @@
-//! Kinds that an API server may not have: those of the Gateway API are there once somebody has installed them.
+//! Kinds that an API server may not have: those of the Gateway API, and our own, are there once somebody has installed them.
 
 use futures_util::StreamExt as _;
 use kube::Client;
@@ -17,13 +17,19 @@ pub(super) struct Optional {
     pub(super) read: fn(&Value, &mut Vec<Problem>) -> Result<Document, Problem>,
 }
 
-/// The kinds of the Gateway API that the mesh reads.
-pub(super) const ALL: [Optional; 5] = [
+/// The kinds that the mesh reads and that are not Kubernetes' own.
+pub(super) const ALL: [Optional; 7] = [
     Optional { kind: Kind::ReferenceGrant, plural: "referencegrants", read: Document::reference_grant },
     Optional { kind: Kind::HttpRoute, plural: "httproutes", read: Document::http_route },
     Optional { kind: Kind::GrpcRoute, plural: "grpcroutes", read: Document::grpc_route },
     Optional { kind: Kind::TlsRoute, plural: "tlsroutes", read: Document::tls_route },
     Optional { kind: Kind::TcpRoute, plural: "tcproutes", read: Document::tcp_route },
+    Optional {
+        kind: Kind::BackendTrafficPolicy,
+        plural: "xbackendtrafficpolicies",
+        read: Document::backend_traffic_policy,
+    },
+    Optional { kind: Kind::TrafficPolicy, plural: "trafficpolicies", read: Document::traffic_policy },
 ];
 
 impl Optional {

@@ -11,7 +11,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{COOKIE, HeaderMap, HeaderName, HeaderValue, SET_COOKIE};
 
 use super::send::Way;
-use crate::route::{Backend, Lifetime, Rule, SessionKind, SessionPersistence};
+use crate::model::{SessionKind, SessionLifetime, SessionPersistence};
+use crate::route::{Backend, Rule};
 use crate::snapshot::Snapshot;
 
 /// The session of one request, as its rule has them.
@@ -74,7 +75,7 @@ impl<'s> Session<'s> {
     fn cookie(&self, token: &str, began: u64) -> String {
         let SessionPersistence { name, lifetime, absolute_timeout, .. } = self.kept_by;
         let max_age = match (lifetime, absolute_timeout) {
-            (Lifetime::Permanent, Some(limit)) => {
+            (SessionLifetime::Permanent, Some(limit)) => {
                 let left = limit.as_secs().saturating_sub(self.now.saturating_sub(began));
                 format!("; Max-Age={left}")
             }
@@ -148,7 +149,7 @@ mod tests {
         SessionPersistence {
             name: "sid".into(),
             kind,
-            lifetime: Lifetime::Session,
+            lifetime: SessionLifetime::Session,
             absolute_timeout: absolute.map(Duration::from_secs),
             idle_timeout: idle.map(Duration::from_secs),
         }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::super::{Change, Compiler};
 use super::*;
-use crate::config::{Document, Kind};
+use crate::config::{Document, Key, Kind};
 use crate::model::NodeInfo;
 use crate::route::{Audience, Rule, Target};
 

@@ -4,7 +4,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCOD
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::super::place::Place;
-use super::matches::{header_name, method};
+use super::matches::method;
 use super::{BackendRef, Reference, given, wire};
 use crate::model::{Name, ObjectRef};
 use crate::route::{
@@ -195,7 +195,7 @@ fn is_framing(name: &HeaderName) -> bool {
 fn header_modifier(wire: &wire::HeaderModifier, place: &Place<'_>) -> HeaderModifier {
     let mut seen: Vec<HeaderName> = Vec::new();
     let mut name = |text: &str, place: &Place<'_>| {
-        let name = header_name(text, place)?;
+        let name = place.header_name(text)?;
         if is_framing(&name) {
             place.refuse(format!("expected a header other than {name}, which belongs to the connection"));
         } else if name == HOST {
@@ -306,7 +306,7 @@ fn cors(wire: &wire::Cors, place: &Place<'_>) -> Cors {
         if is_any(list) {
             return AllowedHeaders::Any;
         }
-        let names = place.each(key, list).filter_map(|(place, text)| header_name(text, &place));
+        let names = place.each(key, list).filter_map(|(place, text)| place.header_name(text));
         AllowedHeaders::These(names.collect())
     };
     let allow_methods = if is_any(&wire.allow_methods) {

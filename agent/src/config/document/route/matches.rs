@@ -1,6 +1,6 @@
 //! The matches of a rule.
 
-use http::{HeaderName, Method};
+use http::Method;
 
 use super::super::place::Place;
 use super::wire;
@@ -59,14 +59,6 @@ pub(super) fn method(text: &str, place: &Place<'_>) -> Option<Method> {
     method
 }
 
-pub(super) fn header_name(text: &str, place: &Place<'_>) -> Option<HeaderName> {
-    let name = HeaderName::from_bytes(text.as_bytes()).ok();
-    if name.is_none() {
-        place.expected("the name of a header", text);
-    }
-    name
-}
-
 fn of_path(wire: &wire::PathMatch, place: &Place<'_>) -> Option<PathMatch> {
     let text = wire.value.as_deref().unwrap_or("/");
     let at = place.key("value");
@@ -109,7 +101,7 @@ fn plain_path<'t>(text: &'t str, place: &Place<'_>) -> Option<&'t str> {
 fn headers(wire: &Option<Vec<wire::NamedMatch>>, place: &Place<'_>) -> Option<Vec<HeaderMatch>> {
     let mut headers: Vec<HeaderMatch> = Vec::new();
     for (place, header) in place.each("headers", wire) {
-        let name = header_name(&header.name, &place.key("name"))?;
+        let name = place.key("name").header_name(&header.name)?;
         let value = value(header, &place)?;
         // Of several with one name the first counts, however it is capitalised.
         if !headers.iter().any(|other| other.name == name) {

@@ -15,18 +15,16 @@ pub use filters::RuleFilters;
 use std::cell::RefCell;
 use std::collections::HashSet;
 
-use http::{HeaderName, StatusCode};
+use http::StatusCode;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
 use super::super::{FieldPath, Problem};
-use super::object_id;
 use super::place::Place;
-use crate::model::{Name, ObjectRef};
-use crate::route::{
-    Hostname, Lifetime, Match, Retry, RouteKind, RouteRef, SessionKind, SessionPersistence, Timeouts,
-};
+use super::{non_empty as given, object_id};
+use crate::model::{Name, ObjectRef, SessionPersistence};
+use crate::route::{Hostname, Match, Retry, RouteKind, RouteRef, Timeouts};
 
 /// The API group of routes and of ReferenceGrants.
 pub(super) const GROUP: &str = "gateway.networking.k8s.io";
@@ -171,7 +169,8 @@ fn is_for_gateways(spec: &Value) -> bool {
     }
 }
 
-fn refuse_unknown(object: &Value, root: &Place<'_>) {
+/// Refuses what stands beside the spec and is not known.
+pub(super) fn refuse_unknown(object: &Value, root: &Place<'_>) {
     let known = ["apiVersion", "kind", "metadata", "spec", "status"];
     for key in object.as_object().into_iter().flat_map(|object| object.keys()) {
         if !known.contains(&key.as_str()) {
@@ -297,7 +296,7 @@ fn route_rule<M>(
         session: rule
             .session_persistence
             .as_ref()
-            .and_then(|it| session(id, index, it, &place.key("sessionPersistence"))),
+            .and_then(|it| it.read(|| default_session(&id.id, index), &place.key("sessionPersistence"))),
         matches,
     }
 }
@@ -315,6 +314,11 @@ impl RouteRule {
             session: None,
         }
     }
+}
+
+/// The same on every node, and another for each rule. What names of objects are made of is good for a name here too.
+fn default_session(route: &ObjectRef, index: usize) -> Name {
+    format!("undermesh-{}-{}-{index}", route.namespace, route.name).into()
 }
 
 fn timeouts(wire: &wire::Timeouts, place: &Place<'_>) -> Timeouts {
@@ -342,58 +346,4 @@ fn retry(wire: &wire::Retry, place: &Place<'_>) -> Retry {
             .unwrap_or(1),
         backoff: wire.backoff.as_ref().and_then(|text| place.key("backoff").duration(text)),
     }
-}
-
-fn session(
-    id: &RouteRef,
-    index: usize,
-    wire: &wire::SessionPersistence,
-    place: &Place<'_>,
-) -> Option<SessionPersistence> {
-    let kind = match wire.kind.as_deref() {
-        None | Some("Cookie") => SessionKind::Cookie,
-        Some("Header") => SessionKind::Header,
-        Some(other) => {
-            place.key("type").expected("Cookie or Header", other);
-            return None;
-        }
-    };
-    let name = match given(&wire.session_name) {
-        // The same on every node, and another for each rule. What names of objects are made of is good for a name here too.
-        None => format!("undermesh-{}-{}-{index}", id.id.namespace, id.id.name).into(),
-        // A cookie's name is made of the same characters as a header's (RFC 6265, section 4.1.1).
-        Some(name) if name.len() <= 128 && HeaderName::from_bytes(name.as_bytes()).is_ok() => name,
-        Some(name) => {
-            place.key("sessionName").expected("a name that a cookie or header may have", &name);
-            return None;
-        }
-    };
-    let config = wire.cookie_config.as_ref();
-    if config.is_some() && kind == SessionKind::Header {
-        place
-            .key("cookieConfig")
-            .refuse("expected nothing about a cookie where a header carries the session");
-    }
-    let lifetime = match config.and_then(|config| config.lifetime_type.as_deref()) {
-        None | Some("Session") => Lifetime::Session,
-        Some("Permanent") => Lifetime::Permanent,
-        Some(other) => {
-            place.key("cookieConfig").key("lifetimeType").expected("Permanent or Session", other);
-            return None;
-        }
-    };
-    let read =
-        |key: &str, text: &Option<String>| text.as_ref().and_then(|text| place.key(key).duration(text));
-    let absolute_timeout = read("absoluteTimeout", &wire.absolute_timeout);
-    if lifetime == Lifetime::Permanent && wire.absolute_timeout.is_none() {
-        place
-            .key("absoluteTimeout")
-            .refuse("expected a duration, for a cookie that is Permanent lasts so long");
-    }
-    let idle_timeout = read("idleTimeout", &wire.idle_timeout);
-    Some(SessionPersistence { name, kind, lifetime, absolute_timeout, idle_timeout })
-}
-
-fn given(text: &Option<String>) -> Option<Name> {
-    text.as_deref().filter(|text| !text.is_empty()).map(Name::from)
 }

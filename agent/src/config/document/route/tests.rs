@@ -1,8 +1,10 @@
 //! What routes say, and what is wrong with how they say it.
 
 use expect_test::{Expect, expect};
+use http::HeaderName;
 
 use super::*;
+use crate::model::{SessionKind, SessionLifetime};
 use crate::route::{HeaderMatch, PathMatch, Pattern, ValueMatch};
 
 /// The rest of the spec of a route to the Service `web`.
@@ -215,7 +217,7 @@ fn timeouts_retries_and_sessions() {
     assert_eq!((&*session.name, session.kind), ("undermesh-shop-a-0", SessionKind::Cookie));
     assert_eq!(
         (session.lifetime, session.absolute_timeout),
-        (Lifetime::Permanent, Some(milliseconds(3_600_000)))
+        (SessionLifetime::Permanent, Some(milliseconds(3_600_000)))
     );
     assert_eq!(spec.rules[1].retry, Some(Retry { codes: Vec::new(), attempts: 1, backoff: None }));
 }

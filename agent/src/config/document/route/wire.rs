@@ -7,6 +7,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::super::session;
+
 /// `spec` of an HTTPRoute or a GRPCRoute, with matches of this kind.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -61,7 +63,7 @@ pub(super) struct Rule<M> {
     pub(super) timeouts: Option<Timeouts>,
     /// Of HTTPRoutes alone.
     pub(super) retry: Option<Retry>,
-    pub(super) session_persistence: Option<SessionPersistence>,
+    pub(super) session_persistence: Option<session::Wire>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -214,22 +216,4 @@ pub(super) struct Retry {
     pub(super) codes: Option<Vec<i64>>,
     pub(super) attempts: Option<i64>,
     pub(super) backoff: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct SessionPersistence {
-    pub(super) session_name: Option<String>,
-    pub(super) absolute_timeout: Option<String>,
-    /// Until bundle 1.5.
-    pub(super) idle_timeout: Option<String>,
-    #[serde(rename = "type")]
-    pub(super) kind: Option<String>,
-    pub(super) cookie_config: Option<CookieConfig>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct CookieConfig {
-    pub(super) lifetime_type: Option<String>,
 }

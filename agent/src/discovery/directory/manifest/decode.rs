@@ -149,6 +149,8 @@ pub(super) fn document(kind: Kind, value: &Value, problems: &mut Vec<Problem>) -
         Kind::GrpcRoute => Document::grpc_route(value, problems),
         Kind::TlsRoute => Document::tls_route(value, problems),
         Kind::TcpRoute => Document::tcp_route(value, problems),
+        Kind::BackendTrafficPolicy => Document::backend_traffic_policy(value, problems),
+        Kind::TrafficPolicy => Document::traffic_policy(value, problems),
     }
 }
 

@@ -1,6 +1,6 @@
-//! The routes with what is around them, as the API server has told of them; and of which the status is to be looked at.
+//! The routes and policies with what is around them, as the API server has told of them; and of which the status is to be looked at.
 //!
-//! What a route comes to is worked out by the compiler, which is the agents' own. It asks nobody.
+//! What they come to is worked out by the compiler, which is the agents' own. It asks nobody.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -11,41 +11,42 @@ use kube::core::DynamicObject;
 use kube::runtime::watcher::Event;
 use serde_json::Value;
 
-use super::status::{self, Written};
+use super::status::{self, Form, Standing, Written};
+use super::{FOLLOWED, Followed};
 use crate::config::{Change, Compiler, Document, Key, Kind, Problem};
 use crate::model::NodeInfo;
 use crate::route::RouteRef;
 
-/// All that matters to routes.
+/// All that matters to routes and policies.
 pub(super) struct World {
     compiler: Compiler,
     changes: Vec<Change>,
-    routes: HashMap<RouteRef, (String, Written)>,
+    /// What has a status, with its resourceVersion.
+    written: HashMap<Key, (String, Written)>,
     /// The objects of each kind that is known as a whole, and of one that is being listed those that have come so far.
     known: HashMap<Kind, HashSet<Key>>,
     listing: HashMap<Kind, HashSet<Key>>,
-    /// Routes whose status may have to be another one.
-    unsaid: BTreeSet<RouteRef>,
+    /// Whose status may have to be another one.
+    unsaid: BTreeSet<Key>,
 }
 
-/// A status that is to be written, onto the route as it was when this was found and no other.
+/// A status that is to be written, onto the object as it was when this was found and no other.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Write {
-    pub(super) route: RouteRef,
+    pub(super) key: Key,
     pub(super) resource_version: String,
-    pub(super) parents: Vec<Value>,
+    /// Where in the status the entries stand.
+    pub(super) list: &'static str,
+    pub(super) entries: Vec<Value>,
 }
-
-/// What is followed. Without one of them a route might seem to refer to what is not there.
-const KINDS: [Kind; 4] = [Kind::Service, Kind::ReferenceGrant, Kind::HttpRoute, Kind::GrpcRoute];
 
 impl World {
     pub(super) fn new() -> Self {
         Self {
-            // What routes come to is the same on every node.
+            // What they come to is the same on every node.
             compiler: Compiler::new(NodeInfo { name: "".into(), zone: None }),
             changes: Vec::new(),
-            routes: HashMap::new(),
+            written: HashMap::new(),
             known: HashMap::new(),
             listing: HashMap::new(),
             unsaid: BTreeSet::new(),
@@ -54,7 +55,7 @@ impl World {
 
     pub(super) fn take_service(&mut self, event: Event<Service>) {
         self.take(Kind::Service, event, |world, mut service| {
-            // Which pods are behind it is nothing to a route.
+            // Which pods are behind it is nothing to them.
             service.spec.get_or_insert_default().selector = None;
             if let Ok(document) = Document::service(&service, &mut Vec::new()) {
                 world.changes.push(Change::Put(document));
@@ -62,42 +63,38 @@ impl World {
         });
     }
 
-    pub(super) fn take_grant(&mut self, event: Event<DynamicObject>) {
-        self.take(Kind::ReferenceGrant, event, |world, grant| {
-            let grant = serde_json::to_value(grant).unwrap_or_default();
-            if let Ok(document) = Document::reference_grant(&grant, &mut Vec::new()) {
-                world.changes.push(Change::Put(document));
-            }
-        });
+    pub(super) fn take_object(&mut self, followed: &Followed, event: Event<DynamicObject>) {
+        let Followed { kind, read, .. } = *followed;
+        self.take(kind, event, |world, object| world.put(kind, object, read));
     }
 
-    pub(super) fn take_http_route(&mut self, event: Event<DynamicObject>) {
-        self.take(Kind::HttpRoute, event, |world, route| world.take_route(route, Document::http_route));
+    /// Has this status looked at once more.
+    pub(super) fn look_again(&mut self, key: Key) {
+        self.unsaid.insert(key);
     }
 
-    pub(super) fn take_grpc_route(&mut self, event: Event<DynamicObject>) {
-        self.take(Kind::GrpcRoute, event, |world, route| world.take_route(route, Document::grpc_route));
-    }
-
-    /// Has the status of the route looked at once more.
-    pub(super) fn look_again(&mut self, route: RouteRef) {
-        self.unsaid.insert(route);
-    }
-
-    /// What is to be written, of the routes that are not to be left alone. Nothing as long as not all is known.
-    pub(super) fn writes(&mut self, now: Timestamp, is_left_alone: impl Fn(&RouteRef) -> bool) -> Vec<Write> {
-        if KINDS.iter().any(|kind| !self.known.contains_key(kind)) {
+    /// What is to be written, of the objects that are not to be left alone. Nothing as long as not all is known.
+    pub(super) fn writes(&mut self, now: Timestamp, is_left_alone: impl Fn(&Key) -> bool) -> Vec<Write> {
+        let mut kinds = FOLLOWED.iter().map(|followed| followed.kind).chain([Kind::Service]);
+        if kinds.any(|kind| !self.known.contains_key(&kind)) {
             return Vec::new();
         }
         self.compiler.apply(std::mem::take(&mut self.changes));
-        self.unsaid.extend(self.compiler.restated_routes().iter().cloned());
+        self.unsaid.extend(self.compiler.restated().iter().cloned());
         let unsaid: BTreeSet<_>;
         (self.unsaid, unsaid) = std::mem::take(&mut self.unsaid).into_iter().partition(is_left_alone);
-        let write = |route: RouteRef| {
-            let (resource_version, written) = self.routes.get(&route)?;
-            let standing = self.compiler.route_statuses(&route);
-            let parents = status::next(written, &standing, now)?;
-            Some(Write { route, resource_version: resource_version.clone(), parents })
+        let write = |key: Key| {
+            let (resource_version, written) = self.written.get(&key)?;
+            let standing: Vec<Standing> = match key.kind.route() {
+                Some(kind) => {
+                    let route = RouteRef { kind, id: key.id() };
+                    self.compiler.route_statuses(&route).into_iter().map(Standing::from).collect()
+                }
+                None => self.compiler.policy_statuses(&key).into_iter().map(Standing::from).collect(),
+            };
+            let entries = status::next(written, &standing, now)?;
+            let resource_version = resource_version.clone();
+            Some(Write { key, resource_version, list: written.form.list, entries })
         };
         unsaid.into_iter().filter_map(write).collect()
     }
@@ -130,8 +127,9 @@ impl World {
         }
     }
 
-    fn take_route(
+    fn put(
         &mut self,
+        kind: Kind,
         object: DynamicObject,
         read: fn(&Value, &mut Vec<Problem>) -> Result<Document, Problem>,
     ) {
@@ -140,26 +138,27 @@ impl World {
         let object = serde_json::to_value(object).unwrap_or_default();
         let mut problems = Vec::new();
         // What cannot be told from others has no status.
-        let Ok(Document::Route(route)) = read(&object, &mut problems) else { return };
-        let id = route.id.clone();
-        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-        let parents = list(&object["spec"]["parentRefs"]).into_iter().enumerate();
-        let is_service = |parent: &Value| parent["group"] == "" && parent["kind"] == "Service";
-        let written = Written {
-            generation,
-            parents: parents.filter(|(_, parent)| is_service(parent)).collect(),
-            problems,
-            status: list(&object["status"]["parents"]),
-        };
-        self.routes.insert(id.clone(), (resource_version, written));
-        self.unsaid.insert(id);
-        self.changes.push(Change::Put(Document::Route(route)));
+        let Ok(document) = read(&object, &mut problems) else { return };
+        if matches!(document, Document::Route(_) | Document::Policy(_)) {
+            let form = Form::of(kind);
+            let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+            let references = list(&object["spec"][form.references]).into_iter().enumerate();
+            let is_service = |it: &Value| it["group"] == "" && it["kind"] == "Service";
+            let written = Written {
+                form,
+                generation,
+                references: references.filter(|(_, reference)| is_service(reference)).collect(),
+                problems,
+                status: list(&object["status"][form.list]),
+            };
+            self.written.insert(document.key(), (resource_version, written));
+            self.unsaid.insert(document.key());
+        }
+        self.changes.push(Change::Put(document));
     }
 
     fn forget(&mut self, key: &Key) {
-        if let Some(kind) = key.kind.route() {
-            self.routes.remove(&RouteRef { kind, id: key.id() });
-        }
+        self.written.remove(key);
         self.changes.push(Change::Remove(key.clone()));
     }
 }

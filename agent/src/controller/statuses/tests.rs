@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use expect_test::{Expect, expect};
+use kube::runtime::watcher::Event;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -23,12 +24,20 @@ fn list<K: DeserializeOwned>(yaml: &str, kind: &str) -> Vec<Event<K>> {
 
 fn world_of(yaml: &str) -> World {
     let mut world = World::new();
-    list(yaml, "HTTPRoute").into_iter().for_each(|event| world.take_http_route(event));
-    list(yaml, "GRPCRoute").into_iter().for_each(|event| world.take_grpc_route(event));
-    list(yaml, "ReferenceGrant").into_iter().for_each(|event| world.take_grant(event));
+    for followed in &FOLLOWED {
+        let events = list(yaml, followed.kind.as_str());
+        events.into_iter().for_each(|event| world.take_object(followed, event));
+    }
     assert_eq!(writes(&mut world), [], "not before the Services are known");
     list(yaml, "Service").into_iter().for_each(|event| world.take_service(event));
     world
+}
+
+/// One event of the only object of the kind.
+fn tell(world: &mut World, kind: Kind, yaml: &str, event: fn(DynamicObject) -> Event<DynamicObject>) {
+    let object = objects(yaml, kind.as_str()).remove(0);
+    let followed = FOLLOWED.iter().find(|it| it.kind == kind).expect("a kind that is followed");
+    world.take_object(followed, event(object));
 }
 
 fn writes(world: &mut World) -> Vec<Write> {
@@ -37,10 +46,11 @@ fn writes(world: &mut World) -> Vec<Write> {
 
 fn check(world: &mut World, expected: &Expect) {
     let mut text = String::new();
-    for Write { route, parents, .. } in writes(world) {
-        for parent in parents {
-            text += &format!("{route} at {}:", parent["parentRef"]["name"].as_str().unwrap());
-            for condition in parent["conditions"].as_array().unwrap() {
+    for Write { key, entries, .. } in writes(world) {
+        for entry in entries {
+            let reference = if key.kind.route().is_some() { "parentRef" } else { "ancestorRef" };
+            text += &format!("{key} at {}:", entry[reference]["name"].as_str().unwrap());
+            for condition in entry["conditions"].as_array().unwrap() {
                 let get = |key: &str| condition[key].as_str().unwrap();
                 text += &match get("status") {
                     "True" => format!(" {}", get("type")),
@@ -114,9 +124,7 @@ kind: GRPCRoute
 metadata: {name: calls, namespace: shop, generation: 1, resourceVersion: '6'}
 spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{}]}
 ";
-    for grant in objects(yaml, "ReferenceGrant") {
-        world.take_grant(Event::Apply(grant));
-    }
+    tell(&mut world, Kind::ReferenceGrant, yaml, Event::Apply);
     check(
         &mut world,
         &expect![[r#"
@@ -124,21 +132,20 @@ spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{}]}
     "#]],
     );
     // It takes the port from all HTTPRoutes.
-    let calls = objects::<DynamicObject>(yaml, "GRPCRoute").remove(0);
-    world.take_grpc_route(Event::Apply(calls.clone()));
+    tell(&mut world, Kind::GrpcRoute, yaml, Event::Apply);
     check(
         &mut world,
         &expect![[r#"
-            GRPCRoute shop/calls at web: Accepted ResolvedRefs
             HTTPRoute shop/far at web:
               not Accepted: Conflicted: the port 80 is GRPCRoute shop/calls's, beside which no HTTPRoute is in force on it ResolvedRefs
             HTTPRoute shop/good at web:
               not Accepted: Conflicted: the port 80 is GRPCRoute shop/calls's, beside which no HTTPRoute is in force on it ResolvedRefs
             HTTPRoute shop/good at none:
               not Accepted: NoMatchingParent: there is no Service shop/none ResolvedRefs
+            GRPCRoute shop/calls at web: Accepted ResolvedRefs
         "#]],
     );
-    world.take_grpc_route(Event::Delete(calls));
+    tell(&mut world, Kind::GrpcRoute, yaml, Event::Delete);
     check(
         &mut world,
         &expect![[r#"
@@ -167,9 +174,56 @@ spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{}]}
 }
 
 #[test]
+fn a_status_says_which_of_several_policies_a_service_goes_by() {
+    let policy = |kind: &str, name: &str, created: &str, spec: &str| {
+        let group = if kind == "TrafficPolicy" { "undermesh.io" } else { "gateway.networking.x-k8s.io" };
+        format!(
+            "{{apiVersion: {group}/v1alpha1, kind: {kind}, metadata: {{name: {name}, namespace: shop, generation: 1, \
+             resourceVersion: '5', creationTimestamp: '{created}'}}, spec: {{{spec}}}}}\n---\n"
+        )
+    };
+    let web = "targetRefs: [{group: '', kind: Service, name: web}]";
+    let two = "targetRefs: [{group: '', kind: Service, name: web}, {group: '', kind: Service, name: none}]";
+    let yaml = policy("TrafficPolicy", "first", "2026-01-01T00:00:00Z", web)
+        + &policy("TrafficPolicy", "second", "2026-01-02T00:00:00Z", two)
+        + &policy("TrafficPolicy", "bad", "2025-01-01T00:00:00Z", &format!("{web}, retry: {{attempts: -1}}"))
+        + &policy(
+            "XBackendTrafficPolicy",
+            "budget",
+            "2026-01-03T00:00:00Z",
+            &format!("{web}, retryConstraint: {{}}"),
+        )
+        + WORLD.split("---").next().unwrap();
+    let mut world = world_of(&yaml);
+    check(
+        &mut world,
+        &expect![[r#"
+        XBackendTrafficPolicy shop/budget at web: Accepted
+        TrafficPolicy shop/bad at web:
+          not Accepted: Invalid: spec.retry.attempts: expected 0 to 100, found -1; until then the policy is not in force
+        TrafficPolicy shop/first at web: Accepted
+        TrafficPolicy shop/second at web:
+          not Accepted: Conflicted: the port 80 goes by TrafficPolicy shop/first, which is older
+        TrafficPolicy shop/second at none:
+          not Accepted: TargetNotFound: there is no Service shop/none
+    "#]],
+    );
+    let first = policy("TrafficPolicy", "first", "2026-01-01T00:00:00Z", web);
+    tell(&mut world, Kind::TrafficPolicy, &first, Event::Delete);
+    check(
+        &mut world,
+        &expect![[r#"
+        TrafficPolicy shop/second at web: Accepted
+        TrafficPolicy shop/second at none:
+          not Accepted: TargetNotFound: there is no Service shop/none
+    "#]],
+    );
+}
+
+#[test]
 fn a_route_is_left_alone_for_longer_each_time() {
     let (mut failures, now) = (Failures::default(), Instant::now());
-    let route = RouteRef { kind: RouteKind::Http, id: crate::model::ObjectRef::new("shop", "web") };
+    let route = Key { kind: Kind::HttpRoute, namespace: "shop".into(), name: "web".into() };
     let pauses: Vec<u64> = (0..7).map(|_| failures.add(&route, now).as_secs()).collect();
     assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60]);
     let later = now + Duration::from_secs(60);
@@ -207,7 +261,12 @@ async fn a_status_is_written_onto_the_route_as_it_is_and_again_after_a_failure()
                     json!({ "kind": "APIResourceList", "groupVersion": "g/v1", "resources": [resource] });
                 Some((200, list))
             }
-            ("GET", "/apis/gateway.networking.k8s.io/v1beta1") => failure(404, "NotFound"),
+            (
+                "GET",
+                "/apis/gateway.networking.k8s.io/v1beta1"
+                | "/apis/gateway.networking.x-k8s.io/v1alpha1"
+                | "/apis/undermesh.io/v1alpha1",
+            ) => failure(404, "NotFound"),
             ("GET", "/api/v1/services") if is_initial => {
                 Some((200, json!([{ "type": "ADDED", "object": service }, end("Service")])))
             }

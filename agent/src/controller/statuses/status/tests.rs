@@ -4,8 +4,6 @@ use expect_test::{Expect, expect};
 
 use super::*;
 use crate::config::FieldPath;
-use crate::config::document::Parent;
-use crate::model::ObjectRef;
 
 fn now() -> Timestamp {
     "2027-01-15T08:00:00.123Z".parse().unwrap()
@@ -18,20 +16,16 @@ fn service(name: &str) -> Value {
 /// Of the generation 2, with a Service as each of its parents.
 fn route(parents: &[&str], status: Value) -> Written {
     Written {
+        form: Form::of(Kind::HttpRoute),
         generation: 2,
-        parents: parents.iter().map(|name| service(name)).enumerate().collect(),
+        references: parents.iter().map(|name| service(name)).enumerate().collect(),
         problems: Vec::new(),
         status: serde_json::from_value(status).unwrap(),
     }
 }
 
-fn standing(index: usize, accepted: Result<(), Refusal>) -> ParentStatus {
-    let service = ObjectRef::new("shop", "any");
-    ParentStatus {
-        parent: Parent { index, service, port: None, section: None },
-        accepted,
-        resolved_refs: Ok(()),
-    }
+fn standing(index: usize, accepted: Result<(), Refusal>) -> Standing {
+    Standing { index, accepted, resolved_refs: Some(Ok(())) }
 }
 
 fn conflict() -> Refusal {
@@ -42,7 +36,8 @@ fn conflict() -> Refusal {
 fn shown(parents: &[Value]) -> String {
     let mut text = String::new();
     for entry in parents {
-        let name = entry["parentRef"]["name"].as_str().unwrap();
+        let reference = entry.get("parentRef").unwrap_or(&entry["ancestorRef"]);
+        let name = reference["name"].as_str().unwrap();
         text += &format!("{name} by {}\n", entry["controllerName"].as_str().unwrap());
         for condition in entry["conditions"].as_array().unwrap() {
             let get = |key: &str| condition[key].as_str().unwrap_or("-").to_owned();
@@ -54,7 +49,7 @@ fn shown(parents: &[Value]) -> String {
     text
 }
 
-fn check(route: &Written, standing: &[ParentStatus], expected: &Expect) -> Vec<Value> {
+fn check(route: &Written, standing: &[Standing], expected: &Expect) -> Vec<Value> {
     let next = next(route, standing, now());
     expected.assert_eq(&next.as_deref().map_or("as it is".into(), shown));
     next.unwrap_or_default()
@@ -79,7 +74,7 @@ fn every_parent_has_an_entry_and_what_is_right_is_not_written_again() {
     assert_eq!(route.status[0]["parentRef"], service("web"), "as it was written");
     check(&route, &both, &expect!["as it is"]);
     // A route of gateways alone.
-    check(&Written { parents: Vec::new(), status: Vec::new(), ..route }, &[], &expect!["as it is"]);
+    check(&Written { references: Vec::new(), status: Vec::new(), ..route }, &[], &expect!["as it is"]);
 }
 
 #[test]
@@ -162,4 +157,31 @@ fn a_version_that_cannot_be_used_says_whether_another_is_in_force() {
           Accepted=False UnsupportedValue (spec.rules[0].timeout: there is no such field; spec.rules[0].timeout: there is no such field; spec.rules[0].timeout: there is no such field; and 2 more problems; until then the last version that could be used stays in force, on nodes whose agent has seen it), of 2, since 2027-01-15T08:00:00Z
     "#]],
     );
+}
+
+#[test]
+fn of_policies_there_is_less_to_say_and_less_room() {
+    let others: Vec<Value> = (0..15)
+        .map(|number| json!({ "ancestorRef": service(&number.to_string()), "controllerName": "example.com/other", "conditions": [] }))
+        .collect();
+    let policy = |status: &[Value]| Written {
+        form: Form::of(Kind::TrafficPolicy),
+        status: status.to_vec(),
+        ..route(&["web", "api"], json!([]))
+    };
+    let both = [0, 1].map(|index| Standing { index, accepted: Ok(()), resolved_refs: None });
+    check(
+        &policy(&[]),
+        &both,
+        &expect![[r#"
+            web by undermesh.io/mesh
+              Accepted=True Accepted (the policy is in force), of 2, since 2027-01-15T08:00:00Z
+            api by undermesh.io/mesh
+              Accepted=True Accepted (the policy is in force), of 2, since 2027-01-15T08:00:00Z
+        "#]],
+    );
+    let written = next(&policy(&others), &both, now()).unwrap();
+    assert_eq!(written.len(), 16, "the API server takes no more");
+    assert_eq!(written[..15], others);
+    assert_eq!(next(&policy(&written), &both, now()), None);
 }

@@ -1,0 +1,126 @@
+//! The policies with what belongs to them: for which Services they are, what they come to there, and what is to be said of them.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::index::reindex;
+use super::last_good::{Brought, LastGood};
+use crate::config::document::{self, Policy};
+use crate::config::resolve::{self, Settled, TargetStatus};
+use crate::config::{Key, Problem};
+use crate::model::{ObjectRef, TrafficSettings};
+
+/// All policies.
+#[derive(Debug, Default)]
+pub(super) struct Policies {
+    entries: HashMap<Key, LastGood<Policy>>,
+    by_service: HashMap<ObjectRef, HashSet<Key>>,
+    /// Of Services that a policy is for, whether they are there or not.
+    settled: HashMap<ObjectRef, Settled>,
+    /// What is to be said anew.
+    unsaid: BTreeSet<Key>,
+    /// Of all ports of which no policy speaks.
+    silence: Arc<TrafficSettings>,
+}
+
+impl Policies {
+    /// Takes the policy in. One that says something badly leaves the one before it in force. The Services that this concerns.
+    pub(super) fn put(&mut self, new: Arc<Policy>) -> BTreeSet<ObjectRef> {
+        let key = new.key.clone();
+        match self.entries.entry(key.clone()).or_default().put(&new, new.spec.is_some()) {
+            Brought::Nothing => BTreeSet::new(),
+            Brought::Standing => {
+                self.unsaid.insert(key);
+                BTreeSet::new()
+            }
+            Brought::Document(old) => self.index(key, old.as_deref(), Some(&new)),
+        }
+    }
+
+    /// Takes the policy out. The Services that this concerns.
+    pub(super) fn remove(&mut self, key: &Key) -> BTreeSet<ObjectRef> {
+        let Some(mut entry) = self.entries.remove(key) else { return BTreeSet::new() };
+        self.index(key.clone(), entry.remove().as_deref(), None)
+    }
+
+    /// Works out what the Service's policies come to. True if its ports are treated otherwise by that.
+    pub(super) fn settle(&mut self, id: &ObjectRef, service: Option<&document::Service>) -> bool {
+        let keys = self.by_service.get(id).into_iter().flatten();
+        let policies = keys.filter_map(|key| self.entries.get(key)?.document().map(Arc::as_ref));
+        let mut new = resolve::settle(id, service, policies);
+        let old = match new == Settled::default() {
+            true => self.settled.remove(id),
+            false => self.settled.insert(id.clone(), Settled::default()),
+        };
+        let old = old.unwrap_or_default();
+        if old.remarks != new.remarks {
+            let remarks = old.remarks.iter().chain(&new.remarks);
+            self.unsaid.extend(remarks.map(|remark| remark.policy.clone()));
+        }
+        for (port, settings) in &mut new.ports {
+            // What is the same is not there twice, and whoever holds it sees that it is.
+            if let Some(old) = old.ports.get(port).filter(|old| *old == settings) {
+                *settings = old.clone();
+            }
+        }
+        let is_new = old.ports != new.ports;
+        if let Some(settled) = self.settled.get_mut(id) {
+            *settled = new;
+        }
+        is_new
+    }
+
+    /// How the Service's port is treated.
+    pub(super) fn traffic(&self, service: &ObjectRef, port: u16) -> Arc<TrafficSettings> {
+        let settings = self.settled.get(service).and_then(|settled| settled.ports.get(&port));
+        settings.unwrap_or(&self.silence).clone()
+    }
+
+    /// The policies that may stand otherwise, in one thing or another, since this was asked last.
+    pub(super) fn take_unsaid(&mut self) -> BTreeSet<Key> {
+        std::mem::take(&mut self.unsaid)
+    }
+
+    /// What is wrong with the policy in the world as it is, beside what is wrong with how it is written.
+    pub(super) fn problems(&self, key: &Key) -> Vec<Problem> {
+        let Some(entry) = self.entries.get(key) else { return Vec::new() };
+        let remarks = self.targets(key).filter_map(|(_, remark)| remark);
+        let mut problems: Vec<Problem> = remarks.map(resolve::Remark::problem).collect();
+        entry.tell("policy", &mut problems);
+        problems
+    }
+
+    /// How the policy stands with its targets.
+    pub(super) fn statuses(&self, key: &Key) -> Vec<TargetStatus> {
+        let status = |(target, remark): (&document::Target, Option<&resolve::Remark>)| TargetStatus {
+            index: target.index,
+            accepted: remark.and_then(resolve::Remark::refusal).map_or(Ok(()), Err),
+        };
+        self.targets(key).map(status).collect()
+    }
+
+    /// The targets of the policy in force, with what is to be said of them.
+    fn targets(&self, key: &Key) -> impl Iterator<Item = (&document::Target, Option<&resolve::Remark>)> {
+        let policy = self.entries.get(key).and_then(LastGood::document);
+        let targets = policy.and_then(|policy| policy.spec.as_ref()).map(|spec| &spec.targets);
+        targets.into_iter().flatten().map(move |target| {
+            let remarks = self.settled.get(&target.service).map(|settled| &settled.remarks);
+            let is_its = |remark: &&resolve::Remark| remark.policy == *key && remark.target == target.index;
+            (target, remarks.into_iter().flatten().find(is_its))
+        })
+    }
+
+    fn index(&mut self, key: Key, old: Option<&Policy>, new: Option<&Policy>) -> BTreeSet<ObjectRef> {
+        let services = |policy: Option<&Policy>| -> HashSet<ObjectRef> {
+            let spec = policy.and_then(|policy| policy.spec.as_ref());
+            spec.into_iter().flat_map(|spec| &spec.targets).map(|target| target.service.clone()).collect()
+        };
+        let (old, new) = (services(old), services(new));
+        reindex(&mut self.by_service, &key, &old, &new);
+        self.unsaid.insert(key);
+        old.union(&new).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,168 @@
+//! What becomes of routes and policies, said in their status: whether their parents or targets take them, and whether what they
+//! refer to is there.
+//!
+//! The leader alone writes, and of `status.parents` and `status.ancestors` only the entries of its own (`undermesh.io/mesh`). What is
+//! said is worked out by the code that agents go by; here is the wire.
+
+mod status;
+mod world;
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Service;
+use kube::api::{ApiResource, GroupVersionKind, Patch, PatchParams};
+use kube::core::DynamicObject;
+use kube::runtime::watcher;
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, warn};
+
+use super::api::{self, FIELD_MANAGER};
+use super::while_leading;
+use crate::config::{Document, Key, Kind, Problem};
+use crate::kubernetes::{self, AskError, Optional};
+use world::{World, Write};
+
+/// Changes that come together are looked at together.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Objects that are written at one time.
+const AT_ONCE: usize = 16;
+/// After the first write that has failed; twice as long after each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// What is followed beside the Services: without one of them something might seem to be for what is not there, or to refer to it.
+const FOLLOWED: [Followed; 5] = [
+    Followed { kind: Kind::ReferenceGrant, plural: "referencegrants", read: Document::reference_grant },
+    Followed { kind: Kind::HttpRoute, plural: "httproutes", read: Document::http_route },
+    Followed { kind: Kind::GrpcRoute, plural: "grpcroutes", read: Document::grpc_route },
+    Followed {
+        kind: Kind::BackendTrafficPolicy,
+        plural: "xbackendtrafficpolicies",
+        read: Document::backend_traffic_policy,
+    },
+    Followed { kind: Kind::TrafficPolicy, plural: "trafficpolicies", read: Document::traffic_policy },
+];
+
+/// A kind that is followed.
+struct Followed {
+    kind: Kind,
+    plural: &'static str,
+    read: fn(&Value, &mut Vec<Problem>) -> Result<Document, Problem>,
+}
+
+/// Objects whose writes have failed: how often, and until when they are left alone.
+#[derive(Default)]
+struct Failures(HashMap<Key, (u32, Instant)>);
+
+/// Keeps every status right, while this replica leads.
+pub(super) async fn lead(client: &Client, leader: watch::Receiver<bool>) {
+    while_leading(leader, async || {
+        let world = RefCell::new(World::new());
+        let news = Notify::new();
+        let services = watcher::Config::default().any_semantic();
+        let services = api::follow(Api::<Service>::all(client.clone()), services, "services", |event| {
+            world.borrow_mut().take_service(event);
+            news.notify_one();
+        });
+        let follow = async |followed: &'static Followed| {
+            let Followed { kind, plural, .. } = *followed;
+            let optional =
+                Optional { group: kind.group(), versions: kind.versions(), kind: kind.as_str(), plural };
+            let on_event = |event| {
+                // While the API server is away, what is known holds.
+                if let Ok(event) = event {
+                    world.borrow_mut().take_object(followed, event);
+                    news.notify_one();
+                }
+                std::future::ready(())
+            };
+            optional.follow(client.clone()).for_each(on_event).await;
+        };
+        tokio::join!(services, join_all(FOLLOWED.iter().map(follow)), write(client, &world, &news),);
+    })
+    .await;
+}
+
+async fn write(client: &Client, world: &RefCell<World>, news: &Notify) {
+    let mut failures = Failures::default();
+    loop {
+        match failures.next() {
+            Some(moment) => _ = timeout_at(moment, news.notified()).await,
+            None => news.notified().await,
+        }
+        sleep(SETTLE).await;
+        let now = Instant::now();
+        let writes = world.borrow_mut().writes(Timestamp::now(), |key| failures.is_left_alone(key, now));
+        failures.keep(&writes, now);
+        let attempts = writes.into_iter().map(async |write| {
+            let outcome = send(client, &write).await;
+            (write.key, outcome)
+        });
+        let mut attempts = stream::iter(attempts).buffer_unordered(AT_ONCE);
+        while let Some((key, outcome)) = attempts.next().await {
+            match outcome {
+                Ok(()) => {
+                    failures.0.remove(&key);
+                    debug!(object = %key, "the status was written");
+                }
+                // The watch brings what the object has become, or that it has gone.
+                Err(AskError::Overtaken | AskError::Gone(_)) => {}
+                Err(error) => {
+                    let pause = failures.add(&key, Instant::now());
+                    warn!(object = %key, %error, again_in = ?pause, "the status cannot be written");
+                    world.borrow_mut().look_again(key);
+                }
+            }
+        }
+    }
+}
+
+/// Replaces the list as it was when we looked: what somebody else has written since is not lost.
+async fn send(client: &Client, write: &Write) -> Result<(), AskError> {
+    let Write { key, resource_version, list, entries } = write;
+    // What is not followed has nothing to be written.
+    let Some(Followed { plural, .. }) = FOLLOWED.iter().find(|it| it.kind == key.kind) else { return Ok(()) };
+    let kind = GroupVersionKind::gvk(key.kind.group(), key.kind.versions()[0], key.kind.as_str());
+    let resource = ApiResource::from_gvk_with_plural(&kind, plural);
+    let objects = Api::<DynamicObject>::namespaced_with(client.clone(), &key.namespace, &resource);
+    let options = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+    let patch = json!({ "metadata": { "resourceVersion": resource_version }, "status": { *list: entries } });
+    kubernetes::ask(objects.patch_status(&key.name, &options, &Patch::Merge(patch))).await?;
+    Ok(())
+}
+
+impl Failures {
+    /// Notes a further one. The answer is how long the object is left alone.
+    fn add(&mut self, key: &Key, now: Instant) -> Duration {
+        let (count, until) = self.0.entry(key.clone()).or_insert((0, now));
+        let pause = FIRST_PAUSE.saturating_mul(1 << (*count).min(10)).min(LONGEST_PAUSE);
+        (*count, *until) = (*count + 1, now + pause);
+        pause
+    }
+
+    fn is_left_alone(&self, key: &Key, now: Instant) -> bool {
+        self.0.get(key).is_some_and(|(_, until)| *until > now)
+    }
+
+    /// Forgets those of objects that are neither left alone nor tried again: there is nothing to write any more.
+    fn keep(&mut self, tried: &[Write], now: Instant) {
+        let tried: HashSet<&Key> = tried.iter().map(|write| &write.key).collect();
+        self.0.retain(|key, (_, until)| *until > now || tried.contains(key));
+    }
+
+    /// When one is to be tried again.
+    fn next(&self) -> Option<Instant> {
+        self.0.values().map(|(_, until)| *until).min()
+    }
+}
+
+#[cfg(test)]
+mod tests;
