@@ -60,6 +60,12 @@ impl PodSpec {
         self
     }
 
+    /// Has an account of its own.
+    pub fn service_account(mut self, name: &str) -> Self {
+        self.service_account = Some(name.to_owned());
+        self
+    }
+
     /// Asks for enrolment.
     pub fn enrolled(self) -> Self {
         self.label(MESH_LABEL, "enabled")

@@ -23,6 +23,7 @@ mod own;
 mod ports;
 mod preflight;
 mod programs;
+mod rates;
 mod replaced;
 mod requests;
 mod resilience;

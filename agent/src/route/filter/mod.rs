@@ -72,6 +72,8 @@ impl Mirror {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::{InvalidBackend, Target};
     use super::*;
     use crate::model::ObjectRef;
@@ -115,5 +117,42 @@ mod tests {
         }
         check((1, 4), u64::MAX / 4, true);
         check((1, 4), u64::MAX / 4 + 2, false);
+    }
+
+    proptest! {
+        /// Beside a plain account of each header's values, whatever names come in whatever case.
+        #[test]
+        fn headers_are_changed_as_a_list_of_their_values_would_be(
+            before in prop::collection::vec(("[abcABC]", "[x-z]{1,2}"), 0..8),
+            fates in prop::collection::vec((0..4, "[x-z]{1,2}"), 3),
+        ) {
+            let header = |name: &str| HeaderName::from_bytes(name.as_bytes()).unwrap();
+            let value = |text: &str| HeaderValue::from_str(text).unwrap();
+            let mut headers = HeaderMap::new();
+            for (name, text) in &before {
+                headers.append(header(name), value(text));
+            }
+            let mut modifier = HeaderModifier::default();
+            for (name, (fate, text)) in ["a", "b", "c"].into_iter().zip(&fates) {
+                match fate {
+                    0 => modifier.set.push((header(name), value(text))),
+                    1 => modifier.add.push((header(name), value(text))),
+                    2 => modifier.remove.push(header(name)),
+                    _ => {}
+                }
+            }
+            modifier.apply(&mut headers);
+            for (name, (fate, text)) in ["a", "b", "c"].into_iter().zip(&fates) {
+                let had = before.iter().filter(|(it, _)| it.eq_ignore_ascii_case(name)).map(|(_, text)| text);
+                let expected: Vec<&String> = match fate {
+                    0 => vec![text],
+                    1 => had.chain([text]).collect(),
+                    2 => vec![],
+                    _ => had.collect(),
+                };
+                let found: Vec<_> = headers.get_all(name).iter().map(|it| it.to_str().unwrap()).collect();
+                prop_assert_eq!(found, expected, "{}", name);
+            }
+        }
     }
 }

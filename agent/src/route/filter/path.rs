@@ -119,6 +119,7 @@ fn location(uri: &str) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use http::{HeaderMap, Method};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -207,5 +208,39 @@ mod tests {
         check(path(PathModifier::ReplacePrefixMatch("/x".into())), "web", http(80), "302 http://web/x/b?c=d");
         // What a client may send and a header may not hold.
         check(plain(), "web", ("http", 80, "/\u{e4}\r\nx: y"), "302 http://web/%C3%A4%0D%0Ax:%20y");
+    }
+
+    /// A path as its segments; the last is empty where it ends in a slash.
+    fn segments(path: &str) -> Vec<&str> {
+        path.split('/').skip(1).collect()
+    }
+
+    proptest! {
+        /// What is not the prefix stays, segment for segment; what comes out is a path that a request can have; and one that never
+        /// matched stays as it is.
+        #[test]
+        fn a_replaced_prefix_leaves_the_rest_of_the_path(
+            matched in prop::collection::vec("[a-z%0-9.]{1,4}", 0..4),
+            rest in prop::collection::vec("[a-z%0-9.]{0,3}", 0..4),
+            replacement in prop::collection::vec("[a-z]{1,4}", 0..3),
+            slashes: (bool, bool),
+        ) {
+            let join = |segments: &[String]| segments.iter().map(|it| format!("/{it}")).collect::<String>();
+            let end = |path: String, slash| if slash || path.is_empty() { format!("{path}/") } else { path };
+            let (prefix, new) = (end(join(&matched), slashes.0), end(join(&replacement), slashes.1));
+            let path = format!("{}{}", join(&matched), join(&rest));
+            let path = if path.is_empty() { "/".to_owned() } else { path };
+            let modifier = PathModifier::ReplacePrefixMatch(new.as_str().into());
+            let rewritten = UrlRewrite { hostname: None, path: Some(modifier) }.path(&path, Some(&prefix)).unwrap();
+            let expected: Vec<&str> = replacement.iter().chain(&rest).map(String::as_str).collect();
+            let expected = match expected.is_empty() {
+                true => vec![""],
+                // `/` itself has one segment, an empty one.
+                false if matched.is_empty() && rest.is_empty() => [expected, vec![""]].concat(),
+                false => expected,
+            };
+            prop_assert_eq!(segments(&rewritten), expected, "{} of {} by {}", prefix, path, new);
+            prop_assert!(http::uri::PathAndQuery::try_from(rewritten.as_str()).is_ok_and(|it| it.path() == rewritten));
+        }
     }
 }
