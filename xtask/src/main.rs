@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod cluster;
 mod command;
+mod crds;
 mod demo;
 mod envoy;
 mod fuzz;
@@ -45,6 +46,8 @@ enum Task {
     Image(image::ImageTask),
     /// Write what is generated from the Helm chart.
     Manifests(manifests::Manifests),
+    /// Write what API servers are told of our own kinds (CustomResourceDefinitions), from the types that these are read by.
+    Crds,
     /// Bring up a real Kubernetes on this machine, until Ctrl-C.
     ///
     /// A control plane and nodes are started in namespaces of their own, from programs that are built from Go modules
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Task::Vm(vm) => vm.run(),
         Task::Image(image) => image.run(),
         Task::Manifests(manifests) => manifests.run(),
+        Task::Crds => crds::write(),
         Task::Cluster(cluster) => cluster.run(),
         Task::E2e(e2e) => e2e.run(),
         Task::Scale => cluster::scale(),

@@ -9,5 +9,5 @@ mod rejection;
 pub mod resolve;
 
 pub use compiler::{Change, Compiler, Defaults};
-pub use document::{Document, Key, Kind};
+pub use document::{Custom, Document, Key, Kind};
 pub use rejection::{FieldPath, Position, Problem, Rejection, Segment};

@@ -52,6 +52,17 @@ pub enum ReviewResult {
     Unavailable,
 }
 
+/// What the webhook has to say of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// Nothing.
+    Clean,
+    /// It warned its writer.
+    Warned,
+    /// It refused it.
+    Refused,
+}
+
 /// The figures of one controller: made once, shared by all.
 #[derive(Debug, Default)]
 pub struct ControllerTelemetry {
@@ -61,9 +72,7 @@ pub struct ControllerTelemetry {
     leader: AtomicBool,
     taints_removed: AtomicU64,
     pods: AtomicU64,
-    /// Objects in which the webhook found nothing, and those of which it warned.
-    clean: AtomicU64,
-    warned: AtomicU64,
+    checked: [AtomicU64; Checked::ALL.len()],
     trusted_roots: AtomicU64,
     /// Seconds since the epoch; 0 while there is none.
     signing_root_expires: AtomicI64,
@@ -97,8 +106,8 @@ impl ControllerTelemetry {
     }
 
     /// Counts an object that the webhook has looked at.
-    pub fn checked(&self, is_clean: bool) {
-        if is_clean { &self.clean } else { &self.warned }.fetch_add(1, Relaxed);
+    pub fn checked(&self, outcome: Checked) {
+        self.checked[outcome as usize].fetch_add(1, Relaxed);
     }
 
     /// Tells how many pods are known.
@@ -146,10 +155,11 @@ impl Collector for Scrape {
             let count = figures.reviews[result as usize].load(Relaxed);
             counter(&mut family, &[("result", result.as_str())], count)?;
         }
-        let help = "Objects that the webhook has looked at, by whether it warned of something.";
+        let help = "Objects that the webhook has looked at, by what it had to say.";
         let mut family = out.counter("undermesh_webhook_objects", help)?;
-        for (result, count) in [("clean", &figures.clean), ("warned", &figures.warned)] {
-            counter(&mut family, &[("result", result)], count.load(Relaxed))?;
+        for outcome in Checked::ALL {
+            let count = figures.checked[outcome as usize].load(Relaxed);
+            counter(&mut family, &[("result", outcome.as_str())], count)?;
         }
         let help = "Roots that the mesh is to trust; two or more while one is rotated.";
         out.one_gauge("undermesh_ca_trusted_roots", help, figures.trusted_roots.load(Relaxed))?;
@@ -222,6 +232,18 @@ impl DenyReason {
             Self::NoAuthority => "no_authority",
             Self::Busy => "busy",
             Self::Timeout => "timeout",
+        }
+    }
+}
+
+impl Checked {
+    const ALL: [Self; 3] = [Self::Clean, Self::Warned, Self::Refused];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Warned => "warned",
+            Self::Refused => "refused",
         }
     }
 }

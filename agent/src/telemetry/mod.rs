@@ -24,7 +24,7 @@ pub use self::http::{ActiveRequest, HttpCounters, HttpRequest, RouteLabel};
 pub use access_log::{AccessLog, AccessLogFormat, AccessLogOutput, AccessLogSettings};
 pub use certificates::{CertificateFigures, CertificateLifetime};
 pub use connection::{Connection, ConnectionFacts, OpenConnection, Peer, Reporter, Security};
-pub use controller::{ControllerTelemetry, DenyReason, ReviewResult};
+pub use controller::{Checked, ControllerTelemetry, DenyReason, ReviewResult};
 pub use kernel::{KernelCounters, PodTcp};
 pub use reason::{CloseReason, RefuseReason, RequestEnd};
 pub use status::{NotEnrolledReason, PodReport, PodStanding, PodState, Rejection, Status};

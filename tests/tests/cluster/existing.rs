@@ -48,5 +48,8 @@ fn remove(kube: &Kube) -> Result<()> {
     helm.args(["uninstall", "undermesh", "--namespace", SYSTEM, "--ignore-not-found", "--wait"]);
     run_here(helm, LIMIT)?.success()?;
     kube.kubectl(&["delete", "namespace", SYSTEM, "--ignore-not-found", "--wait"])?;
+    // Helm leaves them.
+    let crds = installed::chart().join("crds").display().to_string();
+    kube.kubectl(&["delete", "--filename", &crds, "--ignore-not-found", "--wait"])?;
     Ok(())
 }

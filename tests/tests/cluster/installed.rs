@@ -235,6 +235,6 @@ fn import_images(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn chart() -> PathBuf {
+pub(crate) fn chart() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/undermesh")
 }

@@ -9,4 +9,5 @@ mod killed;
 mod kit;
 mod mesh;
 mod pods;
+mod policies;
 mod scale;

@@ -9,7 +9,7 @@ use undermesh_tests::lab::eventually;
 use undermesh_tests::require;
 use undermesh_tests::require::Feature::Cluster as ACluster;
 
-use crate::kit;
+use crate::{kit, policies};
 
 /// Serves a page, says so, and ends when it is asked to.
 const SERVE: &str =
@@ -24,6 +24,7 @@ fn pods_reach_each_other_and_nodes_come_back_and_nothing_is_left() -> Result<()>
         start_pods(cluster, &nodes)?;
         pods_reach_each_other(cluster)?;
         the_api_server_calls_webhooks(cluster)?;
+        policies::the_definition_refuses_what_makes_no_sense(cluster)?;
         privileged_pods_see_their_node(cluster, &nodes[0])?;
         print_memory(cluster)?;
         a_node_that_was_unplugged_comes_back(cluster)?;

@@ -305,6 +305,59 @@ fn sessions_stay_with_their_endpoint_until_its_backend_leaves() -> Result<()> {
 }
 
 #[test]
+fn a_policy_keeps_sessions_where_no_route_does() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-policy-session")?;
+    let policy = Manifest::new(
+        "gateway.networking.x-k8s.io/v1alpha1",
+        "XBackendTrafficPolicy",
+        Some(SHOP),
+        "sessions",
+    );
+    let target = |name: &str| json!({ "group": "", "kind": "Service", "name": name });
+    stage.mesh.lab.apply(&policy.with(
+        "spec",
+        json!({
+            "targetRefs": [target("echo"), target("echo-v1")],
+            "sessionPersistence": { "sessionName": "sid", "type": "Header" },
+        }),
+    ))?;
+    let session_of = |answer: &Value| answer["headers"]["sid"].as_str().map(|sid| format!("sid: {sid}"));
+    // Without a route.
+    let (mut token, mut with) = (String::new(), String::new());
+    eventually(SOON, "a session begins", || {
+        let answer = stage.ask("echo", "/", &[])?.answered(200)?;
+        token = session_of(&answer).context("no session")?;
+        with = answer["headers"]["x-server"].as_str().context("nobody")?.to_owned();
+        Ok(())
+    })?;
+    let served = stage.ask("echo", "/", &["--count", "20", "--header", &token])?.all(200)?;
+    ensure!(served.keys().eq([&with]), "the session with {with} has moved: {served:?}");
+    let served = stage.ask("echo", "/", &["--count", "40"])?.all(200)?;
+    ensure!(served.len() == 2, "who has no session goes to either: {served:?}");
+    // With a route that says nothing of sessions, of whose backends one has them.
+    let backend = |name: &str| json!({ "name": name, "port": 8080 });
+    stage.route(&on_echo(json!([{ "backendRefs": [backend("echo-v1"), backend("echo-v2")] }])))?;
+    eventually(SOON, "of the backends one has sessions", || {
+        let answers = [(); 8].map(|()| stage.ask("echo", "/", &[])?.answered(200));
+        let mut seen = Vec::new();
+        for answer in answers {
+            let answer = answer?;
+            let server = answer["headers"]["x-server"].as_str().context("nobody")?.to_owned();
+            let session = session_of(&answer);
+            ensure!((server == "echo-v1") == session.is_some(), "{server} has the session {session:?}");
+            token = session.unwrap_or_else(|| std::mem::take(&mut token));
+            seen.push(server);
+        }
+        ensure!(seen.iter().any(|server| server == "echo-v1"), "{seen:?}");
+        Ok(())
+    })?;
+    let served = stage.ask("echo", "/", &["--count", "20", "--header", &token])?.all(200)?;
+    ensure!(served.keys().eq(["echo-v1"]), "the session has moved: {served:?}");
+    Ok(())
+}
+
+#[test]
 fn mirrors_timeouts_and_retries() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let stage = Stage::set("um-e2e-filters")?;

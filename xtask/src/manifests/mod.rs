@@ -22,12 +22,15 @@ const AS_IT_COMES: &str = "default";
 
 const BASE: &str = "deploy/kustomize/base/undermesh.yaml";
 
+/// The chart's CustomResourceDefinitions as one file: Kustomize takes nothing from outside of its folder.
+const CRDS: &str = "deploy/kustomize/base/crds.yaml";
+
 const GENERATED: &str = "\
 # Generated from deploy/helm/undermesh by `cargo xtask manifests`; `cargo xtask lint` fails when it is another. Change the chart.
 ";
 
 /// What Kustomize builds, and how many objects that is.
-const KUSTOMIZATIONS: [(&str, usize); 3] = [("base", 20), ("overlays/minimal", 19), ("overlays/kind", 19)];
+const KUSTOMIZATIONS: [(&str, usize); 3] = [("base", 21), ("overlays/minimal", 20), ("overlays/kind", 20)];
 
 /// Values that the chart refuses, and what of its words says why.
 const REFUSED: &[(&str, &str)] = &[
@@ -77,8 +80,17 @@ pub fn check() -> Result<()> {
     }
 }
 
+/// Writes what comes from the CustomResourceDefinitions alone, which takes no Helm.
+pub fn write_crds() -> Result<()> {
+    write_all(vec![crds()?])
+}
+
 fn write(tools: &Tools) -> Result<()> {
-    for file in generated(tools)? {
+    write_all(generated(tools)?)
+}
+
+fn write_all(files: Vec<Generated>) -> Result<()> {
+    for file in files {
         if fs::read_to_string(&file.path).ok().as_ref() != Some(&file.text) {
             fs::write(&file.path, &file.text)
                 .with_context(|| format!("{} cannot be written", file.path.display()))?;
@@ -137,7 +149,7 @@ impl Generated {
 
 /// Every file that the chart is rendered into.
 fn generated(tools: &Tools) -> Result<Vec<Generated>> {
-    let mut files = Vec::new();
+    let mut files = vec![crds()?];
     for values in value_sets()? {
         let text = tools.helm_template(&chart(), NAMESPACE, &values)?;
         if set_name(&values) == AS_IT_COMES {
@@ -149,6 +161,20 @@ fn generated(tools: &Tools) -> Result<Vec<Generated>> {
         });
     }
     Ok(files)
+}
+
+/// Helm installs them, but renders them with nothing.
+fn crds() -> Result<Generated> {
+    let folder = chart().join("crds");
+    let entries = fs::read_dir(&folder).with_context(|| format!("no {}", folder.display()))?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    let mut text = String::new();
+    for path in paths {
+        let crd = fs::read_to_string(&path).with_context(|| format!("no {}", path.display()))?;
+        text += &format!("---\n{crd}");
+    }
+    Ok(Generated { path: paths::workspace().join(CRDS), text: format!("{GENERATED}{text}") })
 }
 
 fn value_sets() -> Result<Vec<PathBuf>> {

@@ -179,6 +179,9 @@ struct PortView<'a> {
     name: &'a str,
     port: u16,
     app_protocol: Option<&'a Name>,
+    /// What it goes by; nothing where all is as it is by itself.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    policies: &'a [Name],
     endpoints: Vec<EndpointView<'a>>,
 }
 
@@ -188,6 +191,7 @@ impl<'a> PortView<'a> {
             name: &port.name,
             port: port.port,
             app_protocol: port.app_protocol.as_ref(),
+            policies: &port.traffic.policies,
             endpoints: port.endpoints.iter().map(EndpointView::of).collect(),
         }
     }

@@ -98,6 +98,34 @@ pub struct Key {
     pub name: Name,
 }
 
+/// A kind that is not Kubernetes' own: an API server has it once somebody has installed it.
+#[derive(Clone, Copy, Debug)]
+pub struct Custom {
+    /// The kind.
+    pub kind: Kind,
+    /// What its objects are called in paths.
+    pub plural: &'static str,
+    /// Reads one of them, and adds to the list what is wrong with it.
+    pub read: fn(&Value, &mut Vec<Problem>) -> Result<Document, Problem>,
+}
+
+impl Custom {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self { kind: Kind::ReferenceGrant, plural: "referencegrants", read: Document::reference_grant },
+        Self { kind: Kind::HttpRoute, plural: "httproutes", read: Document::http_route },
+        Self { kind: Kind::GrpcRoute, plural: "grpcroutes", read: Document::grpc_route },
+        Self { kind: Kind::TlsRoute, plural: "tlsroutes", read: Document::tls_route },
+        Self { kind: Kind::TcpRoute, plural: "tcproutes", read: Document::tcp_route },
+        Self {
+            kind: Kind::BackendTrafficPolicy,
+            plural: "xbackendtrafficpolicies",
+            read: Document::backend_traffic_policy,
+        },
+        Self { kind: Kind::TrafficPolicy, plural: "trafficpolicies", read: Document::traffic_policy },
+    ];
+}
+
 impl Document {
     /// Which object this is.
     pub fn key(&self) -> Key {

@@ -19,14 +19,14 @@ use kube::api::{ApiResource, GroupVersionKind, Patch, PatchParams};
 use kube::core::DynamicObject;
 use kube::runtime::watcher;
 use kube::{Api, Client};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
 use super::api::{self, FIELD_MANAGER};
 use super::while_leading;
-use crate::config::{Document, Key, Kind, Problem};
+use crate::config::{Custom, Key, Kind};
 use crate::kubernetes::{self, AskError, Optional};
 use world::{World, Write};
 
@@ -39,23 +39,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What is followed beside the Services: without one of them something might seem to be for what is not there, or to refer to it.
-const FOLLOWED: [Followed; 5] = [
-    Followed { kind: Kind::ReferenceGrant, plural: "referencegrants", read: Document::reference_grant },
-    Followed { kind: Kind::HttpRoute, plural: "httproutes", read: Document::http_route },
-    Followed { kind: Kind::GrpcRoute, plural: "grpcroutes", read: Document::grpc_route },
-    Followed {
-        kind: Kind::BackendTrafficPolicy,
-        plural: "xbackendtrafficpolicies",
-        read: Document::backend_traffic_policy,
-    },
-    Followed { kind: Kind::TrafficPolicy, plural: "trafficpolicies", read: Document::traffic_policy },
-];
-
-/// A kind that is followed.
-struct Followed {
-    kind: Kind,
-    plural: &'static str,
-    read: fn(&Value, &mut Vec<Problem>) -> Result<Document, Problem>,
+fn followed() -> impl Iterator<Item = Custom> {
+    // Of the kinds of routes, those for requests.
+    Custom::ALL.into_iter().filter(|custom| !matches!(custom.kind, Kind::TlsRoute | Kind::TcpRoute))
 }
 
 /// Objects whose writes have failed: how often, and until when they are left alone.
@@ -72,21 +58,21 @@ pub(super) async fn lead(client: &Client, leader: watch::Receiver<bool>) {
             world.borrow_mut().take_service(event);
             news.notify_one();
         });
-        let follow = async |followed: &'static Followed| {
-            let Followed { kind, plural, .. } = *followed;
+        let follow = async |custom: Custom| {
+            let Custom { kind, plural, .. } = custom;
             let optional =
                 Optional { group: kind.group(), versions: kind.versions(), kind: kind.as_str(), plural };
             let on_event = |event| {
                 // While the API server is away, what is known holds.
                 if let Ok(event) = event {
-                    world.borrow_mut().take_object(followed, event);
+                    world.borrow_mut().take_object(&custom, event);
                     news.notify_one();
                 }
                 std::future::ready(())
             };
             optional.follow(client.clone()).for_each(on_event).await;
         };
-        tokio::join!(services, join_all(FOLLOWED.iter().map(follow)), write(client, &world, &news),);
+        tokio::join!(services, join_all(followed().map(follow)), write(client, &world, &news),);
     })
     .await;
 }
@@ -129,7 +115,9 @@ async fn write(client: &Client, world: &RefCell<World>, news: &Notify) {
 async fn send(client: &Client, write: &Write) -> Result<(), AskError> {
     let Write { key, resource_version, list, entries } = write;
     // What is not followed has nothing to be written.
-    let Some(Followed { plural, .. }) = FOLLOWED.iter().find(|it| it.kind == key.kind) else { return Ok(()) };
+    let Some(Custom { plural, .. }) = followed().find(|custom| custom.kind == key.kind) else {
+        return Ok(());
+    };
     let kind = GroupVersionKind::gvk(key.kind.group(), key.kind.versions()[0], key.kind.as_str());
     let resource = ApiResource::from_gvk_with_plural(&kind, plural);
     let objects = Api::<DynamicObject>::namespaced_with(client.clone(), &key.namespace, &resource);

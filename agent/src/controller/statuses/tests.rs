@@ -24,9 +24,9 @@ fn list<K: DeserializeOwned>(yaml: &str, kind: &str) -> Vec<Event<K>> {
 
 fn world_of(yaml: &str) -> World {
     let mut world = World::new();
-    for followed in &FOLLOWED {
-        let events = list(yaml, followed.kind.as_str());
-        events.into_iter().for_each(|event| world.take_object(followed, event));
+    for custom in followed() {
+        let events = list(yaml, custom.kind.as_str());
+        events.into_iter().for_each(|event| world.take_object(&custom, event));
     }
     assert_eq!(writes(&mut world), [], "not before the Services are known");
     list(yaml, "Service").into_iter().for_each(|event| world.take_service(event));
@@ -36,8 +36,8 @@ fn world_of(yaml: &str) -> World {
 /// One event of the only object of the kind.
 fn tell(world: &mut World, kind: Kind, yaml: &str, event: fn(DynamicObject) -> Event<DynamicObject>) {
     let object = objects(yaml, kind.as_str()).remove(0);
-    let followed = FOLLOWED.iter().find(|it| it.kind == kind).expect("a kind that is followed");
-    world.take_object(followed, event(object));
+    let custom = followed().find(|custom| custom.kind == kind).expect("a kind that is followed");
+    world.take_object(&custom, event(object));
 }
 
 fn writes(world: &mut World) -> Vec<Write> {

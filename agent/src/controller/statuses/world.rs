@@ -11,9 +11,9 @@ use kube::core::DynamicObject;
 use kube::runtime::watcher::Event;
 use serde_json::Value;
 
+use super::followed;
 use super::status::{self, Form, Standing, Written};
-use super::{FOLLOWED, Followed};
-use crate::config::{Change, Compiler, Document, Key, Kind, Problem};
+use crate::config::{Change, Compiler, Custom, Document, Key, Kind, Problem};
 use crate::model::NodeInfo;
 use crate::route::RouteRef;
 
@@ -63,8 +63,8 @@ impl World {
         });
     }
 
-    pub(super) fn take_object(&mut self, followed: &Followed, event: Event<DynamicObject>) {
-        let Followed { kind, read, .. } = *followed;
+    pub(super) fn take_object(&mut self, custom: &Custom, event: Event<DynamicObject>) {
+        let Custom { kind, read, .. } = *custom;
         self.take(kind, event, |world, object| world.put(kind, object, read));
     }
 
@@ -75,7 +75,7 @@ impl World {
 
     /// What is to be written, of the objects that are not to be left alone. Nothing as long as not all is known.
     pub(super) fn writes(&mut self, now: Timestamp, is_left_alone: impl Fn(&Key) -> bool) -> Vec<Write> {
-        let mut kinds = FOLLOWED.iter().map(|followed| followed.kind).chain([Kind::Service]);
+        let mut kinds = followed().map(|custom| custom.kind).chain([Kind::Service]);
         if kinds.any(|kind| !self.known.contains_key(&kind)) {
             return Vec::new();
         }

@@ -1,7 +1,8 @@
 //! The admission webhook: what agents would say of an object, said to whoever writes it (`kubectl` shows it as a warning).
 //!
-//! It refuses nothing: the kinds that it reads are not ours. The API server goes on without it when it is away, and is
-//! told by the leader which roots to trust. `review` decides, here is the wire.
+//! What is not ours it does not refuse. Of our own kinds it refuses what agents cannot read, and its writer hears why while still
+//! there. The API server goes on without it when it is away, and is told by the leader which roots to trust. `review` decides, here
+//! is the wire.
 
 mod review;
 
@@ -26,8 +27,8 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use super::listener::{Connection, incoming};
-use crate::telemetry::ControllerTelemetry;
-use review::warnings;
+use crate::telemetry::{Checked, ControllerTelemetry};
+use review::{Review, judge};
 
 /// Connections at one time: an API server keeps a few.
 const CONNECTIONS: usize = 256;
@@ -94,10 +95,16 @@ async fn check(
         return (StatusCode::BAD_REQUEST, "there is no request in it").into_response();
     };
     let mut response = AdmissionResponse::from(&request);
-    let warnings = warnings(&request);
-    telemetry.checked(warnings.is_empty());
-    if !warnings.is_empty() {
-        response.warnings = Some(warnings);
+    match judge(&request) {
+        Review::Clean => telemetry.checked(Checked::Clean),
+        Review::Warn(warnings) => {
+            telemetry.checked(Checked::Warned);
+            response.warnings = Some(warnings);
+        }
+        Review::Refuse(why) => {
+            telemetry.checked(Checked::Refused);
+            response = response.deny(why);
+        }
     }
     Json(response.into_review()).into_response()
 }

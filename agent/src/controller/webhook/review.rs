@@ -7,18 +7,43 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::config::document::MeshLabel;
-use crate::config::{Document, FieldPath, Problem, Segment};
+use crate::config::{Document, FieldPath, Kind, Problem, Segment};
 
-/// What is wrong with the object that is written, in words for its author.
-pub(super) fn warnings(request: &AdmissionRequest<DynamicObject>) -> Vec<String> {
-    let Some(object) = request.object.as_ref().and_then(|object| serde_json::to_value(object).ok()) else {
-        return Vec::new();
-    };
-    let problems = problems(&request.kind.kind, object);
-    problems.into_iter().map(|problem| format!("undermesh: {problem}")).collect()
+/// What is to be said of an object that is written, in words for its author.
+#[derive(Debug, PartialEq)]
+pub(super) enum Review {
+    Clean,
+    Warn(Vec<String>),
+    Refuse(String),
 }
 
-fn problems(kind: &str, object: Value) -> Vec<Problem> {
+pub(super) fn judge(request: &AdmissionRequest<DynamicObject>) -> Review {
+    let value = |object: &Option<DynamicObject>| serde_json::to_value(object.as_ref()?).ok();
+    let Some(object) = value(&request.object) else { return Review::Clean };
+    let (group, kind) = (request.kind.group.as_str(), request.kind.kind.as_str());
+    // What is not about the spec must go through whatever the spec says, so that an object of before can be labelled and deleted.
+    let is_new = |object: &Value| value(&request.old_object).is_none_or(|old| old["spec"] != object["spec"]);
+    let is_refusable = group == Kind::TrafficPolicy.group() && is_new(&object);
+    let problems = problems(group, kind, object);
+    match problems.is_empty() {
+        true => Review::Clean,
+        false if is_refusable => {
+            Review::Refuse(problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("; "))
+        }
+        false => Review::Warn(problems.iter().map(|problem| format!("undermesh: {problem}")).collect()),
+    }
+}
+
+fn problems(group: &str, kind: &str, object: Value) -> Vec<Problem> {
+    if group == Kind::TrafficPolicy.group() {
+        return match kind == Kind::TrafficPolicy.as_str() {
+            true => {
+                read(object, |policy: Value, problems| Document::traffic_policy(&policy, problems).map(drop))
+            }
+            // Of a later version of us.
+            false => Vec::new(),
+        };
+    }
     match kind {
         "Namespace" => {
             read(object, |namespace: Namespace, problems| Document::namespace(&namespace, problems).map(drop))
@@ -87,7 +112,11 @@ mod tests {
             "kind": { "group": "", "version": "v1", "kind": kind },
             "resource": { "group": "", "version": "v1", "resource": "any" },
         });
-        expected.assert_eq(&warnings(&serde_json::from_value(request).unwrap()).join("\n"));
+        match judge(&serde_json::from_value(request).unwrap()) {
+            Review::Clean => expected.assert_eq(""),
+            Review::Warn(warnings) => expected.assert_eq(&warnings.join("\n")),
+            Review::Refuse(why) => panic!("{kind} is refused: {why}"),
+        }
     }
 
     fn marked(mesh: &str, mtls: &str) -> Value {
@@ -137,5 +166,39 @@ mod tests {
         // What is not of its kind.
         check("Pod", types("Pod", named(json!({})), json!({ "containers": "many" })), &expect![[""]]);
         check("Deployment", types("Deployment", named(json!({})), json!({})), &expect![[""]]);
+    }
+
+    #[test]
+    fn what_is_ours_and_cannot_be_read_is_refused_unless_it_was_so_before() {
+        let policy = |attempts: i64| {
+            json!({
+                "apiVersion": "undermesh.io/v1alpha1", "kind": "TrafficPolicy", "metadata": { "name": "a", "namespace": "shop" },
+                "spec": {
+                    "targetRefs": [{ "group": "", "kind": "Service", "name": "web" }],
+                    "retry": { "attempts": attempts }, "timeouts": { "request": "1s", "perTry": "2s" },
+                },
+            })
+        };
+        let review = |old: Option<Value>, new: Value| {
+            let request = json!({
+                "uid": "1", "operation": if old.is_some() { "UPDATE" } else { "CREATE" }, "name": "a", "userInfo": {},
+                "object": new, "oldObject": old,
+                "kind": { "group": "undermesh.io", "version": "v1alpha1", "kind": "TrafficPolicy" },
+                "resource": { "group": "undermesh.io", "version": "v1alpha1", "resource": "trafficpolicies" },
+            });
+            judge(&serde_json::from_value(request).unwrap())
+        };
+        let slow = "spec.timeouts.perTry: expected no longer than the timeout of the whole request";
+        let both = format!("spec.retry.attempts: expected 0 to 100, found 101; {slow}");
+        assert_eq!(review(None, policy(101)), Review::Refuse(both));
+        assert_eq!(review(Some(policy(101)), policy(1)), Review::Refuse(slow.into()));
+        let mut labelled = policy(1);
+        labelled["metadata"]["labels"] = json!({ "a": "b" });
+        assert_eq!(
+            review(Some(policy(1)), labelled.clone()),
+            Review::Warn(vec![format!("undermesh: {slow}")])
+        );
+        labelled["spec"]["timeouts"] = json!({});
+        assert_eq!(review(Some(policy(1)), labelled), Review::Clean);
     }
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::policies::Policy;
 use super::{Tell, WatchFailed, optional};
-use crate::config::{Document, Key, Kind, Problem};
+use crate::config::{Custom, Document, Key, Kind, Problem};
 use crate::kubernetes;
 use crate::model::ObjectRef;
 
@@ -62,8 +62,8 @@ pub(super) fn all(client: &Client, tell: &Tell, failed: &WatchFailed) -> JoinSet
     // The mesh does without them: they only tell what stands in its way.
     let mut listing = HashSet::new();
     watches.spawn(watched.follow("networkpolicies", move |event| policy_news(event, &mut listing)));
-    for kind in optional::ALL {
-        watches.spawn(kind.follow(client.clone(), tell.clone(), failed.clone()));
+    for custom in Custom::ALL {
+        watches.spawn(optional::follow(custom, client.clone(), tell.clone(), failed.clone()));
     }
     watches
 }

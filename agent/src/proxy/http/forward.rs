@@ -85,19 +85,29 @@ async fn carry(
     exchange.rule = matched.map(|matched| matched.rule.clone());
     let Some(matched) = matched else {
         // No route says anything: it goes where it was sent.
-        let way = dialled(talk, service);
+        let ways = service.into_iter().map(|service| ((), service, talk.captured.dialled.port()));
+        let session = Session::among(None, ways, request.headers());
+        let kept = session.as_ref().and_then(Session::way);
+        let way = kept.map_or_else(|| dialled(talk, service), |((), way)| way);
         fault::inject(&way, request.headers()).await?;
         let (request, client_end) = outgoing(exchange, request, dialect);
         let request = aimed(request, authority, None, dialect)?;
-        let response =
+        let mut response =
             send::send(talk, snapshot, exchange, way, request, dialect, Patience::default()).await?;
+        if let (Some(session), Some(endpoint)) = (session, exchange.upstream) {
+            session.keep(way, endpoint, response.headers_mut());
+        }
         return Ok(passed(response, client_end));
     };
     if let Some((end, response)) = own_answer(talk, &matched, &request, authority.as_ref()) {
         return Ok(Outcome::Own(end, response));
     }
     let origin = request.headers().get(ORIGIN).cloned();
-    let session = Session::of(matched.rule, snapshot, request.headers());
+    let ways = matched.rule.backends.iter().filter_map(|backend| {
+        let (service, port) = snapshot.backend(&backend.target).ok()?;
+        Some((backend, service, port))
+    });
+    let session = Session::among(Some(matched.rule), ways, request.headers());
     let (backend, way) = match session.as_ref().and_then(Session::way) {
         Some(kept) => kept,
         None => chosen(talk, matched.rule, snapshot)?,
@@ -118,7 +128,7 @@ async fn carry(
         }
     }
     if let (Some(session), Some(endpoint)) = (session, exchange.upstream) {
-        session.keep(endpoint, headers);
+        session.keep(way, endpoint, headers);
     }
     Ok(passed(response, client_end))
 }

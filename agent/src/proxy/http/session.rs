@@ -1,7 +1,7 @@
 //! Sessions: requests that carry what an earlier answer gave them go to the endpoint of then (GEP-1619).
 //!
 //! What they carry names the endpoint and the times of the session. It proves nothing and need not: it only ever chooses
-//! among endpoints that the rule leads to anyway.
+//! among endpoints that the request may go to anyway.
 
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,17 +11,16 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{COOKIE, HeaderMap, HeaderName, HeaderValue, SET_COOKIE};
 
 use super::send::Way;
-use crate::model::{SessionKind, SessionLifetime, SessionPersistence};
-use crate::route::{Backend, Rule};
-use crate::snapshot::Snapshot;
+use crate::model::{Service, SessionKind, SessionLifetime, SessionPersistence};
+use crate::route::Rule;
 
-/// The session of one request, as its rule has them.
+/// The session of one request, among the ways that are open to it. With each comes what the caller knows it by.
 #[derive(Debug)]
-pub(super) struct Session<'s> {
-    kept_by: &'s SessionPersistence,
-    /// What the request carries, as far as it still holds.
-    token: Option<Token>,
-    way: Option<(&'s Backend, Way<'s>)>,
+pub(super) struct Session<'s, W> {
+    /// What its rule says of sessions; if that says nothing, the port of the way does.
+    of_rule: Option<&'s SessionPersistence>,
+    /// What the request carries, as far as it still holds, and where that leads.
+    held: Option<(Token, W, Way<'s>)>,
     now: u64,
 }
 
@@ -33,64 +32,85 @@ struct Token {
     used: u64,
 }
 
-impl<'s> Session<'s> {
-    /// None where the rule keeps no sessions.
-    pub(super) fn of(rule: &'s Rule, snapshot: &'s Snapshot, headers: &HeaderMap) -> Option<Self> {
-        let kept_by = rule.session.as_ref()?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let token = carried(kept_by, headers).and_then(Token::read).filter(|token| token.holds(kept_by, now));
-        let way = token.and_then(|token| way(rule, snapshot, token.endpoint));
-        Some(Self { kept_by, token: token.filter(|_| way.is_some()), way, now })
+impl<'s, W: Copy> Session<'s, W> {
+    /// None where nobody keeps sessions.
+    pub(super) fn among(
+        rule: Option<&'s Rule>,
+        ways: impl Iterator<Item = (W, &'s Service, u16)>,
+        headers: &HeaderMap,
+    ) -> Option<Self> {
+        let of_rule = rule.and_then(|rule| rule.session.as_ref());
+        let mut session = None;
+        for (way, service, port) in ways {
+            let Some(kept_by) = kept_by(of_rule, service, port) else { continue };
+            let session = session.get_or_insert_with(|| {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+                Self { of_rule, held: None, now }
+            });
+            let token = carried(kept_by, headers).and_then(Token::read);
+            let token = token.filter(|token| token.holds(kept_by, session.now));
+            let leads_here = |token: &Token| {
+                service.port(port).is_some_and(|port| port.candidate(token.endpoint).is_some())
+            };
+            if let Some(token) = token.filter(leads_here) {
+                session.held = Some((token, way, Way::Service { service, port, kept: Some(token.endpoint) }));
+                break;
+            }
+        }
+        session
     }
 
-    /// The backend and the endpoint that the session is with, while the rule leads there: a backend keeps its sessions with
-    /// whatever weight, and loses them when it leaves.
-    pub(super) fn way(&self) -> Option<(&'s Backend, Way<'s>)> {
-        self.way
+    /// The way, and the endpoint, that the session is with, while it is open: a backend keeps its sessions with whatever weight,
+    /// and loses them when it leaves.
+    pub(super) fn way(&self) -> Option<(W, Way<'s>)> {
+        self.held.map(|(_, way, to)| (way, to))
     }
 
-    /// Has the client carry what leads to this endpoint, unless it does so already.
-    pub(super) fn keep(&self, endpoint: SocketAddr, headers: &mut HeaderMap) {
-        let same = self.token.filter(|token| token.endpoint == endpoint);
-        if same.is_some() && self.kept_by.idle_timeout.is_none() {
+    /// Has the client carry what leads to this endpoint, which its request went this way to, unless it does so already.
+    pub(super) fn keep(&self, way: Way<'s>, endpoint: SocketAddr, headers: &mut HeaderMap) {
+        let Way::Service { service, port, .. } = way else { return };
+        let Some(kept_by) = kept_by(self.of_rule, service, port) else { return };
+        let same = self.held.map(|(token, ..)| token).filter(|token| token.endpoint == endpoint);
+        if same.is_some() && kept_by.idle_timeout.is_none() {
             return;
         }
         let began = same.map_or(self.now, |token| token.began);
         let token = Token { endpoint, began, used: self.now }.write();
-        match self.kept_by.kind {
+        match kept_by.kind {
             SessionKind::Cookie => {
-                if let Ok(cookie) = HeaderValue::try_from(self.cookie(&token, began)) {
+                if let Ok(cookie) = HeaderValue::try_from(set_cookie(kept_by, &token, began, self.now)) {
                     headers.append(SET_COOKIE, cookie);
                 }
             }
             SessionKind::Header => {
-                let name = HeaderName::try_from(&*self.kept_by.name);
+                let name = HeaderName::try_from(&*kept_by.name);
                 if let (Ok(name), Ok(value)) = (name, HeaderValue::try_from(token)) {
                     headers.insert(name, value);
                 }
             }
         }
     }
-
-    fn cookie(&self, token: &str, began: u64) -> String {
-        let SessionPersistence { name, lifetime, absolute_timeout, .. } = self.kept_by;
-        let max_age = match (lifetime, absolute_timeout) {
-            (SessionLifetime::Permanent, Some(limit)) => {
-                let left = limit.as_secs().saturating_sub(self.now.saturating_sub(began));
-                format!("; Max-Age={left}")
-            }
-            _ => String::new(),
-        };
-        format!("{name}={token}; Path=/{max_age}; HttpOnly; SameSite=Lax")
-    }
 }
 
-fn way<'s>(rule: &'s Rule, snapshot: &'s Snapshot, endpoint: SocketAddr) -> Option<(&'s Backend, Way<'s>)> {
-    rule.backends.iter().find_map(|backend| {
-        let (service, port) = snapshot.backend(&backend.target).ok()?;
-        service.port(port)?.candidate(endpoint)?;
-        Some((backend, Way::Service { service, port, kept: Some(endpoint) }))
-    })
+/// What keeps the sessions of requests to this port: the rule that they fall under, else the port's policy.
+fn kept_by<'s>(
+    of_rule: Option<&'s SessionPersistence>,
+    service: &'s Service,
+    port: u16,
+) -> Option<&'s SessionPersistence> {
+    of_rule.or_else(|| service.port(port)?.traffic.session.as_ref())
+}
+
+fn set_cookie(kept_by: &SessionPersistence, token: &str, began: u64, now: u64) -> String {
+    let SessionPersistence { name, lifetime, absolute_timeout, .. } = kept_by;
+    let max_age = match (lifetime, absolute_timeout) {
+        (SessionLifetime::Permanent, Some(limit)) => {
+            let left = limit.as_secs().saturating_sub(now.saturating_sub(began));
+            format!("; Max-Age={left}")
+        }
+        _ => String::new(),
+    };
+    format!("{name}={token}; Path=/{max_age}; HttpOnly; SameSite=Lax")
 }
 
 /// What the request carries of the session.

@@ -306,7 +306,8 @@ fn the_file_is_what_the_types_say() {
 
 #[test]
 fn every_field_says_what_it_is_and_has_its_bounds() {
-    fn check(schema: &Value, field: &str) {
+    let page = include_str!("../../../../../docs/traffic-policy.md");
+    fn check(page: &str, schema: &Value, field: &str) {
         let has = |key: &str| schema.get(key).is_some();
         let is_element = field.ends_with("[]");
         assert!(is_element || has("description"), "{field} has no description");
@@ -321,13 +322,14 @@ fn every_field_says_what_it_is_and_has_its_bounds() {
         };
         assert!(is_bounded, "{field} has no bounds: {schema}");
         for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
-            check(schema, &format!("{field}.{name}"));
+            assert!(page.contains(name), "docs/traffic-policy.md does not know {field}.{name}");
+            check(page, schema, &format!("{field}.{name}"));
         }
         if let Some(items) = schema.get("items") {
-            check(items, &format!("{field}[]"));
+            check(page, items, &format!("{field}[]"));
         }
     }
-    check(&spec(), "spec");
+    check(page, &spec(), "spec");
 }
 
 /// A policy that says all there is, with what may be at either end of its bounds without being at odds with something else.

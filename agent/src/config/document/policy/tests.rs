@@ -335,3 +335,29 @@ fn a_policy_of_the_gateway_api_is_a_budget_and_a_session() {
         "#]],
     );
 }
+
+#[test]
+fn what_the_documentation_shows_is_read() {
+    let page = include_str!("../../../../../docs/traffic-policy.md");
+    let examples: Vec<&str> =
+        page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(examples.len() > 5, "{examples:?}");
+    for example in examples {
+        let (kind, object) = match example.starts_with("apiVersion:") {
+            true => {
+                let object: Value = serde_saphyr::from_str(example).unwrap();
+                let kind = Kind::ALL.into_iter().find(|kind| object["kind"] == kind.as_str());
+                (kind.unwrap_or_else(|| panic!("{example}")), object)
+            }
+            false => {
+                let mut spec: Value = serde_saphyr::from_str(example).unwrap();
+                spec["targetRefs"] = serde_json::json!([{ "group": "", "kind": "Service", "name": "web" }]);
+                let metadata = serde_json::json!({ "name": "a", "namespace": "shop" });
+                (Kind::TrafficPolicy, serde_json::json!({ "metadata": metadata, "spec": spec }))
+            }
+        };
+        let mut problems = Vec::new();
+        Policy::read(kind, &object, &mut problems).unwrap();
+        assert_eq!(problems, [], "{example}");
+    }
+}
