@@ -8,9 +8,9 @@ use std::sync::Arc;
 use super::endpoints::{World, endpoints_of};
 use super::loads::Loads;
 use super::pods::Pods;
-use crate::balance;
+use crate::balance::{self, Topology};
 use crate::config::document;
-use crate::model::{Endpoint, Name, ObjectRef, Service, ServiceLoad, ServicePort};
+use crate::model::{Endpoint, Name, ObjectRef, Service, ServicePort, TrafficSettings};
 
 /// All Services.
 #[derive(Debug, Default)]
@@ -183,7 +183,7 @@ impl Services {
                 document,
                 |port| endpoints_of(document, port, slices, &entry.members, world, loads),
                 world,
-                old.as_ref().map(|old| old.load.clone()).unwrap_or_default(),
+                old.as_deref(),
             ));
         }
         for endpoint in old.iter().flat_map(|old| &old.ports).flat_map(|port| port.endpoints.iter()) {
@@ -250,22 +250,27 @@ fn service(
     document: &document::Service,
     mut endpoints: impl FnMut(&document::ServicePort) -> Arc<[Endpoint]>,
     world: &World<'_>,
-    load: ServiceLoad,
+    old: Option<&Service>,
 ) -> Service {
+    let topology =
+        Topology { scope: document.internal_traffic, distribution: document.distribution, node: world.node };
     let port = |port: &document::ServicePort| {
         let endpoints = endpoints(port);
+        let traffic: Arc<TrafficSettings> = Arc::default();
+        let old = old.and_then(|old| old.port(port.port));
         ServicePort {
             name: port.name.clone(),
             port: port.port,
             app_protocol: port.app_protocol.clone(),
             candidates: balance::candidates(
                 &endpoints,
-                document.internal_traffic,
-                document.distribution,
-                world.node,
+                topology,
+                &traffic.balancing,
+                old.map(|old| &old.candidates),
             ),
             endpoints,
-            traffic: Arc::default(),
+            traffic,
+            load: old.map(|old| old.load.clone()).unwrap_or_default(),
         }
     };
     Service {
@@ -275,7 +280,7 @@ fn service(
         session_affinity: document.session_affinity,
         internal_traffic: document.internal_traffic,
         distribution: document.distribution,
-        load,
+        load: old.map(|old| old.load.clone()).unwrap_or_default(),
     }
 }
 
@@ -285,7 +290,7 @@ fn is_same(a: &Service, b: &Service) -> bool {
         && (internal_traffic, distribution) == (&b.internal_traffic, &b.distribution)
         && ports.len() == b.ports.len()
         && ports.iter().zip(&b.ports).all(|(a, b)| {
-            let ServicePort { name, port, app_protocol, endpoints, candidates, traffic } = a;
+            let ServicePort { name, port, app_protocol, endpoints, candidates, traffic, load: _ } = a;
             (name, port, app_protocol) == (&b.name, &b.port, &b.app_protocol)
                 && (candidates, traffic) == (&b.candidates, &b.traffic)
                 && endpoints.len() == b.endpoints.len()

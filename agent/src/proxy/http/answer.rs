@@ -36,6 +36,7 @@ impl Refusal {
             RefuseReason::ClientGone => RequestEnd::ClientGone,
             RefuseReason::NoRoute => RequestEnd::NoRoute,
             RefuseReason::InvalidBackend => RequestEnd::InvalidBackend,
+            RefuseReason::Overloaded => RequestEnd::Overloaded,
             RefuseReason::Limit => RequestEnd::Limit,
             RefuseReason::Internal => RequestEnd::Internal,
             RefuseReason::ConnectUnreachable

@@ -16,7 +16,7 @@ use super::body::ResponseBody;
 use super::pool::{Key, Lease};
 use super::retry::mark_in_vain;
 use super::talk::{Talk, Told};
-use crate::model::{LoadGuard, ObjectRef};
+use crate::model::{LoadGuard, ObjectRef, PortGuard};
 use crate::route::Rule;
 use crate::telemetry::{ActiveRequest, HttpCounters, HttpRequest, RequestEnd, RouteLabel};
 
@@ -53,10 +53,15 @@ pub(super) struct Exchange {
     pub(super) loan: Option<(Key, Lease)>,
     /// Its part of the endpoint's load.
     pub(super) load: Option<LoadGuard>,
+    /// Its place among the requests of the Service port, where there is a cap on those.
+    pub(super) place: Option<PortGuard>,
 }
 
 impl Exchange {
     pub(super) fn begin<B>(talk: &Arc<Talk>, request: &Request<B>) -> Box<Self> {
+        if let Some(quiet) = &talk.quiet {
+            quiet.begun();
+        }
         Box::new(Self {
             talk: talk.clone(),
             began: Instant::now(),
@@ -80,6 +85,7 @@ impl Exchange {
             retried_in_vain: None,
             loan: None,
             load: None,
+            place: None,
         })
     }
 
@@ -159,7 +165,7 @@ impl Exchange {
     /// The answer has passed as a whole, and its connection is free for the next.
     pub(super) fn done(&mut self) {
         self.end.get_or_insert(RequestEnd::Done);
-        self.load = None;
+        (self.load, self.place) = (None, None);
         if let Some((key, lease)) = self.loan.take() {
             self.talk.here.upstreams.give_back(&key, lease);
         }
@@ -168,6 +174,9 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        if let Some(quiet) = &self.talk.quiet {
+            quiet.ended();
+        }
         let Some(told) = self.told.take() else { return };
         let request = HttpRequest {
             route: self.rule.as_deref().map(label),

@@ -10,7 +10,7 @@ use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::pool::Pool;
+use super::pool::{Pool, Terms};
 use crate::proxy::reach::Upstream;
 use crate::proxy::relay::{Meter, close_in_order, is_silence};
 use crate::proxy::tunnel::stream::Ends;
@@ -24,6 +24,8 @@ const MOST: usize = 64 * 1024;
 pub(super) struct Counted {
     meter: Option<Meter>,
     way: Way,
+    /// Its place among the connections of the Service port lasts as long.
+    _terms: Arc<Terms>,
     /// What ended it, once something has.
     ended: Option<CloseReason>,
 }
@@ -35,7 +37,7 @@ enum Way {
 }
 
 impl Counted {
-    pub(super) fn new(upstream: Upstream, meter: Meter, pool: &Arc<Pool>) -> Self {
+    pub(super) fn new(upstream: Upstream, meter: Meter, terms: Arc<Terms>, pool: &Arc<Pool>) -> Self {
         let way = match upstream {
             Upstream::Socket(socket) => {
                 // HTTP says for itself when a message is cut off, so that no reset has to.
@@ -49,7 +51,7 @@ impl Counted {
                 pool: pool.clone(),
             }),
         };
-        Self { meter: Some(meter), way, ended: None }
+        Self { meter: Some(meter), way, _terms: terms, ended: None }
     }
 
     fn note<T>(&mut self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {

@@ -10,10 +10,12 @@ mod exchange;
 mod forward;
 #[cfg(fuzzing)]
 pub(super) mod fuzzing;
+mod hashed;
 mod head;
 mod io;
 mod mirror;
 mod pool;
+mod quiet;
 mod retry;
 mod send;
 mod session;
@@ -28,8 +30,10 @@ use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_util::io::InspectReader;
 use tracing::debug;
 
 use super::Proxy;
@@ -103,12 +107,13 @@ pub(super) async fn serve_http1(client: Client) {
         .max_buf_size(MOST_BUFFERED)
         // It would close connections that are idle, which is for the application to decide.
         .header_read_timeout(None)
-        .serve_connection(TokioIo::new(heads.watch(socket)), answer)
+        .serve_connection(TokioIo::new(heads.watch(watched(&talk, socket))), answer)
         .with_upgrades();
     tokio::select! {
         biased;
         result = connection => ended(result),
         () = heads.overdue() => debug!(pod = %talk.captured.net.pod, "a client does not get on with its request"),
+        () = talk.idle_for_too_long() => {}
     }
 }
 
@@ -128,15 +133,28 @@ pub(super) async fn serve_http2(client: Client) {
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
         .auto_date_header(false)
         .enable_connect_protocol()
-        .serve_connection(TokioIo::new(socket), answer);
+        .serve_connection(TokioIo::new(watched(&talk, socket)), answer);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         result = &mut connection => return ended(result),
         _ = fate.wait_for(|fate| *fate != Fate::Serve) => {}
+        () = talk.idle_for_too_long() => {}
     }
     // What is under way is answered, and the client sends no more (GOAWAY).
     connection.as_mut().graceful_shutdown();
     ended(connection.await);
+}
+
+/// The client's connection, of which it is noted whether it says anything, if anybody wants to know.
+fn watched(talk: &Arc<Talk>, socket: TcpStream) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    let talk = talk.clone();
+    InspectReader::new(socket, move |bytes: &[u8]| {
+        if let Some(quiet) = &talk.quiet
+            && !bytes.is_empty()
+        {
+            quiet.said();
+        }
+    })
 }
 
 /// Any client can provoke it, so it is not for the log of a node. What was asked has been answered or told of.

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_util::io::InspectReader;
 
@@ -59,7 +58,7 @@ impl Heads {
     /// The client's connection, watched for the first bytes of heads.
     pub(super) fn watch(
         self: &Arc<Self>,
-        client: TcpStream,
+        client: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static {
         let heads = self.clone();
         InspectReader::new(client, move |bytes: &[u8]| {

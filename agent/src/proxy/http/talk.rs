@@ -2,18 +2,22 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
 use hyper::rt::Executor;
 use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tracing::debug;
 
 use super::body::RequestBody;
 use super::io::Counted;
-use super::pool::{Key, Lease, Pool, Sender};
+use super::pool::{Key, Lease, Pool, Sender, Terms};
+use super::quiet::Quiet;
 use super::{HEADER_LIST, HTTP2_CONNECTION_WINDOW, HTTP2_STREAM_WINDOW, MOST_BUFFERED, MOST_HEADERS};
-use crate::model::ObjectRef;
+use crate::balance::caps;
+use crate::model::{ObjectRef, PortGuard, ServicePort, UnderWay};
 use crate::proxy::Proxy;
 use crate::proxy::captured::Captured;
 use crate::proxy::reach::{self, Assurance, InTheWay};
@@ -28,6 +32,8 @@ pub(super) struct Talk {
     pub(super) here: Arc<Here>,
     pub(super) captured: Captured,
     fate: watch::Receiver<Fate>,
+    /// Where the dialled port has clients' connections end that are idle.
+    pub(super) quiet: Option<Quiet>,
     /// Who was talked to so far, for telemetry: a handful, and most requests go where one went before.
     told: Mutex<Vec<Arc<Told>>>,
 }
@@ -56,7 +62,21 @@ impl Talk {
         captured: Captured,
         fate: watch::Receiver<Fate>,
     ) -> Self {
-        Self { proxy, here, captured, fate, told: Mutex::default() }
+        let limit = || {
+            let (snapshot, dialled) = (proxy.snapshot.load(), captured.dialled);
+            snapshot.service(dialled.ip())?.port(dialled.port())?.traffic.timeouts.idle
+        };
+        let quiet = limit().map(Quiet::new);
+        Self { proxy, here, captured, fate, quiet, told: Mutex::default() }
+    }
+
+    /// Returns when the client's connection has been idle for longer than it may be.
+    pub(super) async fn idle_for_too_long(&self) {
+        match &self.quiet {
+            // On the heap: nearly all do without.
+            Some(quiet) => Box::pin(quiet.for_too_long()).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Whether the pod's next connections are somebody else's: then this one is not to be used for much longer.
@@ -69,12 +89,13 @@ impl Talk {
         Key { source: self.captured.net.cookie, bound: self.captured.bound, to }
     }
 
-    /// A connection to the endpoint for one request: one that stands, unless it must be a fresh one, else a new one.
+    /// A connection to the endpoint for one request: one that stands, unless it must be a fresh one, else a new one, as the port wants
+    /// them.
     pub(super) async fn lease(
         self: &Arc<Self>,
         snapshot: &Snapshot,
         service: Option<&ObjectRef>,
-        to: SocketAddr,
+        (to, port): (SocketAddr, Option<&ServicePort>),
         dialect: Dialect,
         must_be_fresh: bool,
     ) -> Result<Lease, InTheWay> {
@@ -87,15 +108,15 @@ impl Talk {
                 if !must_be_fresh && let Some(lease) = pool.take_http1(&key, &wanted) {
                     return Ok(lease);
                 }
-                let (io, assurance) = self.connect(snapshot, service, to).await?;
+                let (io, assurance, terms) = self.connect(snapshot, service, (to, port)).await?;
                 let sender = http1(pool, io).await.map_err(|error| refused(&error, &assurance))?;
-                Ok(Lease { sender: Sender::Http1(sender), assurance, is_reused: false })
+                Ok(Lease { sender: Sender::Http1(sender), assurance, terms, is_reused: false })
             }
             Dialect::Http2 => {
                 let make = || async {
-                    let (io, assurance) = self.connect(snapshot, service, to).await?;
+                    let (io, assurance, terms) = self.connect(snapshot, service, (to, port)).await?;
                     let sender = http2(pool, io).await.map_err(|error| refused(&error, &assurance))?;
-                    Ok((sender, assurance))
+                    Ok((sender, assurance, terms))
                 };
                 pool.http2(&key, &wanted, make).await
             }
@@ -106,14 +127,38 @@ impl Talk {
         &self,
         snapshot: &Snapshot,
         service: Option<&ObjectRef>,
-        to: SocketAddr,
-    ) -> Result<(TokioIo<Counted>, Assurance), InTheWay> {
+        (to, port): (SocketAddr, Option<&ServicePort>),
+    ) -> Result<(TokioIo<Counted>, Assurance, Arc<Terms>), InTheWay> {
         let Self { proxy, here, captured, .. } = self;
+        let place = match port {
+            Some(port) => self.place(port).await?,
+            None => None,
+        };
+        let terms = Terms::new(place, port.and_then(|port| port.traffic.timeouts.idle));
         // Whoever asked may go while others wait for the same: whether a client is still there is its own task's to see.
         let gone = std::future::pending();
-        let (upstream, assurance) = reach::dial(proxy, here, snapshot, captured, to, gone).await?;
+        let (upstream, assurance) = reach::dial(proxy, here, snapshot, captured, (to, port), gone).await?;
         let meter = reach::record(proxy, snapshot, captured, to, service, &assurance);
-        Ok((TokioIo::new(Counted::new(upstream, meter, &here.upstreams)), assurance))
+        let io = Counted::new(upstream, meter, terms.clone(), &here.upstreams);
+        Ok((TokioIo::new(io), assurance, terms))
+    }
+
+    /// A place among the connections of the port, where there is a cap on those: if need be, that of one that nobody uses now, on
+    /// whichever thread.
+    async fn place(&self, port: &ServicePort) -> Result<Option<PortGuard>, InTheWay> {
+        let mut is_freed = false;
+        for _ in 0..LETTING_GO {
+            if let Ok(place) = caps::enter(port, UnderWay::Connections) {
+                return Ok(place);
+            }
+            is_freed = is_freed || self.here.all_upstreams.iter().any(|pool| pool.let_go(&port.load));
+            if !is_freed {
+                break;
+            }
+            // It is closed by the thread that has it.
+            sleep(Duration::from_millis(1)).await;
+        }
+        Err((RefuseReason::Overloaded, Assurance::NONE))
     }
 
     /// With whom requests to the endpoint are counted.
@@ -143,6 +188,9 @@ impl Talk {
         new
     }
 }
+
+/// Milliseconds that closing a connection may take that nobody uses.
+const LETTING_GO: u32 = 20;
 
 /// Endpoints that a connection remembers.
 const MOST_TOLD: usize = 16;
