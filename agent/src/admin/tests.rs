@@ -88,6 +88,7 @@ fn snapshot() -> Snapshot {
             app_protocol: None,
             endpoints: Arc::new([endpoint]),
             candidates: Candidates::default(),
+            load: Default::default(),
             traffic: Arc::default(),
         }],
         session_affinity: SessionAffinity::ClientIp { timeout: Duration::from_secs(9) },

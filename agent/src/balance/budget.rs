@@ -6,18 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::model::{RetryTokens, ServiceLoad};
+use crate::model::{RetryBudget, RetryTokens, ServiceLoad};
 
-/// For each request that was answered well.
-const SHARE: f64 = 0.2;
-
-/// For each second, whatever happens: a Service with few requests would have none retried otherwise.
-const PER_SECOND: f64 = 3.0;
-
-/// What a Service begins with, and saves up at least.
+/// What a Service begins with, and saves up at least: this, or what a second brings.
 const BURST: f64 = 10.0;
 
-/// What is saved up besides: the share of so many seconds' requests, by how many there were over at least [`WINDOW`].
+/// What is saved up besides: the share, in percent, of so many seconds' requests, by how many there were over at least [`WINDOW`].
 const SAVED_UP: f64 = 0.5;
 const WINDOW: Duration = Duration::from_secs(1);
 
@@ -26,13 +20,20 @@ pub fn answered(service: &ServiceLoad) {
     service.count_answer();
 }
 
-/// Takes one retry out of the budget, if one is left.
-pub fn may_retry(service: &ServiceLoad, now: Instant) -> bool {
+/// Takes one retry out of the budget, if one is left. There is one for each Service, and what fills it is what the port says whose
+/// request it is.
+pub fn may_retry(service: &ServiceLoad, budget: &RetryBudget, now: Instant) -> bool {
+    let RetryBudget { percent, per_second } = *budget;
+    if percent == 0 && per_second <= 0.0 {
+        return false;
+    }
+    let share = f64::from(percent) / 100.0;
+    let burst = BURST.max(per_second);
     let answers = service.take_answers();
     service.change_retries(|tokens| {
         let tokens = tokens.get_or_insert(RetryTokens {
-            left: BURST,
-            most: BURST,
+            left: burst,
+            most: burst,
             at: now,
             counting_since: now,
             counted: 0,
@@ -40,11 +41,11 @@ pub fn may_retry(service: &ServiceLoad, now: Instant) -> bool {
         tokens.counted += answers;
         let counted_for = now.saturating_duration_since(tokens.counting_since);
         if counted_for >= WINDOW {
-            tokens.most = BURST + SAVED_UP * SHARE * tokens.counted as f64 / counted_for.as_secs_f64();
+            tokens.most = burst + SAVED_UP * share * tokens.counted as f64 / counted_for.as_secs_f64();
             (tokens.counting_since, tokens.counted) = (now, 0);
         }
         let elapsed = now.saturating_duration_since(tokens.at).as_secs_f64();
-        let earned = SHARE * answers as f64 + PER_SECOND * elapsed;
+        let earned = share * answers as f64 + per_second * elapsed;
         tokens.left = (tokens.left + earned).min(tokens.most);
         tokens.at = tokens.at.max(now);
         let may = tokens.left >= 1.0;
@@ -70,7 +71,7 @@ mod tests {
         let requests = (0..rate * seconds).map(|number| {
             let now = start + Duration::from_secs_f64(number as f64 / rate as f64);
             if fails(number) {
-                return u64::from(may_retry(service, now));
+                return u64::from(may_retry(service, &RetryBudget::default(), now));
             }
             answered(service);
             0
@@ -105,14 +106,14 @@ mod tests {
     #[test]
     fn what_is_saved_up_is_a_share_of_half_a_second_and_does_not_grow() {
         let (service, start) = (ServiceLoad::default(), Instant::now());
-        assert!(may_retry(&service, start), "the first one of all");
+        assert!(may_retry(&service, &RetryBudget::default(), start), "the first one of all");
         let mut now = start;
         for hours in 1..4 {
             for _ in 0..3600 * 100 {
                 answered(&service);
             }
             now += Duration::from_secs(3600);
-            let saved = (0..).take_while(|_| may_retry(&service, now)).count();
+            let saved = (0..).take_while(|_| may_retry(&service, &RetryBudget::default(), now)).count();
             assert_eq!(saved, 20, "after {hours} hours of 100 requests a second");
         }
     }
@@ -127,7 +128,7 @@ mod tests {
                 return !fails;
             };
             for attempt in 0..3 {
-                if attempt > 0 && !may_retry(first, now) {
+                if attempt > 0 && !may_retry(first, &RetryBudget::default(), now) {
                     return false;
                 }
                 if ask(rest, now, fails, reached) {
@@ -147,5 +148,28 @@ mod tests {
         }
         assert_eq!(loads[0], 6_000);
         assert!(loads[1] as f64 <= 1.1 * 6_000.0, "{loads:?}");
+    }
+    #[test]
+    fn a_port_says_for_itself_how_much_that_is() {
+        for (percent, per_second, expected) in [
+            (0, 0.0, 0..=0),
+            (0, 1.0, 68..=71),
+            (100, 0.0, 3_000..=3_011),
+            (10, 0.0, 308..=311),
+            (0, 40.0, 2_400..=2_440),
+        ] {
+            let (service, budget, start) =
+                (ServiceLoad::default(), RetryBudget { percent, per_second }, Instant::now());
+            // A hundred a second for a minute, of which every second one fails.
+            let mut made = 0;
+            for number in 0..6_000 {
+                let now = start + Duration::from_millis(number * 10);
+                match number % 2 {
+                    0 => answered(&service),
+                    _ => made += u32::from(may_retry(&service, &budget, now)),
+                }
+            }
+            assert!(expected.contains(&made), "{percent} % and {per_second} a second: {made}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::slow_start::{age, weight};
 use crate::model::{Endpoint, EndpointLoad, Latency};
 
 /// In this time an answer comes to count a third of what it did.
@@ -18,10 +19,6 @@ const ALIKE: f64 = 2.0;
 
 /// Of so many pairs, one goes to the costlier of both: who is never asked would be thought slow for long after it is not.
 const EXPLORED: u32 = 16;
-
-/// In this time an endpoint that is new to this node comes to have its full share.
-const SLOW_START: Duration = Duration::from_secs(10);
-const LEAST_WEIGHT: f64 = 0.1;
 
 /// What an answer counts at least that says that the endpoint has too much to do, or none: such come fast.
 pub const OVERLOADED: Duration = Duration::from_secs(1);
@@ -43,10 +40,11 @@ pub fn observe(load: &EndpointLoad, took: Duration, now: Instant) {
 pub(super) fn better<'s>(
     first: &'s Endpoint,
     second: &'s Endpoint,
+    slow_start: Duration,
     now: Instant,
     random: u32,
 ) -> &'s Endpoint {
-    let [a, b] = [first, second].map(|endpoint| cost(&endpoint.load, now));
+    let [a, b] = [first, second].map(|endpoint| cost(&endpoint.load, slow_start, now));
     if a <= b * ALIKE && b <= a * ALIKE {
         return if second.load.open() < first.load.open() { second } else { first };
     }
@@ -54,16 +52,10 @@ pub(super) fn better<'s>(
     if random.is_multiple_of(EXPLORED) { costlier } else { cheaper }
 }
 
-fn cost(load: &EndpointLoad, now: Instant) -> f64 {
+fn cost(load: &EndpointLoad, slow_start: Duration, now: Instant) -> f64 {
     let age = age(load, now);
     let seconds = load.latency().map_or(0.0, |latency| latency.seconds() * decay(latency, age));
-    let weight = (age.as_secs_f64() / SLOW_START.as_secs_f64()).clamp(LEAST_WEIGHT, 1.0);
-    (seconds + FLOOR) * f64::from(load.open() + 1) / weight
-}
-
-/// Since it was thought of first.
-fn age(load: &EndpointLoad, now: Instant) -> Duration {
-    now.saturating_duration_since(load.first_seen(now))
+    (seconds + FLOOR) * f64::from(load.open() + 1) / weight(load, slow_start, now)
 }
 
 /// What is left of a figure at this age of the endpoint.
@@ -80,6 +72,8 @@ mod tests {
     use crate::balance::tests::ready;
     use crate::balance::{AffinityTable, Carries, Request, select};
     use crate::model::LoadGuard;
+
+    const SLOW_START: Duration = Duration::from_secs(10);
 
     /// Requests at a rate for some seconds, to endpoints that take so many milliseconds each, give or take a half; what share
     /// each endpoint got, in percent.
@@ -104,6 +98,7 @@ mod tests {
                 dialled: "10.0.0.1:80".parse().unwrap(),
                 excluding: &[],
                 carries: Carries::Request,
+                hash: None,
             };
             let endpoint = select(&service, &request, &affinity, start + clock, random.u64(..)).unwrap();
             let index =
@@ -148,8 +143,7 @@ mod tests {
         let (load, start) = (EndpointLoad::default(), Instant::now());
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         let milliseconds = |load: &EndpointLoad, now| {
-            let weight = (age(load, now).as_secs_f64() / 10.0).clamp(0.1, 1.0);
-            (cost(load, now) * weight * 1_000.0).round()
+            (cost(load, SLOW_START, now) * weight(load, SLOW_START, now) * 1_000.0).round()
         };
         assert_eq!(milliseconds(&load, at(0)), 1.0, "nothing is known");
         observe(&load, Duration::from_millis(10), at(0));
@@ -180,7 +174,8 @@ mod tests {
             observe(&new.load, took, now);
             // Each has one under way: as many as can be told apart.
             let _open = [old.load.enter(), new.load.enter()];
-            let chosen = (0..1_600u32).filter(|random| better(new, old, now, *random).address == new.address);
+            let chosen = (0..1_600u32)
+                .filter(|random| better(new, old, SLOW_START, now, *random).address == new.address);
             shares.push(chosen.count() * 100 / 1_600);
         }
         assert_eq!(shares, [6, 100, 100], "in percent, where it was thought of first");
@@ -200,6 +195,7 @@ mod tests {
                 dialled: "10.0.0.1:80".parse().unwrap(),
                 excluding: &[],
                 carries,
+                hash: None,
             };
             let began = Instant::now();
             for _ in 0..1_000_000 {

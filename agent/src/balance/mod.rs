@@ -5,12 +5,17 @@
 mod affinity;
 pub mod budget;
 mod candidates;
+pub mod caps;
+mod hashing;
 pub mod latency;
 pub mod outlier;
 mod select;
+mod slow_start;
+pub mod success_rate;
 #[cfg(test)]
 mod tests;
 
 pub use affinity::AffinityTable;
-pub use candidates::candidates;
-pub use select::{Carries, MOST_WAITING, NoEndpoint, NoEndpointReason, Request, kept, select};
+pub use candidates::{Topology, candidates};
+pub use hashing::{hash, hash_address};
+pub use select::{Carries, NoEndpoint, NoEndpointReason, Request, kept, select};

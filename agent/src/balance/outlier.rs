@@ -5,14 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::model::{Ejection, Endpoint, EndpointLoad, Health, ServicePort, Standing};
-
-/// Failures in a row.
-const IN_A_ROW: u32 = 5;
-
-/// The first ejection; the second takes twice as long, the third three times.
-const BASE: Duration = Duration::from_secs(10);
-const LONGEST: Duration = Duration::from_secs(300);
+use crate::model::{Ejection, Endpoint, EndpointLoad, Health, Outliers, ServicePort, Standing};
 
 /// By how much an ejection is longer at most, so that not all endpoints come back at the same moment.
 const JITTER: f64 = 0.1;
@@ -59,6 +52,8 @@ pub enum EjectionReason {
     ConsecutiveGatewayFailures,
     /// It was tried again after its time, and failed.
     FailedProbe,
+    /// It answered well less often than the others.
+    LowSuccessRate,
 }
 
 /// Takes in what became of something that was sent to an endpoint of the port. `random` is fresh, from 0 to 1.
@@ -69,27 +64,25 @@ pub fn judge(
     now: Instant,
     random: f64,
 ) -> Option<Change> {
-    let load = &endpoint.load;
+    let (load, outliers) = (&endpoint.load, &port.traffic.outliers);
     let is_good = matches!(verdict, Verdict::Good | Verdict::Connected);
+    if outliers.success_rate.is_some() {
+        load.count_outcome(is_good);
+    }
     if is_good && load.standing() == Standing::Good {
         return None;
     }
-    load.change_health(|health| {
-        let eject = |health: &mut Health, reason| {
-            if health.returned.is_some_and(|at| now.saturating_duration_since(at) >= FORGIVEN_AFTER) {
-                health.times = 0;
-            }
-            health.times += 1;
-            let lasts = (BASE * health.times).min(LONGEST).mul_f64(1.0 + JITTER * random);
-            health.ejection = Some(Ejection { until: now + lasts, probed: None });
-            (health.server_errors, health.gateway_failures) = (0, 0);
-            Some(Change::Ejected { reason, lasts })
-        };
+    let change = load.change_health(|health| {
+        let eject = |health: &mut Health, reason| Some(eject(health, outliers, reason, now, random));
         match (verdict, health.ejection) {
             // Of before the ejection, or sent there because there was nobody else.
             (_, Some(ejection)) if now < ejection.until => None,
             (Verdict::Good | Verdict::Connected, Some(_)) => {
                 *health = Health { times: health.times, returned: Some(now), ..Health::default() };
+                Some(Change::Returned)
+            }
+            (_, Some(_)) if is_off(outliers) => {
+                *health = Health::default();
                 Some(Change::Returned)
             }
             (_, Some(_)) => eject(health, EjectionReason::FailedProbe),
@@ -109,19 +102,47 @@ pub fn judge(
                     Verdict::GatewayFailure => health.gateway_failures.saturating_add(1),
                     _ => 0,
                 };
-                if health.server_errors.max(health.gateway_failures) < IN_A_ROW
-                    || !may_be_spared(port, endpoint)
-                {
+                let has_reached = |count: u32, limit: u32| limit > 0 && count >= limit;
+                let reason = if has_reached(health.gateway_failures, outliers.consecutive_gateway_failures) {
+                    EjectionReason::ConsecutiveGatewayFailures
+                } else if has_reached(health.server_errors, outliers.consecutive_errors) {
+                    EjectionReason::ConsecutiveServerErrors
+                } else {
                     return None;
-                }
-                let reason = match health.gateway_failures >= IN_A_ROW {
-                    true => EjectionReason::ConsecutiveGatewayFailures,
-                    false => EjectionReason::ConsecutiveServerErrors,
                 };
-                eject(health, reason)
+                if may_be_spared(port, endpoint) { eject(health, reason) } else { None }
             }
         }
-    })
+    });
+    if let Some(Change::Ejected { .. }) = change {
+        port.load.set_wary(true);
+    }
+    change
+}
+
+/// Nothing is to go there from now on.
+pub(super) fn eject(
+    health: &mut Health,
+    outliers: &Outliers,
+    reason: EjectionReason,
+    now: Instant,
+    random: f64,
+) -> Change {
+    if health.returned.is_some_and(|at| now.saturating_duration_since(at) >= FORGIVEN_AFTER) {
+        health.times = 0;
+    }
+    health.times = health.times.saturating_add(1);
+    let lasts = outliers.base_ejection.saturating_mul(health.times).min(outliers.longest_ejection);
+    let lasts = lasts.mul_f64(1.0 + JITTER * random);
+    health.ejection = Some(Ejection { until: now + lasts, probed: None });
+    (health.server_errors, health.gateway_failures) = (0, 0);
+    Change::Ejected { reason, lasts }
+}
+
+/// Whether endpoints are not judged at all; they were before, if one is ejected.
+fn is_off(outliers: &Outliers) -> bool {
+    let Outliers { consecutive_errors, consecutive_gateway_failures, success_rate, .. } = outliers;
+    (*consecutive_errors, *consecutive_gateway_failures) == (0, 0) && success_rate.is_none()
 }
 
 /// Whether it is for the caller to try an endpoint whose time is over: then it is, and for nobody else until there is a verdict.
@@ -138,15 +159,20 @@ pub(super) fn is_to_probe(load: &EndpointLoad, now: Instant) -> bool {
     })
 }
 
-/// Whether so many are ejected that it is not the endpoints that are to blame, or that those left could not bear it: fewer
-/// than half are left. Then all count.
-pub(super) fn is_panic(ejected: usize, of: usize) -> bool {
-    ejected * 2 > of
+/// Whether so many are ejected that it is not the endpoints that are to blame, or that those left could not bear it. Then all
+/// count.
+pub(super) fn is_panic(outliers: &Outliers, ejected: usize, of: usize) -> bool {
+    ejected * 100 > of * usize::from(outliers.panic_above)
 }
 
-/// Whether at least half of the port's endpoints of this family are left without this one.
-fn may_be_spared(port: &ServicePort, endpoint: &Endpoint) -> bool {
-    let candidates = port.candidates.like(endpoint.address.ip());
+/// Whether enough of the port's endpoints of this family are left without this one. The only one never may be.
+pub(super) fn may_be_spared(port: &ServicePort, endpoint: &Endpoint) -> bool {
+    let candidates = port.candidates.like(endpoint.address.ip()).all();
     let is_ejected = |index: &&u32| port.endpoints[**index as usize].load.standing() == Standing::Ejected;
-    !is_panic(candidates.iter().filter(is_ejected).count() + 1, candidates.len())
+    let without = candidates.iter().filter(is_ejected).count() + 1;
+    candidates.len() > 1
+        && without * 100 <= candidates.len() * usize::from(port.traffic.outliers.most_ejected)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use super::{AffinityTable, latency, outlier};
-use crate::model::{Endpoint, ObjectRef, Service, ServicePort, SessionAffinity, Standing, TrafficScope};
-
-/// Requests from this node that wait at an endpoint for their answer to begin. Answers that have begun, streams and what has become
-/// another protocol are not among them: they may stand for hours, and many of them are no sign of anything.
-pub const MOST_WAITING: u32 = 1_024;
+use super::slow_start::{gives_way, weight};
+use super::{AffinityTable, hashing, latency, outlier};
+use crate::model::{
+    Algorithm, Endpoint, HashTable, ObjectRef, Reachable, Service, ServicePort, SessionAffinity, Standing,
+    TrafficScope,
+};
 
 /// A connection or a request that needs an endpoint.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +21,8 @@ pub struct Request<'a> {
     pub excluding: &'a [SocketAddr],
     /// What is to be sent there.
     pub carries: Carries,
+    /// The hash of what its port goes by, where that goes by hashes, and it has any of these.
+    pub hash: Option<u64>,
 }
 
 /// What is sent to an endpoint, and hence what endpoints are compared by.
@@ -67,9 +69,9 @@ pub enum NoEndpointReason {
     AllFull,
 }
 
-/// Chooses an endpoint: the one of the client's session if the Service keeps sessions, else of two random candidates
-/// the one with fewer open connections, or for requests the one that answers sooner (power of two choices). Endpoints that are ejected are passed over, and sessions leave
-/// them, but for the one connection or request that tries one again whose time is over.
+/// Chooses an endpoint: the one of the client's session if the Service keeps sessions, else the one that the port's algorithm gives.
+/// Endpoints that are ejected are passed over, and sessions leave them, but for the one connection or request that tries one again
+/// whose time is over.
 ///
 /// `random` is 64 fresh random bits. The choice is entered into `affinity` where the Service keeps sessions.
 pub fn select<'s>(
@@ -82,51 +84,61 @@ pub fn select<'s>(
     let dialled = request.dialled;
     let refuse = |reason| NoEndpoint { service: service.id.clone(), port: dialled.port(), reason };
     let port = service.port(dialled.port()).ok_or_else(|| refuse(NoEndpointReason::NoSuchPort))?;
-    let candidates = Choice::new(port, dialled.ip(), request, now);
-    if candidates.indices.is_empty() {
+    let choice = Choice::new(port, dialled.ip(), request, now);
+    if choice.indices.is_empty() {
         return Err(refuse(why_empty(service, port, dialled.ip())));
     }
 
     let SessionAffinity::ClientIp { timeout } = service.session_affinity else {
-        return candidates.of_two(random).ok_or_else(|| refuse(candidates.why_none()));
+        return choice.by_algorithm(random).ok_or_else(|| refuse(choice.why_none()));
     };
     let client = request.client.to_canonical();
     let choose = |last: Option<SocketAddr>| {
-        last.and_then(|address| candidates.kept(address)).or_else(|| candidates.of_two(random))
+        last.and_then(|address| choice.kept(address)).or_else(|| choice.by_algorithm(random))
     };
     affinity
         .send((&service.id, port.port, client), timeout, now, choose)
-        .ok_or_else(|| refuse(candidates.why_none()))
+        .ok_or_else(|| refuse(choice.why_none()))
 }
 
 /// The endpoint with this address, where a session is with it: as long as it may be used.
 pub fn kept(port: &ServicePort, address: SocketAddr, carries: Carries, now: Instant) -> Option<&Endpoint> {
-    let request = &Request { client: address.ip(), dialled: address, excluding: &[], carries };
+    let request = &Request { client: address.ip(), dialled: address, excluding: &[], carries, hash: None };
     Choice::new(port, address.ip(), request, now).kept(address)
 }
 
 /// The candidates of one port and family, without those that were tried.
 struct Choice<'s, 'r> {
-    endpoints: &'s [Endpoint],
-    /// Ascending, hence in the order of the addresses.
+    port: &'s ServicePort,
+    reachable: &'s Reachable,
+    /// Those of them that count now, ascending, hence in the order of the addresses.
     indices: &'s [u32],
-    excluding: &'r [SocketAddr],
-    carries: Carries,
+    request: &'r Request<'r>,
     now: Instant,
 }
 
 impl<'s, 'r> Choice<'s, 'r> {
-    fn new(port: &'s ServicePort, dialled: IpAddr, request: &Request<'r>, now: Instant) -> Self {
-        let Request { excluding, carries, .. } = *request;
-        Self { endpoints: &port.endpoints, indices: port.candidates.like(dialled), excluding, carries, now }
+    fn new(port: &'s ServicePort, dialled: IpAddr, request: &'r Request<'r>, now: Instant) -> Self {
+        let reachable = port.candidates.like(dialled);
+        let indices = match &reachable.spill {
+            Some(spill) if port.load.is_wary() && is_short(port, reachable, spill.least) => &spill.all,
+            _ => &reachable.near,
+        };
+        Self { port, reachable, indices, request, now }
     }
 
-    /// The candidate with this address, unless it is ejected.
+    /// The endpoint with this address, unless it is ejected. However far away: what is there already stays.
     fn kept(&self, address: SocketAddr) -> Option<&'s Endpoint> {
-        let place =
-            self.indices.binary_search_by_key(&address, |&index| self.endpoints[index as usize].address);
-        let endpoint = self.allowed(place.ok()?)?;
-        (!is_ejected(endpoint) || self.is_panic()).then_some(endpoint)
+        let endpoint = self.port.candidate(address).filter(|endpoint| self.is_allowed(endpoint))?;
+        (!self.is_out(endpoint) || self.is_panic()).then_some(endpoint)
+    }
+
+    fn by_algorithm(&self, random: u64) -> Option<&'s Endpoint> {
+        match (&self.port.traffic.balancing.algorithm, &self.reachable.table, self.request.hash) {
+            (Algorithm::RoundRobin, ..) => self.in_turn(random),
+            (Algorithm::ConsistentHash(_), Some(table), Some(hash)) => self.hashed(table, hash),
+            _ => self.of_two(random),
+        }
     }
 
     /// Power of two choices.
@@ -135,7 +147,7 @@ impl<'s, 'r> Choice<'s, 'r> {
         let first = scale(random as u32, count);
         // Another one than the first, each as likely as the next.
         let second = (first + 1 + scale((random >> 32) as u32, count - 1)) % count;
-        let usable = |place| self.allowed(place).filter(|endpoint| !is_ejected(endpoint));
+        let usable = |place| self.allowed(place).filter(|endpoint| !self.is_out(endpoint));
         match (usable(first), usable(second)) {
             (Some(first), Some(second)) => Some(self.better(first, second, random)),
             _ => self.of_those_left(random, first),
@@ -145,55 +157,152 @@ impl<'s, 'r> Choice<'s, 'r> {
     /// The same where some have failed or are ejected: rare enough to look at each.
     fn of_those_left(&self, random: u64, first: usize) -> Option<&'s Endpoint> {
         let allowed = || (0..self.indices.len()).filter_map(|place| self.allowed(place));
-        let mut ejected = allowed().filter(|endpoint| is_ejected(endpoint));
+        let mut ejected = allowed().filter(|endpoint| self.is_out(endpoint));
         if let Some(endpoint) = ejected.find(|endpoint| outlier::is_to_probe(&endpoint.load, self.now)) {
             return Some(endpoint);
         }
         let all_count = self.is_panic();
-        let usable = || allowed().filter(|endpoint| all_count || !is_ejected(endpoint));
+        let usable = || allowed().filter(|endpoint| all_count || !self.is_out(endpoint));
         let count = usable().count();
         if count == 0 {
-            // The others have failed this very request: it loses nothing by one that is ejected.
-            let count = self.indices.len();
-            return (0..count).find_map(|step| self.allowed((first + step) % count));
+            return self.rather_than_none(first);
         }
         let one = scale(random as u32, count);
         let other = (one + 1 + scale((random >> 32) as u32, count - 1)) % count;
         Some(self.better(usable().nth(one)?, usable().nth(other)?, random))
     }
 
+    /// The first if they are equal.
+    fn better(&self, first: &'s Endpoint, second: &'s Endpoint, random: u64) -> &'s Endpoint {
+        // Bits that depend on all of them, for the choice of the two has used them up.
+        let bits = ((random ^ random >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32;
+        let balancing = &self.port.traffic.balancing;
+        let (slow_start, now) = (balancing.slow_start, self.now);
+        let is_second = match (&balancing.algorithm, self.request.carries) {
+            (Algorithm::PeakEwma, Carries::Connection) => second.load.open() < first.load.open(),
+            (Algorithm::PeakEwma, Carries::Request) => {
+                return latency::better(first, second, slow_start, now, bits);
+            }
+            (Algorithm::LeastRequest, _) => {
+                let [first, second] = [first, second].map(|endpoint| {
+                    f64::from(endpoint.load.open() + 1) / weight(&endpoint.load, slow_start, now)
+                });
+                second < first
+            }
+            _ => gives_way(first, second, slow_start, now, bits),
+        };
+        if is_second { second } else { first }
+    }
+
+    /// The next one after who had the last turn, whoever has come or gone since.
+    fn in_turn(&self, random: u64) -> Option<&'s Endpoint> {
+        let count = self.indices.len();
+        let is_ipv4 = std::ptr::eq(self.reachable, &self.port.candidates.v4);
+        self.port.load.take_turn(is_ipv4, |last| {
+            let next = match *last {
+                Some(last) => self.indices.partition_point(|&index| self.at(index).address <= last) % count,
+                // Not all nodes begin with the same one.
+                None => scale(random as u32, count),
+            };
+            let mut fit = (next..count).chain(0..next).filter_map(|place| self.fit(place));
+            let chosen = match fit.next() {
+                None => self.rather_than_none(next),
+                Some(first) => {
+                    let slow_start = self.port.traffic.balancing.slow_start;
+                    let gives_way = |second: &&Endpoint| {
+                        gives_way(first, second, slow_start, self.now, (random >> 32) as u32)
+                    };
+                    let second = if slow_start.is_zero() { None } else { fit.next().filter(gives_way) };
+                    second.or(Some(first))
+                }
+            };
+            *last = chosen.map(|endpoint| endpoint.address).or(*last);
+            chosen
+        })
+    }
+
+    /// The one that the hash leads to, or where that is not fit, the one that it is the most for of the others: so that what leads
+    /// to one that fails is shared out among all, and nothing else moves.
+    fn hashed(&self, table: &HashTable, hash: u64) -> Option<&'s Endpoint> {
+        let first = hashing::place(table, hash);
+        let endpoint = self.at(self.reachable.near[first]);
+        if self.is_fit(endpoint) {
+            return Some(endpoint);
+        }
+        let allowed = || (0..self.indices.len()).filter_map(|place| self.allowed(place));
+        let of = |endpoint: &&Endpoint| hashing::rank(hash, endpoint.address);
+        let usable = allowed().filter(|endpoint| !self.is_out(endpoint)).max_by_key(of);
+        usable.or_else(|| allowed().max_by_key(of))
+    }
+
+    /// The endpoint at this place, if it is as good as any, or for this request to try again.
+    fn fit(&self, place: usize) -> Option<&'s Endpoint> {
+        Some(self.at(self.indices[place])).filter(|endpoint| self.is_fit(endpoint))
+    }
+
+    fn is_fit(&self, endpoint: &Endpoint) -> bool {
+        self.is_allowed(endpoint)
+            && (!self.is_out(endpoint) || outlier::is_to_probe(&endpoint.load, self.now) || self.is_panic())
+    }
+
+    /// The others have failed this very request: it loses nothing by one that is ejected.
+    fn rather_than_none(&self, first: usize) -> Option<&'s Endpoint> {
+        let count = self.indices.len();
+        (first..count).chain(0..first).find_map(|place| self.allowed(place))
+    }
+
     /// What is in the way of all.
     fn why_none(&self) -> NoEndpointReason {
-        let mut addresses = self.indices.iter().map(|&index| self.endpoints[index as usize].address);
-        match addresses.all(|address| self.excluding.contains(&address)) {
+        let mut addresses = self.indices.iter().map(|&index| self.at(index).address);
+        match addresses.all(|address| self.request.excluding.contains(&address)) {
             true => NoEndpointReason::AllTried,
             false => NoEndpointReason::AllFull,
         }
     }
 
-    /// The first if they are equal.
-    fn better(&self, first: &'s Endpoint, second: &'s Endpoint, random: u64) -> &'s Endpoint {
-        match self.carries {
-            Carries::Connection if second.load.open() < first.load.open() => second,
-            Carries::Connection => first,
-            // Bits that depend on all of them, for the choice of the two has used them up.
-            Carries::Request => {
-                let bits = (random ^ random >> 31).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-                latency::better(first, second, self.now, bits as u32)
-            }
-        }
+    fn is_panic(&self) -> bool {
+        let ejected = self.indices.iter().filter(|&&index| is_ejected(self.at(index)));
+        outlier::is_panic(&self.port.traffic.outliers, ejected.count(), self.indices.len())
     }
 
-    fn is_panic(&self) -> bool {
-        let ejected = self.indices.iter().filter(|&&index| is_ejected(&self.endpoints[index as usize]));
-        outlier::is_panic(ejected.count(), self.indices.len())
+    /// Whether the endpoint is ejected. The port learns of it here, where another one that shares the endpoint has done it.
+    fn is_out(&self, endpoint: &Endpoint) -> bool {
+        let is_out = is_ejected(endpoint);
+        if is_out && !self.port.load.is_wary() {
+            self.port.load.set_wary(true);
+        }
+        is_out
     }
 
     fn allowed(&self, place: usize) -> Option<&'s Endpoint> {
-        let endpoint = &self.endpoints[self.indices[place] as usize];
-        let is_full = self.carries == Carries::Request && endpoint.load.waiting() >= MOST_WAITING;
-        (!is_full && !self.excluding.contains(&endpoint.address)).then_some(endpoint)
+        Some(self.at(self.indices[place])).filter(|endpoint| self.is_allowed(endpoint))
     }
+
+    /// Whether the request may go there: it is not full, and has not failed it.
+    fn is_allowed(&self, endpoint: &Endpoint) -> bool {
+        let is_full = || {
+            let most = self.port.traffic.caps.pending;
+            most.is_some_and(|most| endpoint.load.waiting() >= most)
+        };
+        let Request { carries, excluding, .. } = self.request;
+        (*carries == Carries::Connection || !is_full()) && !excluding.contains(&endpoint.address)
+    }
+
+    fn at(&self, index: u32) -> &'s Endpoint {
+        &self.port.endpoints[index as usize]
+    }
+}
+
+/// Whether so few of the near endpoints are fit that others are to help out.
+fn is_short(port: &ServicePort, reachable: &Reachable, least: usize) -> bool {
+    let ejected =
+        reachable.all().iter().filter(|&&index| is_ejected(&port.endpoints[index as usize])).count();
+    if ejected == 0 {
+        port.load.set_wary(false);
+        return false;
+    }
+    let fit = reachable.near.iter().filter(|&&index| !is_ejected(&port.endpoints[index as usize]));
+    fit.count() < least
 }
 
 fn is_ejected(endpoint: &Endpoint) -> bool {
@@ -216,3 +325,6 @@ fn why_empty(service: &Service, port: &ServicePort, dialled: IpAddr) -> NoEndpoi
         NoEndpointReason::NoneReady
     }
 }
+
+#[cfg(test)]
+mod tests;

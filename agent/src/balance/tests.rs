@@ -6,20 +6,30 @@ use std::time::{Duration, Instant};
 
 use expect_test::{Expect, expect};
 
-use super::outlier::Verdict;
 use super::*;
 use crate::model::{
-    Endpoint, EndpointLoad, NodeInfo, ObjectRef, Service, ServicePort, SessionAffinity, Standing,
-    TrafficDistribution, TrafficScope,
+    Endpoint, EndpointLoad, NodeInfo, ObjectRef, Service, ServicePort, SessionAffinity, TrafficDistribution,
+    TrafficScope, TrafficSettings,
 };
 
 /// A Service on port 80 with these endpoints, one a line, seen from node n1 in zone z1. A line is an address and
 /// words: `ready`, `serving`, `terminating`, `node=`, `zone=`, `for-node=`, `for-zone=`.
-fn service(scope: TrafficScope, distribution: TrafficDistribution, endpoints: &str) -> Service {
+pub(super) fn service(scope: TrafficScope, distribution: TrafficDistribution, endpoints: &str) -> Service {
+    service_with(TrafficSettings::default(), scope, distribution, endpoints)
+}
+
+/// One whose port is treated like this.
+pub(super) fn service_with(
+    traffic: TrafficSettings,
+    scope: TrafficScope,
+    distribution: TrafficDistribution,
+    endpoints: &str,
+) -> Service {
     let mut endpoints: Vec<Endpoint> =
         endpoints.lines().map(str::trim).filter(|line| !line.is_empty()).map(endpoint).collect();
     endpoints.sort_by_key(|endpoint| endpoint.address);
     let node = NodeInfo { name: "n1".into(), zone: Some("z1".into()) };
+    let topology = Topology { scope, distribution, node: &node };
     Service {
         id: ObjectRef::new("shop", "web"),
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
@@ -27,9 +37,10 @@ fn service(scope: TrafficScope, distribution: TrafficDistribution, endpoints: &s
             name: "".into(),
             port: 80,
             app_protocol: None,
-            candidates: candidates(&endpoints, scope, distribution, &node),
-            traffic: std::sync::Arc::default(),
+            candidates: candidates(&endpoints, topology, &traffic.balancing, None),
+            traffic: std::sync::Arc::new(traffic),
             endpoints: endpoints.into(),
+            load: Default::default(),
         }],
         session_affinity: SessionAffinity::None,
         internal_traffic: scope,
@@ -40,11 +51,16 @@ fn service(scope: TrafficScope, distribution: TrafficDistribution, endpoints: &s
 
 /// One with so many endpoints that are ready.
 pub(super) fn ready(endpoints: usize) -> Service {
-    let lines: String = (1..=endpoints).map(|number| format!("10.1.0.{number}:80 ready\n")).collect();
-    service(Cluster, Anywhere, &lines)
+    ready_with(TrafficSettings::default(), endpoints)
 }
 
-fn endpoint(line: &str) -> Endpoint {
+/// One with so many endpoints that are ready, whose port is treated like this.
+pub(super) fn ready_with(traffic: TrafficSettings, endpoints: usize) -> Service {
+    let lines: String = (1..=endpoints).map(|number| format!("10.1.0.{number}:80 ready\n")).collect();
+    service_with(traffic, Cluster, Anywhere, &lines)
+}
+
+pub(super) fn endpoint(line: &str) -> Endpoint {
     let (address, words) = line.split_once(' ').unwrap_or((line, ""));
     let has = |word: &str| words.split(' ').any(|it| it == word);
     let value = |key: &str| words.split(' ').find_map(|it| it.strip_prefix(key));
@@ -62,13 +78,18 @@ fn endpoint(line: &str) -> Endpoint {
     }
 }
 
-fn chosen(service: &Service, dialled: &str, excluding: &[SocketAddr]) -> Result<Vec<String>, NoEndpoint> {
+pub(super) fn chosen(
+    service: &Service,
+    dialled: &str,
+    excluding: &[SocketAddr],
+) -> Result<Vec<String>, NoEndpoint> {
     let affinity = AffinityTable::new(0);
     let request = Request {
         client: "10.1.0.1".parse().unwrap(),
         dialled: dialled.parse().unwrap(),
         excluding,
         carries: Carries::Connection,
+        hash: None,
     };
     let mut all = BTreeMap::new();
     let mut random = fastrand::Rng::with_seed(7);
@@ -251,6 +272,7 @@ fn connections_spread_evenly() {
         dialled: "10.0.0.1:80".parse().unwrap(),
         excluding: &[],
         carries: Carries::Connection,
+        hash: None,
     };
     let mut random = fastrand::Rng::with_seed(1);
     let open: Vec<_> = (0..2_000)
@@ -276,6 +298,7 @@ fn sessions() {
             dialled: "10.0.0.1:80".parse().unwrap(),
             excluding,
             carries: Carries::Connection,
+            hash: None,
         };
         let now = start + Duration::from_secs(seconds);
         select(service, &request, &affinity, now, random.u64(..)).unwrap().address
@@ -290,10 +313,10 @@ fn sessions() {
     assert_eq!(at(&service, 952, "10.1.0.9", &[]), second);
     // Its endpoint is gone.
     let index = service.ports[0].endpoints.iter().position(|it| it.address == second).unwrap() as u32;
-    service.ports[0].candidates.v4 = (0..3).filter(|it| *it != index).collect();
+    service.ports[0].candidates.v4 = (0..3).filter(|it| *it != index).collect::<Vec<_>>().into();
     assert_ne!(at(&service, 953, "10.1.0.9", &[]), second);
     // Too long ago.
-    service.ports[0].candidates.v4 = (0..3).collect();
+    service.ports[0].candidates.v4 = [0, 1, 2].into();
     let sent: std::collections::BTreeSet<_> =
         (0..50).map(|step| at(&service, 10_000 + step * 61, "10.1.0.9", &[])).collect();
     assert_eq!(sent.len(), 3);
@@ -345,229 +368,6 @@ fn the_affinity_table_is_bounded() {
     assert!(send(99_999, |endpoint, last| last.map(|_| endpoint)), "the last one is remembered");
 }
 
-/// Tells of verdicts on endpoints and asks where connections may go, as a table: `0 .1 gateway*5` are five gateway failures of
-/// 10.1.0.1 at the start, `12 ?` asks for all choices of many at that second. The words are verdicts, the answer is what followed.
-fn ejections(endpoints: usize, steps: &str, expect: Expect) {
-    let lines: String = (1..=endpoints).map(|number| format!("10.1.0.{number}:80 ready\n")).collect();
-    let service = service(Cluster, Anywhere, &lines);
-    let (port, start) = (&service.ports[0], Instant::now());
-    let mut shown = String::new();
-    for step in steps.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        let words: Vec<&str> = step.split(' ').collect();
-        let now = start + Duration::from_secs_f64(words[0].parse().unwrap());
-        let outcome = if words[1] == "?" {
-            let (affinity, mut random) = (AffinityTable::new(0), fastrand::Rng::with_seed(1));
-            let request = Request {
-                client: "10.1.0.9".parse().unwrap(),
-                dialled: "10.0.0.1:80".parse().unwrap(),
-                excluding: &[],
-                carries: Carries::Connection,
-            };
-            let mut chosen: BTreeMap<SocketAddr, u32> = BTreeMap::new();
-            for _ in 0..100 {
-                let endpoint = select(&service, &request, &affinity, now, random.u64(..)).unwrap();
-                *chosen.entry(endpoint.address).or_default() += 1;
-            }
-            let share = |(address, count): (&SocketAddr, &u32)| match count {
-                1 => format!("{} once", address.ip()),
-                _ => address.ip().to_string(),
-            };
-            chosen.iter().map(share).collect::<Vec<_>>().join(", ")
-        } else {
-            let address = format!("10.1.0{}:80", words[1]).parse().unwrap();
-            let (verdict, times) = words[2].split_once('*').unwrap_or((words[2], "1"));
-            let verdict = match verdict {
-                "good" => Verdict::Good,
-                "connected" => Verdict::Connected,
-                "error" => Verdict::ServerError,
-                "gateway" => Verdict::GatewayFailure,
-                other => panic!("{other}"),
-            };
-            let endpoint = port.candidate(address).unwrap();
-            let changes =
-                (0..times.parse().unwrap()).filter_map(|_| outlier::judge(port, endpoint, verdict, now, 0.5));
-            changes.map(|change| format!("{change:?}")).collect::<Vec<_>>().join(", ")
-        };
-        shown += &format!("{step}: {}\n", if outcome.is_empty() { "-" } else { &outcome });
-    }
-    expect.assert_eq(&shown);
-}
-
-#[test]
-fn endpoints_that_fail_are_left_alone_and_tried_again_once() {
-    ejections(
-        3,
-        "0 .1 error*4
-         0 .1 good
-         0 .1 error*5
-         1 .1 gateway*9
-         1 .1 good
-         9 ?
-         11 ?
-         12 .1 gateway
-         20 ?
-         34 ?
-         35 .1 good
-         36 ?",
-        expect![[r#"
-            0 .1 error*4: -
-            0 .1 good: -
-            0 .1 error*5: Ejected { reason: ConsecutiveServerErrors, lasts: 10.5s }
-            1 .1 gateway*9: -
-            1 .1 good: -
-            9 ?: 10.1.0.2, 10.1.0.3
-            11 ?: 10.1.0.1 once, 10.1.0.2, 10.1.0.3
-            12 .1 gateway: Ejected { reason: FailedProbe, lasts: 21s }
-            20 ?: 10.1.0.2, 10.1.0.3
-            34 ?: 10.1.0.1 once, 10.1.0.2, 10.1.0.3
-            35 .1 good: Returned
-            36 ?: 10.1.0.1, 10.1.0.2, 10.1.0.3
-        "#]],
-    );
-}
-
-#[test]
-fn the_reason_is_what_all_of_the_failures_were() {
-    ejections(
-        6,
-        "0 .1 gateway*4
-         0 .1 error*1
-         1 .2 error*1
-         1 .2 gateway*5
-         2 .3 gateway*4
-         2 .3 connected
-         2 .3 gateway*4
-         3 ?",
-        expect![[r#"
-            0 .1 gateway*4: -
-            0 .1 error*1: Ejected { reason: ConsecutiveServerErrors, lasts: 10.5s }
-            1 .2 error*1: -
-            1 .2 gateway*5: Ejected { reason: ConsecutiveServerErrors, lasts: 10.5s }
-            2 .3 gateway*4: -
-            2 .3 connected: -
-            2 .3 gateway*4: -
-            3 ?: 10.1.0.3, 10.1.0.4, 10.1.0.5, 10.1.0.6
-        "#]],
-    );
-}
-
-#[test]
-fn no_more_than_half_is_left_alone() {
-    ejections(
-        1,
-        "0 .1 error*20\n1 ?",
-        expect![[r#"
-        0 .1 error*20: -
-        1 ?: 10.1.0.1
-    "#]],
-    );
-    ejections(
-        2,
-        "0 .1 error*20\n0 .2 error*20\n1 ?",
-        expect![[r#"
-        0 .1 error*20: Ejected { reason: ConsecutiveServerErrors, lasts: 10.5s }
-        0 .2 error*20: -
-        1 ?: 10.1.0.2
-    "#]],
-    );
-    ejections(
-        3,
-        "0 .1 error*20\n0 .2 error*20\n1 ?",
-        expect![[r#"
-        0 .1 error*20: Ejected { reason: ConsecutiveServerErrors, lasts: 10.5s }
-        0 .2 error*20: -
-        1 ?: 10.1.0.2, 10.1.0.3
-    "#]],
-    );
-}
-
-#[test]
-fn ejections_grow_longer_until_they_are_forgiven() {
-    let service = service(Cluster, Anywhere, "10.1.0.1:80 ready\n10.1.0.2:80 ready");
-    let port = &service.ports[0];
-    let mut now = Instant::now();
-    let mut eject = |pause: u64, random: f64| {
-        now += Duration::from_secs(pause);
-        let judge = |verdict| outlier::judge(port, &port.endpoints[0], verdict, now, random);
-        match (0..5).find_map(|_| judge(Verdict::ServerError)) {
-            Some(outlier::Change::Ejected { lasts, .. }) => {
-                now += lasts;
-                assert_eq!(judge_at(port, now), Some(outlier::Change::Returned));
-                lasts.as_secs_f64().round() as u64
-            }
-            other => panic!("{other:?}"),
-        }
-    };
-    fn judge_at(port: &ServicePort, now: Instant) -> Option<outlier::Change> {
-        outlier::judge(port, &port.endpoints[0], Verdict::Good, now, 0.0)
-    }
-    assert_eq!([eject(0, 0.0), eject(1, 0.0), eject(1, 1.0)], [10, 20, 33]);
-    let last = (0..40).map(|_| eject(1, 0.0)).last();
-    assert_eq!(last, Some(300));
-    assert_eq!(eject(301, 0.0), 10, "it has behaved for five minutes");
-}
-
-/// More endpoints may turn out to be ejected than one Service would have let be: they are shared, and others leave.
-#[test]
-fn when_most_are_ejected_all_count() {
-    let mut service = service(
-        Cluster,
-        Anywhere,
-        "10.1.0.1:80 ready\n10.1.0.2:80 ready\n10.1.0.3:80 ready\n10.1.0.4:80 ready",
-    );
-    let start = Instant::now();
-    for endpoint in &service.ports[0].endpoints[..2] {
-        for _ in 0..5 {
-            outlier::judge(&service.ports[0], endpoint, Verdict::GatewayFailure, start, 0.0);
-        }
-    }
-    assert_eq!(chosen(&service, "10.0.0.1:80", &[]).unwrap(), ["10.1.0.3:80", "10.1.0.4:80"]);
-    assert!(
-        kept(&service.ports[0], "10.1.0.1:80".parse().unwrap(), Carries::Request, start).is_none(),
-        "a session leaves it"
-    );
-    service.ports[0].candidates.v4 = [0, 1, 2].into();
-    assert_eq!(chosen(&service, "10.0.0.1:80", &[]).unwrap(), ["10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"]);
-    assert!(
-        kept(&service.ports[0], "10.1.0.1:80".parse().unwrap(), Carries::Request, start).is_some(),
-        "there is nowhere to go"
-    );
-    // What has failed this very request is worse than what is ejected.
-    service.ports[0].candidates.v4 = [0, 3].into();
-    let tried = ["10.1.0.4:80".parse().unwrap()];
-    assert_eq!(chosen(&service, "10.0.0.1:80", &tried).unwrap(), ["10.1.0.1:80"]);
-}
-
-#[test]
-fn sessions_leave_an_endpoint_that_is_ejected_and_stay_away() {
-    let timeout = Duration::from_secs(60);
-    let mut service = service(Cluster, Anywhere, "10.1.0.1:80 ready\n10.1.0.2:80 ready");
-    service.session_affinity = SessionAffinity::ClientIp { timeout };
-    let (affinity, start, mut random) =
-        (AffinityTable::new(1_000), Instant::now(), fastrand::Rng::with_seed(1));
-    let mut at = |seconds: u64| {
-        let request = Request {
-            client: "10.1.0.9".parse().unwrap(),
-            dialled: "10.0.0.1:80".parse().unwrap(),
-            excluding: &[],
-            carries: Carries::Connection,
-        };
-        select(&service, &request, &affinity, start + Duration::from_secs(seconds), random.u64(..))
-            .unwrap()
-            .clone()
-    };
-    let first = at(0);
-    for _ in 0..5 {
-        outlier::judge(&service.ports[0], &first, Verdict::ServerError, start, 0.0);
-    }
-    assert_eq!(first.load.standing(), Standing::Ejected);
-    let second = at(1);
-    assert_ne!(second.address, first.address);
-    outlier::judge(&service.ports[0], &first, Verdict::Good, start + Duration::from_secs(10), 0.0);
-    assert_eq!(first.load.standing(), Standing::Good);
-    assert!((11..30).all(|seconds| at(seconds).address == second.address));
-}
-
 #[test]
 fn requests_pass_over_what_is_full_and_fail_where_all_is() {
     let service = ready(2);
@@ -577,14 +377,15 @@ fn requests_pass_over_what_is_full_and_fail_where_all_is() {
             dialled: "10.0.0.1:80".parse().unwrap(),
             excluding: &[],
             carries,
+            hash: None,
         };
         let chosen = select(&service, &request, &AffinityTable::new(0), Instant::now(), 0);
         chosen.map(|endpoint| endpoint.address.to_string()).unwrap_or_else(|none| none.to_string())
     };
     let [one, two] = [0, 1].map(|index| &service.ports[0].endpoints[index].load);
-    let mut first: Vec<_> = (0..MOST_WAITING).map(|_| one.wait()).collect();
+    let mut first: Vec<_> = (0..1_024).map(|_| one.wait()).collect();
     assert_eq!(ask(Carries::Request), "10.1.0.2:80");
-    let second: Vec<_> = (0..MOST_WAITING).map(|_| two.wait()).collect();
+    let second: Vec<_> = (0..1_024).map(|_| two.wait()).collect();
     assert_eq!(ask(Carries::Request), "shop/web:80: too many requests wait for every endpoint");
     assert!(ask(Carries::Connection).ends_with(":80"), "connections are not concerned");
     first.pop();

@@ -22,6 +22,9 @@ struct EndpointFigures {
     latency: AtomicU64,
     /// That of `health`, to be read without its lock.
     standing: AtomicU8,
+    /// Answers of all kinds, and the good ones of them; counted where somebody compares them.
+    outcomes: AtomicU32,
+    good_outcomes: AtomicU32,
 }
 
 /// One counted connection or request; see [`EndpointLoad::enter`].
@@ -37,6 +40,15 @@ pub struct WaitGuard(Arc<EndpointFigures>);
 pub struct Latency {
     seconds: f32,
     at: u32,
+}
+
+/// What an endpoint has answered since it was thought of first. The figures go round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcomes {
+    /// All answers, and failures to give one.
+    pub all: u32,
+    /// Those that say nothing against it.
+    pub good: u32,
 }
 
 /// How an endpoint has done of late.
@@ -113,6 +125,19 @@ impl EndpointLoad {
         self.0.latency.update(Relaxed, Relaxed, |packed| change(Latency::unpack(packed)).pack());
     }
 
+    /// Counts an answer, or a failure to give one.
+    pub fn count_outcome(&self, is_good: bool) {
+        self.0.outcomes.fetch_add(1, Relaxed);
+        self.0.good_outcomes.fetch_add(u32::from(is_good), Relaxed);
+    }
+
+    /// What was counted.
+    pub fn outcomes(&self) -> Outcomes {
+        // In this order one that is counted just now is a failure at the worst, and for once.
+        let good = self.0.good_outcomes.load(Relaxed);
+        Outcomes { all: self.0.outcomes.load(Relaxed), good }
+    }
+
     /// How it stands. To be asked for each request: it takes no lock.
     pub fn standing(&self) -> Standing {
         match self.0.standing.load(Relaxed) {
@@ -128,6 +153,13 @@ impl EndpointLoad {
         let result = change(&mut health);
         self.0.standing.store(health.standing() as u8, Relaxed);
         result
+    }
+}
+
+impl Outcomes {
+    /// What has come since.
+    pub fn since(self, before: Self) -> Self {
+        Self { all: self.all.wrapping_sub(before.all), good: self.good.wrapping_sub(before.good) }
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod endpoint_load;
 mod node;
+mod port_load;
 mod service;
 mod service_load;
 mod session;
@@ -12,10 +13,12 @@ mod spiffe;
 mod traffic;
 mod workload;
 
-pub use endpoint_load::{Ejection, EndpointLoad, Health, Latency, LoadGuard, Standing, WaitGuard};
+pub use endpoint_load::{Ejection, EndpointLoad, Health, Latency, LoadGuard, Outcomes, Standing, WaitGuard};
 pub use node::NodeInfo;
+pub use port_load::{Looked, PortGuard, PortLoad, UnderWay};
 pub use service::{
-    Candidates, Declared, Endpoint, Service, ServicePort, SessionAffinity, TrafficDistribution, TrafficScope,
+    Candidates, Declared, Endpoint, HashTable, Reachable, Service, ServicePort, SessionAffinity, Spill,
+    TrafficDistribution, TrafficScope,
 };
 pub use service_load::{RetryTokens, ServiceEvent, ServiceLoad};
 pub use session::{SessionKind, SessionLifetime, SessionPersistence};

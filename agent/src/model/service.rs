@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{EndpointLoad, Name, ObjectRef, ServiceLoad, TrafficSettings, Workload};
+use super::{EndpointLoad, Name, ObjectRef, PortLoad, ServiceLoad, TrafficSettings, Workload};
 
 /// A Kubernetes Service with at least one cluster IP. Headless Services have no address of their own: a client
 /// dials a pod, and the dialled pod is what it gets.
@@ -48,6 +48,8 @@ pub struct ServicePort {
     pub candidates: Candidates,
     /// How its connections and requests are treated.
     pub traffic: Arc<TrafficSettings>,
+    /// What this node has under way there; the same in every snapshot.
+    pub load: PortLoad,
 }
 
 /// What a Service says is spoken on one of its ports.
@@ -82,27 +84,80 @@ impl ServicePort {
 
     /// The endpoint with this address, if a connection from this node may go to it.
     pub fn candidate(&self, address: SocketAddr) -> Option<&Endpoint> {
-        let candidates = self.candidates.like(address.ip());
+        let candidates = self.candidates.like(address.ip()).all();
         let place =
             candidates.binary_search_by_key(&address, |&index| self.endpoints[index as usize].address);
         Some(&self.endpoints[candidates[place.ok()?] as usize])
     }
 }
 
-/// The endpoints of one port that a connection may go to, per address family, as ascending indices into
-/// [`ServicePort::endpoints`]. Worked out once per change, so that a connection need not look at every endpoint.
+/// The endpoints of one port that a connection may go to, per address family. Worked out once per change, so
+/// that a connection need not look at every endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Candidates {
     /// For clients that dialled an IPv4 address.
-    pub v4: Box<[u32]>,
+    pub v4: Reachable,
     /// For clients that dialled an IPv6 address.
-    pub v6: Box<[u32]>,
+    pub v6: Reachable,
 }
+
+/// The endpoints of one port and address family that a connection may go to, as ascending indices into
+/// [`ServicePort::endpoints`], hence in the order of their addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reachable {
+    /// Those that it goes to while enough of them are fit.
+    pub near: Box<[u32]>,
+    /// Those that it goes to else, where there are others and the port wants them used.
+    pub spill: Option<Spill>,
+    /// Which of `near` a hash leads to, where the port goes by hashes.
+    pub table: Option<HashTable>,
+}
+
+/// Endpoints that are further away, and when they are used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spill {
+    /// Near and far.
+    pub all: Box<[u32]>,
+    /// With fewer of the near ones fit than this.
+    pub least: usize,
+}
+
+/// Leads from a hash to an endpoint (`balance` makes it). Clones share it.
+#[derive(Clone, Debug)]
+pub struct HashTable {
+    /// The endpoints that it was made for.
+    pub of: Arc<[SocketAddr]>,
+    /// For each remainder of a hash a place in `of`.
+    pub slots: Arc<[u16]>,
+}
+
+/// It follows from the endpoints alone.
+impl PartialEq for HashTable {
+    fn eq(&self, other: &Self) -> bool {
+        self.of == other.of
+    }
+}
+
+impl Eq for HashTable {}
 
 impl Candidates {
     /// Those of the address's family.
-    pub fn like(&self, address: IpAddr) -> &[u32] {
+    pub fn like(&self, address: IpAddr) -> &Reachable {
         if address.to_canonical().is_ipv4() { &self.v4 } else { &self.v6 }
+    }
+}
+
+impl Reachable {
+    /// All that a connection may ever go to.
+    pub fn all(&self) -> &[u32] {
+        self.spill.as_ref().map_or(&self.near, |spill| &spill.all)
+    }
+}
+
+impl<T: Into<Box<[u32]>>> From<T> for Reachable {
+    /// Just these.
+    fn from(near: T) -> Self {
+        Self { near: near.into(), spill: None, table: None }
     }
 }
 

@@ -43,12 +43,16 @@ pub enum ServiceEvent {
     RetriedElsewhere,
     /// It would have been, but the upstream wants to be left alone for too long.
     RetryAfterTooLong,
+    /// It would have been, but as many were being sent again as may.
+    RetriesCapped,
     /// An endpoint was ejected for answers of the kind 5xx in a row.
     EjectedForServerErrors,
     /// For gateway errors or failed connections in a row.
     EjectedForGatewayFailures,
     /// For it failed again when its time was over.
     EjectedForFailedProbe,
+    /// For it answered well less often than the others.
+    EjectedForSuccessRate,
 }
 
 impl ServiceLoad {
@@ -80,13 +84,15 @@ impl ServiceLoad {
 
 impl ServiceEvent {
     /// Every event, in the order of the declaration.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Retried,
         Self::RetryBudgetSpent,
         Self::RetriedElsewhere,
         Self::RetryAfterTooLong,
+        Self::RetriesCapped,
         Self::EjectedForServerErrors,
         Self::EjectedForGatewayFailures,
         Self::EjectedForFailedProbe,
+        Self::EjectedForSuccessRate,
     ];
 }

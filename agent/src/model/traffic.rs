@@ -36,7 +36,7 @@ pub struct TrafficSettings {
 pub struct Balancing {
     /// How one is chosen.
     pub algorithm: Algorithm,
-    /// In this time an endpoint that is new comes to have its full share; zero: at once.
+    /// In this time an endpoint that is new comes to have its full share; zero: at once. Hashes take no notice of it.
     pub slow_start: Duration,
     /// Where the Service keeps to what is near: with less than this share of the near endpoints fit to be used, in percent, those
     /// that are further away are used too. 0: only when none is.
@@ -101,7 +101,7 @@ pub struct SuccessRate {
     pub least_requests: u32,
     /// Nor is anything said with fewer endpoints than this.
     pub least_endpoints: u32,
-    /// Below the mean by this many standard deviations, in thousandths.
+    /// Below the mean by this many standard deviations, in thousandths, and by five of a hundred answers.
     pub deviations: u32,
 }
 
@@ -149,7 +149,7 @@ pub struct TrafficTimeouts {
     pub request: Option<Duration>,
     /// One attempt.
     pub per_try: Option<Duration>,
-    /// A connection on which nothing moves, in either direction, requests or not.
+    /// A connection on which nothing moves, in either direction; of one that carries requests, while none of them is under way.
     pub idle: Option<Duration>,
     /// The making of a connection; None: what the agent has for all.
     pub connect: Option<Duration>,

@@ -13,12 +13,15 @@ mod detect;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod http;
+mod idle;
 mod inbound;
 mod outbound;
 mod reach;
 mod relay;
 mod splice;
 mod tasks;
+#[cfg(test)]
+mod testkit;
 pub mod tunnel;
 mod upstream;
 mod worker;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -16,8 +17,9 @@ use super::relay::relay;
 use super::tunnel::stream;
 use super::upstream;
 use super::worker::{Fate, Here};
+use crate::balance::caps;
 use crate::capture::PodNet;
-use crate::model::{LoadGuard, Service};
+use crate::model::{LoadGuard, PortGuard, Service, UnderWay};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 
@@ -55,8 +57,9 @@ async fn relayed(proxy: &Arc<Proxy>, here: &Arc<Here>, captured: &Captured, boun
     let service = snapshot.service(captured.dialled.ip()).map(|service| &service.id);
     // On the heap, so that a connection that stands does not carry the room for finding its way.
     match Box::pin(reached(proxy, here, &snapshot, captured, bound, &client)).await {
-        Ok(Reached { upstream, assurance, address, _load }) => {
+        Ok(Reached { upstream, assurance, address, idle, _counted }) => {
             let meter = reach::record(proxy, &snapshot, captured, address, service, &assurance);
+            let meter = meter.ending_when_idle(idle);
             // The snapshot of then is not held for as long as the connection stands.
             drop(snapshot);
             let reason = match upstream {
@@ -79,8 +82,10 @@ struct Reached {
     upstream: Upstream,
     assurance: Assurance,
     address: SocketAddr,
-    /// None where a pod's own address was dialled: nothing is chosen by how busy it is.
-    _load: Option<LoadGuard>,
+    /// How long nothing may move.
+    idle: Option<Duration>,
+    /// None where a pod's own address was dialled: nothing is chosen by how busy it is, and nothing caps that.
+    _counted: Option<(LoadGuard, Option<PortGuard>)>,
 }
 
 async fn reached(
@@ -91,23 +96,31 @@ async fn reached(
     bound: Bound,
     client: &TcpStream,
 ) -> Result<Reached, Unreached> {
-    let dial = |to| reach::dial(proxy, here, snapshot, captured, to, upstream::gone(client));
+    let dial = |to, port| reach::dial(proxy, here, snapshot, captured, (to, port), upstream::gone(client));
     let (service, dialled) = match goal(here, snapshot, captured.dialled, &bound)? {
         Goal::Service(service, dialled) => (service, dialled),
         Goal::Pod(address) => {
-            return match dial(address).await {
-                Ok((upstream, assurance)) => Ok(Reached { upstream, assurance, address, _load: None }),
+            return match dial(address, None).await {
+                Ok((upstream, assurance)) => {
+                    Ok(Reached { upstream, assurance, address, idle: None, _counted: None })
+                }
                 Err((reason, assurance)) => Err(Unreached { reason, tried: None, assurance }),
             };
         }
     };
     let mut attempts = Attempts::new(proxy, service, captured.client.ip(), dialled);
+    let port = attempts.port();
+    let place = port.map_or(Ok(None), |port| caps::enter(port, UnderWay::Connections));
+    let full =
+        |_full| Unreached { reason: RefuseReason::Overloaded, tried: None, assurance: Assurance::NONE };
+    let place = place.map_err(full)?;
     loop {
         let (address, load) = attempts.next()?;
-        match dial(address).await {
+        match dial(address, port).await {
             Ok((upstream, assurance)) => {
                 attempts.connected();
-                return Ok(Reached { upstream, assurance, address, _load: Some(load) });
+                let idle = port.and_then(|port| port.traffic.timeouts.idle);
+                return Ok(Reached { upstream, assurance, address, idle, _counted: Some((load, place)) });
             }
             Err(why) => attempts.failed(address, why),
         }

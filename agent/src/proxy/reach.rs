@@ -19,9 +19,11 @@ use super::worker::Here;
 use super::{Proxy, admission, identity};
 use crate::balance::latency;
 use crate::balance::outlier::{self, Change, EjectionReason, Verdict};
+use crate::balance::success_rate;
 use crate::balance::{self, Carries, NoEndpoint, NoEndpointReason, Request};
 use crate::model::{
-    Endpoint, LoadGuard, Name, ObjectRef, Service, ServiceEvent, WaitGuard, Workload, WorkloadUid,
+    Algorithm, Endpoint, HashKey, LoadGuard, Name, ObjectRef, Service, ServiceEvent, ServicePort, WaitGuard,
+    Workload, WorkloadUid,
 };
 use crate::snapshot::Snapshot;
 use crate::telemetry::{ConnectionFacts, Peer, RefuseReason, Reporter, Security};
@@ -71,6 +73,8 @@ pub(super) struct Attempts<'a> {
     /// The one that is being tried, until it is known how that went.
     current: Option<&'a Endpoint>,
     carries: Carries,
+    /// Of what the port goes by, where that goes by hashes.
+    hash: Option<u64>,
     /// Too many requests wait for those that are left.
     is_full: bool,
     waiting: Option<WaitGuard>,
@@ -91,6 +95,7 @@ impl<'a> Attempts<'a> {
             tried: Vec::new(),
             current: None,
             carries: Carries::Connection,
+            hash: service.port(dialled.port()).and_then(|port| hash_of_address(port, client)),
             is_full: false,
             waiting: None,
             last: None,
@@ -98,16 +103,15 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// For a request.
+    /// For a request, with the hash of what its port goes by.
     pub(super) fn for_request(
         proxy: &'a Proxy,
         service: &'a Service,
         client: IpAddr,
         dialled: SocketAddr,
+        hash: Option<u64>,
     ) -> Self {
-        let mut attempts = Self::new(proxy, service, client, dialled);
-        attempts.carries = Carries::Request;
-        attempts
+        Self { carries: Carries::Request, hash, ..Self::new(proxy, service, client, dialled) }
     }
 
     /// The endpoint to try, and its part of the load; else why none is left.
@@ -134,15 +138,15 @@ impl<'a> Attempts<'a> {
     }
 
     fn select(&self) -> Result<&'a Endpoint, NoEndpoint> {
-        let Self { client, dialled, tried, carries, .. } = self;
-        let request = Request { client: *client, dialled: *dialled, excluding: tried, carries: *carries };
+        let Self { client, dialled, ref tried, carries, hash, .. } = *self;
+        let request = Request { client, dialled, excluding: tried, carries, hash };
         balance::select(self.service, &request, &self.proxy.affinity, Instant::now(), fastrand::u64(..))
     }
 
     /// Just this endpoint, which a session is with, if it may be used.
     pub(super) fn kept(&mut self, address: SocketAddr) -> Option<(SocketAddr, LoadGuard)> {
-        let port = self.service.port(self.dialled.port())?;
-        balance::kept(port, address, self.carries, Instant::now()).map(|endpoint| self.enter(endpoint))
+        balance::kept(self.port()?, address, self.carries, Instant::now())
+            .map(|endpoint| self.enter(endpoint))
     }
 
     fn enter(&mut self, endpoint: &'a Endpoint) -> (SocketAddr, LoadGuard) {
@@ -171,19 +175,26 @@ impl<'a> Attempts<'a> {
     /// Says how the endpoint did that is being tried.
     pub(super) fn judge(&mut self, verdict: Verdict) {
         self.waiting = None;
-        let Some((endpoint, port)) = self.current.take().zip(self.service.port(self.dialled.port())) else {
-            return;
-        };
-        let change = outlier::judge(port, endpoint, verdict, Instant::now(), fastrand::f64());
-        let (service, address) = (&self.service.id, endpoint.address);
+        let Some((endpoint, port)) = self.current.take().zip(self.port()) else { return };
+        let now = Instant::now();
+        if let Some(change) = outlier::judge(port, endpoint, verdict, now, fastrand::f64()) {
+            self.tell(endpoint.address, change);
+        }
+        for (address, change) in success_rate::compare(port, now, fastrand::f64) {
+            self.tell(address, change);
+        }
+    }
+
+    fn tell(&self, address: SocketAddr, change: Change) {
+        let service = &self.service.id;
         match change {
-            None => {}
-            Some(Change::Returned) => info!(%service, endpoint = %address, "an endpoint answers again"),
-            Some(Change::Ejected { reason, lasts }) => {
+            Change::Returned => info!(%service, endpoint = %address, "an endpoint answers again"),
+            Change::Ejected { reason, lasts } => {
                 self.service.load.count(match reason {
                     EjectionReason::ConsecutiveServerErrors => ServiceEvent::EjectedForServerErrors,
                     EjectionReason::ConsecutiveGatewayFailures => ServiceEvent::EjectedForGatewayFailures,
                     EjectionReason::FailedProbe => ServiceEvent::EjectedForFailedProbe,
+                    EjectionReason::LowSuccessRate => ServiceEvent::EjectedForSuccessRate,
                 });
                 let seconds = lasts.as_secs_f64();
                 info!(%service, endpoint = %address, ?reason, seconds, "an endpoint is left alone for a while");
@@ -194,6 +205,11 @@ impl<'a> Attempts<'a> {
     /// The Service that they are of.
     pub(super) fn service(&self) -> &'a Service {
         self.service
+    }
+
+    /// The port of it, if it has that.
+    pub(super) fn port(&self) -> Option<&'a ServicePort> {
+        self.service.port(self.dialled.port())
     }
 
     /// Begins anew with another one than this, if there is another.
@@ -228,24 +244,42 @@ impl<'a> Attempts<'a> {
     }
 }
 
-/// The connection, or what was in its way; in both cases with what there is to rely on. Given up when `gone` says so.
+/// Of a connection nothing is known but its client's address.
+fn hash_of_address(port: &ServicePort, client: IpAddr) -> Option<u64> {
+    let Algorithm::ConsistentHash(keys) = &port.traffic.balancing.algorithm else { return None };
+    keys.contains(&HashKey::SourceAddress).then(|| balance::hash_address(client))
+}
+
+/// The connection, or what was in its way; in both cases with what there is to rely on. Made within the time
+/// that the port gives, or else the agent's settings; given up when `gone` says so.
 pub(super) async fn dial(
     proxy: &Arc<Proxy>,
     here: &Arc<Here>,
     snapshot: &Snapshot,
     captured: &Captured,
-    to: SocketAddr,
+    (to, port): (SocketAddr, Option<&ServicePort>),
     gone: impl Future<Output = ()>,
 ) -> Result<(Upstream, Assurance), InTheWay> {
+    let given = port.and_then(|port| port.traffic.timeouts.connect);
+    let within = given.unwrap_or(proxy.settings.connect_timeout);
     let (way, mut assurance) = way(proxy, snapshot, captured, to);
     let mut gone = std::pin::pin!(gone);
     let connected = match way {
         Way::Tunnel(tunnel, destination) => {
-            let wanted = Wanted { from: &captured.net, client: captured.client, to, destination };
+            let wanted = Wanted { from: &captured.net, client: captured.client, to, destination, within };
+            let connecting = tunnel::client::connect(proxy, tunnel, here, wanted);
+            // A tunnel that is yet to be made takes the agent's own time.
+            let too_slow = async {
+                match given {
+                    Some(limit) => tokio::time::sleep(limit).await,
+                    None => std::future::pending().await,
+                }
+            };
             let connected = tokio::select! {
                 biased;
-                connected = tunnel::client::connect(proxy, tunnel, here, wanted) => connected.map(Upstream::Tunnel),
+                connected = connecting => connected.map(Upstream::Tunnel),
                 () = &mut gone => Err(RefuseReason::ClientGone),
+                () = too_slow => Err(RefuseReason::ConnectTimeout),
             };
             match connected {
                 // As the destination's agent has told while it ran (`--on-agent-down`).
@@ -259,7 +293,7 @@ pub(super) async fn dial(
                         );
                     }
                     assurance = Assurance::NONE;
-                    dial_socket(proxy, here, captured, to, gone, None).await
+                    dial_socket(proxy, here, captured, (to, within), gone, None).await
                 }
                 connected => connected,
             }
@@ -267,8 +301,8 @@ pub(super) async fn dial(
         Way::SameNode if !admission::takes_connection(snapshot, to, || captured.source()) => {
             Err(RefuseReason::RateLimited)
         }
-        Way::SameNode => dial_socket(proxy, here, captured, to, gone, Some(captured.client)).await,
-        Way::Plaintext => dial_socket(proxy, here, captured, to, gone, None).await,
+        Way::SameNode => dial_socket(proxy, here, captured, (to, within), gone, Some(captured.client)).await,
+        Way::Plaintext => dial_socket(proxy, here, captured, (to, within), gone, None).await,
     };
     match connected {
         Ok(upstream) => Ok((upstream, assurance)),
@@ -280,14 +314,14 @@ async fn dial_socket(
     proxy: &Proxy,
     here: &Here,
     captured: &Captured,
-    to: SocketAddr,
+    (to, within): (SocketAddr, Duration),
     gone: impl Future<Output = ()>,
     on_behalf_of: Option<SocketAddr>,
 ) -> Result<Upstream, RefuseReason> {
     // The application's bound address, unless the endpoint is of the other family.
     let source = captured.bound.filter(|source| source.is_ipv4() == to.is_ipv4());
     let target = Target { from: &captured.net, to, source, on_behalf_of };
-    upstream::connect(proxy, &here.dialer, gone, target).await.map(Upstream::Socket)
+    upstream::connect_within(within, proxy, &here.dialer, gone, target).await.map(Upstream::Socket)
 }
 
 /// What a connection to the endpoint would rely on if it were made now.

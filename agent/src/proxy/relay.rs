@@ -7,13 +7,15 @@ use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::idle::unmoved;
 use super::splice::{Pipe, Spliced};
 use crate::telemetry::{CloseReason, OpenConnection};
 
@@ -34,11 +36,30 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct Meter {
     records: Vec<OpenConnection>,
+    /// How long nothing may move on it.
+    idle_limit: Option<Duration>,
 }
 
 impl Meter {
     pub(super) fn new(records: Vec<OpenConnection>) -> Self {
-        Self { records }
+        Self { records, idle_limit: None }
+    }
+
+    /// The connection is to end when nothing has moved on it for so long; None: never for this.
+    pub(super) fn ending_when_idle(self, limit: Option<Duration>) -> Self {
+        Self { idle_limit: limit, ..self }
+    }
+
+    /// Carries the connection to its end; None if nothing moved on it for too long.
+    pub(super) async fn unless_idle<T>(&self, carried: impl Future<Output = T>) -> Option<T> {
+        let Some(limit) = self.idle_limit else { return Some(carried.await) };
+        // On the heap: nearly all do without.
+        let idle = Box::pin(unmoved(limit, || self.records.first().map(OpenConnection::moved)));
+        tokio::select! {
+            biased;
+            ended = carried => Some(ended),
+            () = idle => None,
+        }
     }
 
     pub(super) fn close(self, reason: CloseReason) {
@@ -57,18 +78,23 @@ impl Meter {
 }
 
 /// Relays between the two until both directions have ended or one of them broke; says why it ended. Both sockets are
-/// closed: in order after an orderly end, else by a reset, as all of the agent's are unless told otherwise.
+/// closed: in order after an orderly end, else by a reset, as all of the agent's are unless told otherwise: to who waits on a
+/// connection that was idle for too long an orderly end might look like that of what it waits for.
 pub(super) async fn relay(client: TcpStream, upstream: TcpStream, meter: &Meter) -> CloseReason {
-    match both_ways(&client, &upstream, meter).await {
-        Ok(()) => {
+    let carried = pin!(both_ways(&client, &upstream, meter));
+    match meter.unless_idle(carried).await {
+        None => CloseReason::Idle,
+        Some(Ok(())) => {
             close_in_order(&client);
             close_in_order(&upstream);
             CloseReason::Done
         }
-        Err(Broken { side: Side::Client, error }) if is_silence(&error) => CloseReason::ClientTimeout,
-        Err(Broken { side: Side::Client, .. }) => CloseReason::ClientReset,
-        Err(Broken { side: Side::Upstream, error }) if is_silence(&error) => CloseReason::UpstreamTimeout,
-        Err(Broken { side: Side::Upstream, .. }) => CloseReason::UpstreamReset,
+        Some(Err(Broken { side: Side::Client, error })) if is_silence(&error) => CloseReason::ClientTimeout,
+        Some(Err(Broken { side: Side::Client, .. })) => CloseReason::ClientReset,
+        Some(Err(Broken { side: Side::Upstream, error })) if is_silence(&error) => {
+            CloseReason::UpstreamTimeout
+        }
+        Some(Err(Broken { side: Side::Upstream, .. })) => CloseReason::UpstreamReset,
     }
 }
 

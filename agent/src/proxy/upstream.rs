@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -23,8 +24,19 @@ pub(super) struct Target<'a> {
     pub(super) on_behalf_of: Option<SocketAddr>,
 }
 
-/// Connects within the time limit, and no longer than the client is there.
+/// Connects within the agent's time limit, and no longer than the client is there.
 pub(super) async fn connect(
+    proxy: &Proxy,
+    dialer: &Dialer,
+    gone: impl Future<Output = ()>,
+    target: Target<'_>,
+) -> Result<TcpStream, RefuseReason> {
+    connect_within(proxy.settings.connect_timeout, proxy, dialer, gone, target).await
+}
+
+/// Connects within this time, and no longer than the client is there.
+pub(super) async fn connect_within(
+    limit: Duration,
     proxy: &Proxy,
     dialer: &Dialer,
     gone: impl Future<Output = ()>,
@@ -35,7 +47,7 @@ pub(super) async fn connect(
     let dial = dialer.dial(Dial { from, to, source, on_behalf_of, keepalive });
     tokio::select! {
         biased;
-        connected = tokio::time::timeout(proxy.settings.connect_timeout, dial) => match connected {
+        connected = tokio::time::timeout(limit, dial) => match connected {
             Ok(Ok(upstream)) => Ok(upstream),
             Ok(Err(error)) => Err(reason(&error, target)),
             Err(_elapsed) => Err(RefuseReason::ConnectTimeout),

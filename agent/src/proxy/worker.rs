@@ -52,6 +52,8 @@ pub(super) struct Here {
     pub(super) tunnels: Arc<tunnel::Pool>,
     /// Connections that requests are sent on.
     pub(super) upstreams: Arc<http::Pool>,
+    /// Those of all workers.
+    pub(super) all_upstreams: Arc<[Arc<http::Pool>]>,
     pub(super) servers_first: ServersFirst,
     pub(super) shares: Shares,
 }
@@ -98,11 +100,13 @@ impl Workers {
     pub fn start(count: usize, proxy: &Arc<Proxy>, capture: &Capture) -> Result<Self, CaptureError> {
         keep_freed_memory();
         let mut workers = Vec::with_capacity(count);
+        let all_upstreams: Arc<[Arc<http::Pool>]> = (0..count).map(|_| Arc::default()).collect();
         for index in 0..count {
             let here = Here {
                 dialer: capture.dialer()?,
                 tunnels: Arc::default(),
-                upstreams: Arc::default(),
+                upstreams: all_upstreams[index].clone(),
+                all_upstreams: all_upstreams.clone(),
                 servers_first: ServersFirst::default(),
                 shares: Shares::default(),
             };

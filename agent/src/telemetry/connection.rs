@@ -110,6 +110,11 @@ impl OpenConnection {
         self.connection.bytes.received.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// Bytes that it has carried, both ways.
+    pub fn moved(&self) -> u64 {
+        self.connection.sent().wrapping_add(self.connection.received())
+    }
+
     /// Records where the agent connected to, once it has.
     pub fn set_upstream(&self, upstream: SocketAddr) {
         *self.connection.upstream.lock().unwrap_or_else(PoisonError::into_inner) = Some(upstream);

@@ -17,6 +17,8 @@ pub enum CloseReason {
     ClientTimeout,
     /// The upstream's end fell silent: a dead peer node, a cut network.
     UpstreamTimeout,
+    /// Nothing had moved on it for as long as its Service port allows.
+    Idle,
     /// The agent shut down, or dropped the connection without a verdict.
     Cancelled,
     /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
@@ -60,6 +62,8 @@ pub enum RefuseReason {
     InvalidBackend,
     /// The endpoint takes no more connections in this time.
     RateLimited,
+    /// As many connections to the Service port are open as it allows.
+    Overloaded,
     /// A limit on open connections was reached.
     Limit,
     /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
@@ -93,15 +97,15 @@ pub enum RequestEnd {
     Denied,
     /// The upstream broke off before the end of its answer.
     UpstreamReset,
-    /// One attempt took longer than the rule allows (`backendRequest`), and there was no further one.
+    /// One attempt took longer than the rule (`backendRequest`) or the Service port allows, and there was no further one.
     UpstreamTimeout,
-    /// The request took longer than the rule allows (`request`).
+    /// The request took longer than the rule (`request`) or the Service port allows.
     RequestTimeout,
     /// The client broke off before it had the answer.
     ClientGone,
     /// What the client sent is no HTTP, or none that may be forwarded.
     BadRequest,
-    /// As many requests wait for each endpoint as may.
+    /// As many requests wait for each endpoint as may, or as much is under way to the Service port as it allows.
     Overloaded,
     /// The endpoint takes no more requests in this time.
     RateLimited,
@@ -115,12 +119,13 @@ pub enum RequestEnd {
 
 impl CloseReason {
     /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Done,
         Self::ClientReset,
         Self::UpstreamReset,
         Self::ClientTimeout,
         Self::UpstreamTimeout,
+        Self::Idle,
         Self::Cancelled,
         Self::Internal,
     ];
@@ -133,6 +138,7 @@ impl CloseReason {
             Self::UpstreamReset => "upstream_reset",
             Self::ClientTimeout => "client_timeout",
             Self::UpstreamTimeout => "upstream_timeout",
+            Self::Idle => "idle",
             Self::Cancelled => "cancelled",
             Self::Internal => "internal",
         }
@@ -141,7 +147,7 @@ impl CloseReason {
 
 impl RefuseReason {
     /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::NoEndpoints,
         Self::UnknownPort,
         Self::UnknownDestination,
@@ -159,6 +165,7 @@ impl RefuseReason {
         Self::NoRoute,
         Self::InvalidBackend,
         Self::RateLimited,
+        Self::Overloaded,
         Self::Limit,
         Self::Internal,
     ];
@@ -183,6 +190,7 @@ impl RefuseReason {
             Self::NoRoute => "no_route",
             Self::InvalidBackend => "invalid_backend",
             Self::RateLimited => "rate_limited",
+            Self::Overloaded => "overloaded",
             Self::Limit => "limit",
             Self::Internal => "internal",
         }

@@ -9,9 +9,9 @@ use super::endpoints::{World, endpoints_of};
 use super::loads::Loads;
 use super::pods::Pods;
 use super::policies::Policies;
-use crate::balance;
+use crate::balance::{self, Topology};
 use crate::config::document;
-use crate::model::{Endpoint, Name, ObjectRef, Service, ServiceLoad, ServicePort, TrafficSettings};
+use crate::model::{Endpoint, Name, ObjectRef, Service, ServicePort, TrafficSettings};
 
 /// All Services.
 #[derive(Debug, Default)]
@@ -186,7 +186,7 @@ impl Services {
                 |port| endpoints_of(document, port, slices, &entry.members, world, loads),
                 world,
                 |port| policies.traffic(&document.id, port),
-                old.as_ref().map(|old| old.load.clone()).unwrap_or_default(),
+                old.as_deref(),
             ));
         }
         for endpoint in old.iter().flat_map(|old| &old.ports).flat_map(|port| port.endpoints.iter()) {
@@ -254,22 +254,27 @@ fn service(
     mut endpoints: impl FnMut(&document::ServicePort) -> Arc<[Endpoint]>,
     world: &World<'_>,
     traffic: impl Fn(u16) -> Arc<TrafficSettings>,
-    load: ServiceLoad,
+    old: Option<&Service>,
 ) -> Service {
+    let topology =
+        Topology { scope: document.internal_traffic, distribution: document.distribution, node: world.node };
     let port = |port: &document::ServicePort| {
         let endpoints = endpoints(port);
+        let traffic = traffic(port.port);
+        let old = old.and_then(|old| old.port(port.port));
         ServicePort {
             name: port.name.clone(),
             port: port.port,
             app_protocol: port.app_protocol.clone(),
             candidates: balance::candidates(
                 &endpoints,
-                document.internal_traffic,
-                document.distribution,
-                world.node,
+                topology,
+                &traffic.balancing,
+                old.map(|old| &old.candidates),
             ),
             endpoints,
-            traffic: traffic(port.port),
+            traffic,
+            load: old.map(|old| old.load.clone()).unwrap_or_default(),
         }
     };
     Service {
@@ -279,7 +284,7 @@ fn service(
         session_affinity: document.session_affinity,
         internal_traffic: document.internal_traffic,
         distribution: document.distribution,
-        load,
+        load: old.map(|old| old.load.clone()).unwrap_or_default(),
     }
 }
 
@@ -289,7 +294,7 @@ fn is_same(a: &Service, b: &Service) -> bool {
         && (internal_traffic, distribution) == (&b.internal_traffic, &b.distribution)
         && ports.len() == b.ports.len()
         && ports.iter().zip(&b.ports).all(|(a, b)| {
-            let ServicePort { name, port, app_protocol, endpoints, candidates, traffic } = a;
+            let ServicePort { name, port, app_protocol, endpoints, candidates, traffic, load: _ } = a;
             (name, port, app_protocol) == (&b.name, &b.port, &b.app_protocol)
                 && (candidates, traffic) == (&b.candidates, &b.traffic)
                 && endpoints.len() == b.endpoints.len()

@@ -101,7 +101,7 @@ impl World {
 fn show_port(port: &model::ServicePort, table: &mut String) {
     for (index, endpoint) in port.endpoints.iter().enumerate() {
         let is_candidate =
-            port.candidates.v4.iter().chain(&port.candidates.v6).any(|&it| it as usize == index);
+            port.candidates.v4.all().iter().chain(port.candidates.v6.all()).any(|&it| it as usize == index);
         let words =
             [(endpoint.ready, "ready"), (endpoint.serving, "serving"), (endpoint.terminating, "terminating")];
         let words: Vec<&str> = words.iter().filter(|(is_so, _)| *is_so).map(|(_, word)| *word).collect();

@@ -42,6 +42,7 @@ impl Refusal {
             RefuseReason::NoRoute => RequestEnd::NoRoute,
             RefuseReason::InvalidBackend => RequestEnd::InvalidBackend,
             RefuseReason::RateLimited => RequestEnd::RateLimited,
+            RefuseReason::Overloaded => RequestEnd::Overloaded,
             RefuseReason::Limit => RequestEnd::Limit,
             RefuseReason::Internal => RequestEnd::Internal,
             RefuseReason::ConnectUnreachable

@@ -14,9 +14,10 @@ use http_body::Frame;
 use super::answer::{Refusal, is_grpc};
 use super::body::ResponseBody;
 use super::pool::Loan;
+use super::quiet::Noise;
 use super::retry::mark_in_vain;
 use super::talk::Told;
-use crate::model::{LoadGuard, ObjectRef};
+use crate::model::{LoadGuard, ObjectRef, PortGuard};
 use crate::route::Rule;
 use crate::telemetry::{ActiveRequest, HttpCounters, HttpRequest, RequestEnd, RouteLabel, Telemetry};
 
@@ -53,6 +54,10 @@ pub(super) struct Exchange {
     pub(super) loan: Option<Loan>,
     /// Its part of the endpoint's load.
     pub(super) load: Option<LoadGuard>,
+    /// Its place among the requests of the Service port, where there is a cap on those.
+    pub(super) place: Option<PortGuard>,
+    /// Its connection is not idle for as long.
+    pub(super) noise: Option<Noise>,
 }
 
 impl Exchange {
@@ -80,6 +85,8 @@ impl Exchange {
             retried_in_vain: None,
             loan: None,
             load: None,
+            place: None,
+            noise: None,
         })
     }
 
@@ -164,7 +171,7 @@ impl Exchange {
     /// The answer has passed as a whole, and its connection is free for the next.
     pub(super) fn done(&mut self) {
         self.end.get_or_insert(RequestEnd::Done);
-        self.load = None;
+        (self.load, self.place) = (None, None);
         if let Some(loan) = self.loan.take() {
             loan.give_back();
         }

@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use super::answer::Refusal;
 use super::body::{RequestBody, ResponseBody};
 use super::exchange::Exchange;
+use super::quiet::Quiet;
 use super::send::{self, Patience, Way};
 use super::session::Session;
 use super::talk::{Dialect, Talk};
@@ -28,6 +29,7 @@ pub(super) async fn answer(
     dialect: Dialect,
 ) -> Response<ResponseBody> {
     let mut exchange = Exchange::begin(&talk.proxy.telemetry, &request);
+    exchange.noise = talk.quiet.as_ref().map(Quiet::begun);
     let snapshot = talk.proxy.snapshot.load_full();
     let mut response = match carry(&talk, &snapshot, &mut exchange, request, dialect).await {
         Ok(Outcome::Passed(response)) => response.map(|body| ResponseBody::of(body, exchange)),

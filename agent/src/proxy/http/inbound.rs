@@ -55,7 +55,7 @@ impl Inbound {
         application: TcpStream,
         meter: Meter,
     ) {
-        let application = Counted::new(Stream::socket(application), meter);
+        let application = Counted::new(Stream::socket(application), meter, None);
         let (sender, is_over) = match begun(&self.here.upstreams.tasks, speech, application).await {
             Ok(begun) => begun,
             Err(error) => {

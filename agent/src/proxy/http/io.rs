@@ -2,6 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
@@ -9,6 +10,7 @@ use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::pool::Terms;
 use crate::proxy::reach::Upstream;
 use crate::proxy::relay::{Meter, close_in_order, is_silence};
 use crate::proxy::tasks::Tasks;
@@ -30,6 +32,8 @@ pub(in crate::proxy) enum Stream {
 pub(super) struct Counted {
     meter: Option<Meter>,
     stream: Stream,
+    /// Its place among the connections of the Service port lasts as long.
+    _terms: Option<Arc<Terms>>,
     /// What ended it, once something has.
     ended: Option<CloseReason>,
 }
@@ -104,8 +108,8 @@ impl AsyncWrite for Stream {
 }
 
 impl Counted {
-    pub(super) fn new(stream: Stream, meter: Meter) -> Self {
-        Self { meter: Some(meter), stream, ended: None }
+    pub(super) fn new(stream: Stream, meter: Meter, terms: Option<Arc<Terms>>) -> Self {
+        Self { meter: Some(meter), stream, _terms: terms, ended: None }
     }
 
     fn note<T>(&mut self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {

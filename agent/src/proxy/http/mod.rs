@@ -12,12 +12,14 @@ mod fault;
 mod forward;
 #[cfg(fuzzing)]
 pub(super) mod fuzzing;
+mod hashed;
 mod head;
 mod inbound;
 mod io;
 mod limit;
 mod mirror;
 mod pool;
+mod quiet;
 mod retry;
 mod send;
 mod serve;
@@ -29,8 +31,10 @@ mod upgrade;
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_util::io::InspectReader;
 
 use super::Proxy;
 use super::captured::Captured;
@@ -85,22 +89,39 @@ const HTTP2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 pub(super) async fn serve_http1(client: Client) {
     let Client { talk, socket, .. } = client;
     let pod = talk.captured.net.pod.clone();
-    // It is told with an answer: closed between two, it could take a request with it.
-    let leave = std::future::pending();
+    // A pod that leaves is told of with an answer: closed between two, the connection could take a request with it.
+    let leave = talk.idle_for_too_long();
     let answer = |request| {
         let talk = talk.clone();
         async move { Ok::<_, Infallible>(forward::answer(talk, request, Dialect::Http1).await) }
     };
-    serve::http1(&pod, socket, answer, leave).await;
+    serve::http1(&pod, watched(&talk, socket), answer, leave).await;
 }
 
 /// Carries the requests of a client that speaks HTTP/2, until it ends the connection or its pod leaves.
 pub(super) async fn serve_http2(client: Client) {
     let Client { talk, socket, mut fate } = client;
-    let leave = async move { _ = fate.wait_for(|fate| *fate != Fate::Serve).await };
-    let answer = move |request| {
+    let leave = async {
+        tokio::select! {
+            _ = fate.wait_for(|fate| *fate != Fate::Serve) => {}
+            () = talk.idle_for_too_long() => {}
+        }
+    };
+    let answer = |request| {
         let talk = talk.clone();
         async move { Ok::<_, Infallible>(forward::answer(talk, request, Dialect::Http2).await) }
     };
-    serve::http2(socket, answer, leave).await;
+    serve::http2(watched(&talk, socket), answer, leave).await;
+}
+
+/// The client's connection, of which it is noted whether it says anything, if anybody wants to know.
+fn watched(talk: &Arc<Talk>, socket: TcpStream) -> impl AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    let talk = talk.clone();
+    InspectReader::new(socket, move |bytes: &[u8]| {
+        if let Some(quiet) = &talk.quiet
+            && !bytes.is_empty()
+        {
+            quiet.said();
+        }
+    })
 }

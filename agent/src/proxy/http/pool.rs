@@ -13,6 +13,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use super::body::RequestBody;
 use super::mirror;
+use crate::model::{PortGuard, PortLoad};
 use crate::proxy::reach::{Assurance, InTheWay};
 use crate::proxy::tasks::Tasks;
 
@@ -49,6 +50,7 @@ pub(super) struct Lease {
     pub(super) sender: Sender,
     /// What the connection was made with.
     pub(super) assurance: Assurance,
+    pub(super) terms: Arc<Terms>,
     /// It stood before it was asked for, so it may have died unnoticed.
     pub(super) is_reused: bool,
 }
@@ -69,6 +71,33 @@ impl Loan {
     /// The request has been answered.
     pub(super) fn give_back(self) {
         self.pool.give_back(self.key, self.lease);
+    }
+}
+
+/// What the Service port says of connections that it was made for. Held by the connection itself, by whoever it is lent to and by
+/// the pool, so that the pool sees whether it is in use.
+#[derive(Debug)]
+pub(super) struct Terms {
+    /// A place among those that may be open, where there is a cap on that.
+    place: Option<PortGuard>,
+    /// How long it may be idle.
+    idle_limit: Duration,
+}
+
+impl Terms {
+    pub(super) fn new(place: Option<PortGuard>, idle_limit: Option<Duration>) -> Arc<Self> {
+        let idle_limit = idle_limit.map_or(IDLE_LIMIT, |limit| limit.min(IDLE_LIMIT));
+        Arc::new(Self { place, idle_limit })
+    }
+
+    /// Servers close what has been idle for as long as they like. A limit of ours is there to be the first, so what is past it is
+    /// not used; the agent's own is not to be that exact.
+    fn are_over(&self, since: Instant) -> bool {
+        self.idle_limit < IDLE_LIMIT && since.elapsed() >= self.idle_limit
+    }
+
+    fn hold_place_at(&self, port: &PortLoad) -> bool {
+        self.place.as_ref().is_some_and(|place| place.is_of(port))
     }
 }
 
@@ -93,15 +122,19 @@ struct Slots {
 struct Idle {
     sender: http1::SendRequest<RequestBody>,
     assurance: Assurance,
+    terms: Arc<Terms>,
     since: Instant,
 }
 
 /// An HTTP/2 connection: whoever wants it while it is made waits for it.
 #[derive(Debug, Default)]
 struct Shared {
-    made: OnceCell<(http2::SendRequest<RequestBody>, Assurance)>,
+    made: OnceCell<Made>,
     used: Mutex<Option<Instant>>,
 }
+
+/// An HTTP/2 connection, and what it was made with.
+pub(super) type Made = (http2::SendRequest<RequestBody>, Assurance, Arc<Terms>);
 
 impl Default for Pool {
     fn default() -> Self {
@@ -119,26 +152,28 @@ impl Pool {
         let mut slots = self.slots();
         let idle = slots.http1.get_mut(key)?;
         // The one used last is the most likely to live. One that is not ready yet still sends a request's body.
-        idle.retain(|idle| !idle.sender.is_closed() && idle.assurance == *assurance);
+        idle.retain(|idle| {
+            !idle.sender.is_closed() && idle.assurance == *assurance && !idle.terms.are_over(idle.since)
+        });
         let place = idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        let Idle { sender, assurance, .. } = idle.remove(place);
+        let Idle { sender, assurance, terms, .. } = idle.remove(place);
         if idle.is_empty() {
             slots.http1.remove(key);
         }
-        Some(Lease { sender: Sender::Http1(sender), assurance, is_reused: true })
+        Some(Lease { sender: Sender::Http1(sender), assurance, terms, is_reused: true })
     }
 
     /// Takes a connection back whose request has been answered.
     fn give_back(&self, key: Key, lease: Lease) {
         // HTTP/2 connections are here all the time.
-        let Lease { sender: Sender::Http1(sender), assurance, .. } = lease else { return };
+        let Lease { sender: Sender::Http1(sender), assurance, terms, .. } = lease else { return };
         if sender.is_closed() {
             return;
         }
         let mut slots = self.slots();
         let idle = slots.http1.entry(key).or_default();
         if idle.len() < MOST_IDLE {
-            idle.push(Idle { sender, assurance, since: Instant::now() });
+            idle.push(Idle { sender, assurance, terms, since: Instant::now() });
         }
     }
 
@@ -151,13 +186,13 @@ impl Pool {
         make: impl FnOnce() -> F,
     ) -> Result<Lease, InTheWay>
     where
-        F: Future<Output = Result<(http2::SendRequest<RequestBody>, Assurance), InTheWay>>,
+        F: Future<Output = Result<Made, InTheWay>>,
     {
         let shared = {
             let mut slots = self.slots();
             let shared = slots.http2.entry(key.clone()).or_default();
-            let is_usable = |(sender, made_with): &(http2::SendRequest<RequestBody>, Assurance)| {
-                !sender.is_closed() && made_with == assurance
+            let is_usable = |(sender, made_with, terms): &Made| {
+                !sender.is_closed() && made_with == assurance && !shared.is_over(terms)
             };
             if !shared.made.get().is_none_or(is_usable) {
                 *shared = Arc::default();
@@ -165,9 +200,9 @@ impl Pool {
             shared.clone()
         };
         let is_reused = shared.made.initialized();
-        let (sender, assurance) = shared.made.get_or_try_init(make).await?.clone();
+        let (sender, assurance, terms) = shared.made.get_or_try_init(make).await?.clone();
         *shared.used.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        Ok(Lease { sender: Sender::Http2(sender), assurance, is_reused })
+        Ok(Lease { sender: Sender::Http2(sender), assurance, terms, is_reused })
     }
 
     /// Forgets the connections of a pod that has left. They end with the requests that are on them.
@@ -177,6 +212,23 @@ impl Pool {
         slots.http2.retain(|key, _| key.source != source);
     }
 
+    /// Lets go of a connection that has a place at the port and is idle, if there is one.
+    pub(super) fn let_go(&self, port: &PortLoad) -> bool {
+        let mut slots = self.slots();
+        for idle in slots.http1.values_mut() {
+            if let Some(place) = idle.iter().position(|idle| idle.terms.hold_place_at(port)) {
+                idle.remove(place);
+                return true;
+            }
+        }
+        let is_idle = |shared: &Shared| {
+            let made = shared.made.get();
+            made.is_some_and(|(.., terms)| terms.hold_place_at(port) && !is_lent(terms))
+        };
+        let found = slots.http2.iter().find(|(_, shared)| is_idle(shared)).map(|(key, _)| key.clone());
+        found.and_then(|key| slots.http2.remove(&key)).is_some()
+    }
+
     /// Lets go of what has been idle for too long. To be called often; it is cheap.
     pub(in crate::proxy) fn sweep(&self, now: Instant) {
         let mut slots = self.slots();
@@ -184,21 +236,107 @@ impl Pool {
             return;
         }
         slots.swept = Some(now);
-        let is_fresh = |since: Instant| now.saturating_duration_since(since) < IDLE_LIMIT;
+        let is_fresh =
+            |since: Instant, terms: &Terms| now.saturating_duration_since(since) < terms.idle_limit;
         slots.http1.retain(|_, idle| {
-            idle.retain(|idle| !idle.sender.is_closed() && is_fresh(idle.since));
+            idle.retain(|idle| !idle.sender.is_closed() && is_fresh(idle.since, &idle.terms));
             !idle.is_empty()
         });
         slots.http2.retain(|_, shared| {
             let used = *shared.used.lock().unwrap_or_else(PoisonError::into_inner);
-            let lives = shared.made.get().is_some_and(|(sender, _)| !sender.is_closed());
+            let lives = |since: &Instant| {
+                let made = shared.made.get();
+                made.is_some_and(|(sender, _, terms)| !sender.is_closed() && is_fresh(*since, terms))
+            };
             let is_made = Arc::strong_count(shared) > 1;
             // Requests under way keep their connection, whether new ones find it or not.
-            is_made || lives && used.is_some_and(is_fresh)
+            is_made || used.as_ref().is_some_and(lives)
         });
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// Whether it has been idle for longer than its terms allow.
+    fn is_over(&self, terms: &Arc<Terms>) -> bool {
+        let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        !is_lent(terms) && used.is_some_and(|used| terms.are_over(used))
+    }
+}
+
+/// Whether anybody has the connection but itself and the pool.
+fn is_lent(terms: &Arc<Terms>) -> bool {
+    Arc::strong_count(terms) > 2
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    use super::*;
+    use crate::model::UnderWay;
+
+    fn key() -> Key {
+        Key { source: 1, bound: None, to: "10.1.0.1:80".parse().unwrap() }
+    }
+
+    /// A connection to nobody, that waits for a request.
+    async fn http1_lease(terms: Arc<Terms>) -> (Lease, tokio::io::DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        let (mut sender, connection) = http1::handshake(TokioIo::new(ours)).await.unwrap();
+        tokio::spawn(connection);
+        sender.ready().await.unwrap();
+        let lease =
+            Lease { sender: Sender::Http1(sender), assurance: Assurance::NONE, terms, is_reused: false };
+        (lease, theirs)
+    }
+
+    fn counted(port: &PortLoad) -> Arc<Terms> {
+        Terms::new(Some(port.enter(UnderWay::Connections, 9).unwrap()), None)
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_let_go_for_its_port_and_one_that_is_lent_is_not() {
+        let (pool, port, other) = (Pool::default(), PortLoad::default(), PortLoad::default());
+        let (lease, _server) = http1_lease(counted(&port)).await;
+        assert!(!pool.let_go(&port), "it is lent");
+        pool.give_back(key(), lease);
+        assert!(!pool.let_go(&other), "it is another port's");
+        assert!(pool.let_go(&port) && !pool.let_go(&port));
+        assert_eq!(port.under_way(UnderWay::Connections), 0);
+
+        let (ours, _server) = tokio::io::duplex(1024);
+        let terms = counted(&port);
+        // The connection itself.
+        let held = terms.clone();
+        let make = || async move {
+            let (sender, connection) =
+                http2::handshake(TokioExecutor::new(), TokioIo::new(ours)).await.unwrap();
+            tokio::spawn(connection);
+            Ok((sender, Assurance::NONE, terms))
+        };
+        let lease = pool.http2(&key(), &Assurance::NONE, make).await.unwrap();
+        assert!(!pool.let_go(&port), "a request is under way");
+        drop(lease);
+        assert!(pool.let_go(&port) && !pool.let_go(&port));
+        drop(held);
+        assert_eq!(port.under_way(UnderWay::Connections), 0);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_idle_for_too_long_is_not_used() {
+        let (pool, limit) = (Pool::default(), Duration::from_millis(40));
+        let (lease, _server) = http1_lease(Terms::new(None, Some(limit))).await;
+        pool.give_back(key(), lease);
+        let lease = pool.take_http1(&key(), &Assurance::NONE).unwrap();
+        std::thread::sleep(limit);
+        pool.give_back(key(), lease);
+        let lease = pool.take_http1(&key(), &Assurance::NONE).expect("it was in use");
+        pool.give_back(key(), lease);
+        std::thread::sleep(limit);
+        assert!(pool.take_http1(&key(), &Assurance::NONE).is_none());
     }
 }

@@ -5,14 +5,14 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 
 use super::answer::Refusal;
 use super::body::RequestBody;
 use super::head;
-use crate::balance::budget;
-use crate::model::{ServiceEvent, ServiceLoad};
+use crate::balance::{budget, caps};
+use crate::model::{PortGuard, RetrySettings, ServiceEvent, ServiceLoad, ServicePort, UnderWay};
 use crate::route::Retry;
 use crate::telemetry::RequestEnd;
 
@@ -34,7 +34,7 @@ const LONGEST_KEPT: u64 = 64 * 1024;
 /// What is left of one request's retries.
 #[derive(Debug)]
 pub(super) struct Retries<'a> {
-    rule: Option<&'a Retry>,
+    wish: Option<Wish<'a>>,
     /// When the answer must have begun.
     until: Option<Instant>,
     left: u32,
@@ -42,12 +42,37 @@ pub(super) struct Retries<'a> {
     /// There would have been more, if not for the budget.
     is_cut_short: bool,
     is_retry: bool,
+    /// Its place among the requests that are being sent again, where there is a cap on those.
+    place: Option<PortGuard>,
+}
+
+/// How often a request is to be sent again, and when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish<'a> {
+    pub(super) attempts: u32,
+    codes: &'a [StatusCode],
+    backoff: Option<Duration>,
+}
+
+impl<'a> Wish<'a> {
+    /// As a rule has it: whatever the request is, for the route knows.
+    pub(super) fn of_rule(Retry { attempts, codes, backoff }: &'a Retry) -> Self {
+        Self { attempts: *attempts, codes, backoff: *backoff }
+    }
+
+    /// As a Service port has it, for what may be sent twice (RFC 9110, section 9.2.2), or all if it says so.
+    pub(super) fn of_port(settings: &'a RetrySettings, method: &Method) -> Option<Self> {
+        let RetrySettings { attempts, codes, any_method, backoff, .. } = settings;
+        let is_wanted = *attempts > 0 && (*any_method || method.is_idempotent());
+        is_wanted.then_some(Self { attempts: *attempts, codes, backoff: *backoff })
+    }
 }
 
 impl<'a> Retries<'a> {
-    pub(super) fn of(rule: Option<&'a Retry>, until: Option<Instant>, request: &HeaderMap) -> Self {
-        let left = rule.map_or(0, |retry| retry.attempts);
-        Self { rule, until, left, made: 0, is_cut_short: false, is_retry: request.contains_key(&ATTEMPT) }
+    pub(super) fn of(wish: Option<Wish<'a>>, until: Option<Instant>, request: &HeaderMap) -> Self {
+        let left = wish.map_or(0, |wish| wish.attempts);
+        let is_retry = request.contains_key(&ATTEMPT);
+        Self { wish, until, left, made: 0, is_cut_short: false, is_retry, place: None }
     }
 
     /// Whether it may come to one.
@@ -66,15 +91,15 @@ impl<'a> Retries<'a> {
             && !head::waits_to_go_on(request)
     }
 
-    /// Whether the answer is one that asks for another attempt, or would with a rule that has any.
+    /// Whether the answer is one that asks for another attempt, or would where any is wanted.
     pub(super) fn has_failed(&self, answer: &Result<Response<Incoming>, Refusal>) -> bool {
-        match (answer, self.rule) {
+        match (answer, self.wish) {
             // As if the endpoint's own agent had said so.
-            (Err(Refusal { end: RequestEnd::RateLimited, .. }), rule) => {
-                rule.is_some_and(|rule| rule.codes.contains(&StatusCode::TOO_MANY_REQUESTS))
+            (Err(Refusal { end: RequestEnd::RateLimited, .. }), wish) => {
+                wish.is_some_and(|wish| wish.codes.contains(&StatusCode::TOO_MANY_REQUESTS))
             }
             (Err(_), _) => true,
-            (Ok(response), Some(rule)) => rule.codes.contains(&response.status()),
+            (Ok(response), Some(wish)) => wish.codes.contains(&response.status()),
             (Ok(response), None) => response.status().is_server_error(),
         }
     }
@@ -83,6 +108,7 @@ impl<'a> Retries<'a> {
     pub(super) fn wait(
         &mut self,
         service: &ServiceLoad,
+        port: &ServicePort,
         answer: &Result<Response<Incoming>, Refusal>,
     ) -> Option<Duration> {
         if self.left == 0 {
@@ -93,7 +119,7 @@ impl<'a> Retries<'a> {
             service.count(ServiceEvent::RetriedElsewhere);
             return None;
         }
-        let least = self.rule.and_then(|retry| retry.backoff).unwrap_or(BACKOFF);
+        let least = self.wish.and_then(|wish| wish.backoff).unwrap_or(BACKOFF);
         // Not all at the same moment: what failed for one has failed for others.
         let backoff = least.mul_f64(1.0 + fastrand::f64());
         let now = Instant::now();
@@ -104,7 +130,17 @@ impl<'a> Retries<'a> {
             service.count(ServiceEvent::RetryAfterTooLong);
             return None;
         }
-        if !budget::may_retry(service, now) {
+        if self.place.is_none() {
+            match caps::enter(port, UnderWay::Retries) {
+                Ok(place) => self.place = place,
+                Err(_full) => {
+                    service.count(ServiceEvent::RetriesCapped);
+                    self.is_cut_short = true;
+                    return None;
+                }
+            }
+        }
+        if !budget::may_retry(service, &port.traffic.retries.budget, now) {
             service.count(ServiceEvent::RetryBudgetSpent);
             self.is_cut_short = true;
             return None;
@@ -144,6 +180,53 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Caps, TrafficSettings};
+    use crate::telemetry::RequestEnd;
+
+    #[test]
+    fn a_port_has_sent_again_what_may_be_sent_twice() {
+        let settings =
+            RetrySettings { attempts: 2, codes: vec![StatusCode::BAD_GATEWAY], ..RetrySettings::default() };
+        let any = RetrySettings { any_method: true, ..settings.clone() };
+        let wished =
+            |settings: &RetrySettings, method| Wish::of_port(settings, &method).map(|wish| wish.attempts);
+        for (method, is_idempotent) in [
+            (Method::GET, true),
+            (Method::HEAD, true),
+            (Method::OPTIONS, true),
+            (Method::PUT, true),
+            (Method::DELETE, true),
+            (Method::POST, false),
+            (Method::PATCH, false),
+            (Method::CONNECT, false),
+        ] {
+            assert_eq!(wished(&settings, method.clone()), is_idempotent.then_some(2), "{method}");
+            assert_eq!(wished(&any, method.clone()), Some(2), "{method}");
+            assert_eq!(wished(&RetrySettings::default(), method), None);
+        }
+    }
+
+    #[test]
+    fn no_more_requests_are_being_sent_again_than_the_port_allows() {
+        let mut service = crate::proxy::testkit::service(TrafficSettings {
+            caps: Caps { retries: Some(1), ..Caps::default() },
+            retries: RetrySettings { attempts: 3, ..RetrySettings::default() },
+            ..TrafficSettings::default()
+        });
+        let refused = || Err(Refusal::new(RequestEnd::UpstreamReset, "it broke"));
+        let (service, load) = (service.ports.remove(0), service.load);
+        let again = || {
+            let wish = Wish::of_port(&service.traffic.retries, &Method::GET);
+            Retries::of(wish, None, &HeaderMap::new())
+        };
+        let (mut first, mut second) = (again(), again());
+        assert!(first.wait(&load, &service, &refused()).is_some());
+        assert!(second.wait(&load, &service, &refused()).is_none());
+        assert_eq!((load.counted(ServiceEvent::RetriesCapped), second.in_vain()), (1, Some(0)));
+        assert!(first.wait(&load, &service, &refused()).is_some(), "it has its place already");
+        drop(first);
+        assert!(second.wait(&load, &service, &refused()).is_some());
+    }
 
     #[test]
     fn retry_after_is_a_number_or_a_date() {

@@ -15,20 +15,21 @@ use tracing::debug;
 use super::answer::Refusal;
 use super::body::{BodyError, RequestBody};
 use super::exchange::Exchange;
+use super::mirror::MIRRORED;
 use super::pool::{Lease, Loan, Sender};
-use super::retry::{Retries, mark_in_vain};
+use super::retry::{Retries, Wish, mark_in_vain};
 use super::talk::{Dialect, Talk};
-use super::{head, limit};
+use super::{hashed, head, limit};
 use crate::balance::outlier::Verdict;
-use crate::balance::{MOST_WAITING, budget, latency};
-use crate::model::{Limited, LoadGuard, Service, ServiceLoad};
+use crate::balance::{budget, caps, latency};
+use crate::model::{Limited, LoadGuard, Service, ServiceLoad, ServicePort, TrafficSettings, UnderWay};
 use crate::policy::Standing;
 use crate::proxy::admission;
-use crate::proxy::reach::{self, Attempts, InTheWay};
-use crate::route::{Retry, Rule};
+use crate::proxy::reach::{self, Attempts, InTheWay, Unreached};
+use crate::route::Rule;
 use crate::sentence::in_one_sentence;
 use crate::snapshot::Snapshot;
-use crate::telemetry::{RequestEnd, Security};
+use crate::telemetry::{RefuseReason, RequestEnd, Security};
 
 /// Where a request is to go.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +45,16 @@ pub(super) enum Way<'s> {
     },
 }
 
+impl<'s> Way<'s> {
+    /// The Service and its port, if it leads to one.
+    fn port(self) -> Option<(&'s Service, &'s ServicePort)> {
+        match self {
+            Self::Pod(_) => None,
+            Self::Service { service, port, .. } => Some((service, service.port(port)?)),
+        }
+    }
+}
+
 /// How long and how often a request is tried.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Patience<'s> {
@@ -51,7 +62,7 @@ pub(super) struct Patience<'s> {
     until: Option<Instant>,
     /// How long one attempt may take.
     attempt: Option<Duration>,
-    retry: Option<&'s Retry>,
+    retry: Option<Wish<'s>>,
 }
 
 impl<'s> Patience<'s> {
@@ -60,7 +71,20 @@ impl<'s> Patience<'s> {
         Self {
             until: rule.timeouts.request.map(|limit| began + limit),
             attempt: rule.timeouts.backend_request,
-            retry: rule.retry.as_ref(),
+            retry: rule.retry.as_ref().map(Wish::of_rule),
+        }
+    }
+
+    /// With what the port says where the rule says nothing, or there is none.
+    fn or(self, settings: &'s TrafficSettings, began: Instant, request: &Request<RequestBody>) -> Self {
+        let TrafficSettings { timeouts, retries, .. } = settings;
+        // Nobody waits for the answer to a copy.
+        let is_copy = request.headers().contains_key(MIRRORED);
+        let wish = || Wish::of_port(retries, request.method()).filter(|_| !is_copy);
+        Self {
+            until: self.until.or_else(|| Some(began + timeouts.request?)),
+            attempt: self.attempt.or(timeouts.per_try),
+            retry: self.retry.or_else(wish),
         }
     }
 }
@@ -73,10 +97,16 @@ pub(super) async fn send(
     way: Way<'_>,
     request: Request<RequestBody>,
     dialect: Dialect,
-    patience: Patience<'_>,
+    mut patience: Patience<'_>,
 ) -> Result<Response<Incoming>, Refusal> {
+    if let Some((service, port)) = way.port() {
+        patience = patience.or(&port.traffic, exchange.began(), &request);
+        exchange.place = caps::enter(port, UnderWay::Requests).map_err(|full| {
+            Refusal::new(RequestEnd::Overloaded, format!("{}:{}: {full}", service.id, port.port))
+        })?;
+    }
     let sending = Sending { talk, snapshot, dialect, patience };
-    let mut endpoints = Endpoints::of(talk, way);
+    let mut endpoints = Endpoints::of(talk, way, &request);
     let answer = sending.answer(exchange, &mut endpoints, request);
     match patience.until {
         None => answer.await,
@@ -85,7 +115,7 @@ pub(super) async fn send(
             endpoints.judge(Verdict::GatewayFailure);
             Err(Refusal::new(
                 RequestEnd::RequestTimeout,
-                "no answer within the time that the rule leaves a request",
+                "no answer within the time that the request is given",
             ))
         }),
     }
@@ -117,15 +147,16 @@ impl Sending<'_> {
             exchange.load = load;
             // Only what can be made again can be sent again.
             let again = if retries.are_left() { copy(&request) } else { None };
-            let mut answer = match self.attempt(exchange, to, request).await {
-                Err(Failed::Unconnected(why, unsent)) => {
-                    endpoints.failed(to, why);
-                    request = *unsent;
-                    continue;
-                }
-                Err(Failed::Broken(refusal)) => Err(refusal),
-                Ok(response) => Ok(response),
-            };
+            let mut answer =
+                match self.attempt(exchange, (to, endpoints.port().map(|(_, port)| port)), request).await {
+                    Err(Failed::Unconnected(why, unsent)) => {
+                        endpoints.failed(to, why);
+                        request = *unsent;
+                        continue;
+                    }
+                    Err(Failed::Broken(refusal)) => Err(refusal),
+                    Ok(response) => Ok(response),
+                };
             match verdict(exchange, &answer) {
                 Some(verdict) => {
                     endpoints.took(exchange.asked, &answer);
@@ -133,12 +164,12 @@ impl Sending<'_> {
                 }
                 None => endpoints.no_verdict(),
             }
-            let Some(service) = endpoints.service() else { return answer };
+            let Some((service, port)) = endpoints.port() else { return answer };
             if !retries.has_failed(&answer) {
                 budget::answered(service);
                 return answer;
             }
-            let wait = again.and_then(|again| Some((retries.wait(service, &answer)?, again)));
+            let wait = again.and_then(|again| Some((retries.wait(service, port, &answer)?, again)));
             exchange.retried_in_vain = retries.in_vain();
             let Some((wait, again)) = wait else {
                 if let (Ok(response), Some(made)) = (&mut answer, retries.in_vain()) {
@@ -160,7 +191,7 @@ impl Sending<'_> {
     async fn attempt(
         &self,
         exchange: &mut Exchange,
-        to: SocketAddr,
+        (to, port): (SocketAddr, Option<&ServicePort>),
         mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Failed> {
         let Self { talk, snapshot, dialect, .. } = self;
@@ -169,7 +200,7 @@ impl Sending<'_> {
         let standing = self.admitted(to).map_err(Failed::Broken)?;
         let mut must_be_fresh = false;
         loop {
-            let mut lease = match talk.lease(snapshot, service, to, *dialect, must_be_fresh).await {
+            let mut lease = match talk.lease(snapshot, service, (to, port), *dialect, must_be_fresh).await {
                 Ok(lease) => lease,
                 Err(why) => return Err(Failed::Unconnected(why, Box::new(request))),
             };
@@ -190,7 +221,7 @@ impl Sending<'_> {
                     return Ok(response);
                 }
                 Err(Unanswered::TooSlow) => {
-                    let detail = format!("{to}: no answer within the time that the rule leaves an attempt");
+                    let detail = format!("{to}: no answer within the time that an attempt is given");
                     return Err(Failed::Broken(Refusal::new(RequestEnd::UpstreamTimeout, detail)));
                 }
                 Err(Unanswered::Broken { error, unsent }) => match unsent.map(|unsent| *unsent).or(again) {
@@ -334,13 +365,15 @@ enum Endpoints<'a> {
 }
 
 impl<'a> Endpoints<'a> {
-    fn of(talk: &'a Talk, way: Way<'a>) -> Self {
+    fn of(talk: &'a Talk, way: Way<'a>, request: &Request<RequestBody>) -> Self {
         match way {
             Way::Pod(address) => Self::Pod(address, None),
             Way::Service { service, port, kept } => {
                 let client = talk.captured.client.ip();
                 let dialled = SocketAddr::new(talk.captured.dialled.ip(), port);
-                Self::Service { attempts: Attempts::for_request(&talk.proxy, service, client, dialled), kept }
+                let hash = service.port(port).and_then(|port| hashed::hash(port, client, request));
+                let attempts = Attempts::for_request(&talk.proxy, service, client, dialled, hash);
+                Self::Service { attempts, kept }
             }
         }
     }
@@ -357,7 +390,16 @@ impl<'a> Endpoints<'a> {
                     // What has been tried says more.
                     Err(unreached) if attempts.is_full() && unreached.tried.is_none() => {
                         let service = &attempts.service().id;
-                        let detail = format!("{service}: {MOST_WAITING} requests wait for each endpoint");
+                        let most =
+                            attempts.port().and_then(|port| port.traffic.caps.pending).unwrap_or_default();
+                        let detail = format!("{service}: {most} requests wait for each endpoint");
+                        Err(Refusal::new(RequestEnd::Overloaded, detail))
+                    }
+                    Err(Unreached { reason: RefuseReason::Overloaded, .. }) => {
+                        let (service, caps) =
+                            (&attempts.service().id, attempts.port().map(|port| port.traffic.caps));
+                        let most = caps.and_then(|caps| caps.connections).unwrap_or_default();
+                        let detail = format!("{service}: {most} connections are open, as many as may be");
                         Err(Refusal::new(RequestEnd::Overloaded, detail))
                     }
                     Err(unreached) => {
@@ -404,11 +446,11 @@ impl<'a> Endpoints<'a> {
         }
     }
 
-    /// What is known of the Service that they are of.
-    fn service(&self) -> Option<&'a ServiceLoad> {
+    /// What is known of the Service that they are of, and its port.
+    fn port(&self) -> Option<(&'a ServiceLoad, &'a ServicePort)> {
         match self {
             Self::Pod(..) => None,
-            Self::Service { attempts, .. } => Some(&attempts.service().load),
+            Self::Service { attempts, .. } => Some((&attempts.service().load, attempts.port()?)),
         }
     }
 
@@ -417,5 +459,52 @@ impl<'a> Endpoints<'a> {
         if let Self::Service { attempts, .. } = self {
             attempts.avoid(endpoint);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{RetrySettings, TrafficTimeouts};
+    use crate::route::Retry;
+
+    #[test]
+    fn a_rule_says_for_itself_what_it_says_and_the_port_the_rest() {
+        let (began, second) = (Instant::now(), Duration::from_secs(1));
+        let settings = TrafficSettings {
+            timeouts: TrafficTimeouts {
+                request: Some(second * 9),
+                per_try: Some(second * 3),
+                ..TrafficTimeouts::default()
+            },
+            retries: RetrySettings { attempts: 4, ..RetrySettings::default() },
+            ..TrafficSettings::default()
+        };
+        let rules = Retry { codes: Vec::new(), attempts: 1, backoff: None };
+        let rule = Patience {
+            until: Some(began + second),
+            attempt: Some(second * 2),
+            retry: Some(Wish::of_rule(&rules)),
+        };
+        let request = |marked: bool| {
+            let mut request = Request::new(RequestBody::empty());
+            if marked {
+                request.headers_mut().insert(MIRRORED, http::HeaderValue::from_static("true"));
+            }
+            request
+        };
+        let check = |patience: Patience<'_>, settings: &TrafficSettings, marked, expected| {
+            let patience = patience.or(settings, began, &request(marked));
+            let until = patience.until.map(|until| (until - began).as_secs());
+            let attempt = patience.attempt.map(|limit| limit.as_secs());
+            assert_eq!((until, attempt, patience.retry.map(|wish| wish.attempts)), expected);
+        };
+        let nothing = TrafficSettings::default();
+        check(Patience::default(), &nothing, false, (None, None, None));
+        check(Patience::default(), &settings, false, (Some(9), Some(3), Some(4)));
+        // A copy.
+        check(Patience::default(), &settings, true, (Some(9), Some(3), None));
+        check(rule, &settings, false, (Some(1), Some(2), Some(1)));
+        check(Patience { attempt: None, ..rule }, &settings, false, (Some(1), Some(3), Some(1)));
     }
 }

@@ -117,13 +117,16 @@ fn set_cookie(kept_by: &SessionPersistence, token: &str, began: u64, now: u64) -
 fn carried<'h>(kept_by: &SessionPersistence, headers: &'h HeaderMap) -> Option<&'h str> {
     match kept_by.kind {
         SessionKind::Header => headers.get(&*kept_by.name)?.to_str().ok(),
-        SessionKind::Cookie => headers
-            .get_all(COOKIE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|cookies| cookies.split(';'))
-            .find_map(|cookie| cookie.trim().strip_prefix(&*kept_by.name)?.strip_prefix('=')),
+        SessionKind::Cookie => cookie(headers, &kept_by.name),
     }
+}
+
+/// The value of a request's cookie.
+pub(super) fn cookie<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+    cookies
+        .flat_map(|cookies| cookies.split(';'))
+        .find_map(|cookie| cookie.trim().strip_prefix(name)?.strip_prefix('='))
 }
 
 impl Token {

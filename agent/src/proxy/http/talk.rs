@@ -2,14 +2,18 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tracing::debug;
 
 use super::connect;
 use super::io::{Counted, Stream};
-use super::pool::{Key, Lease, Sender};
-use crate::model::ObjectRef;
+use super::pool::{Key, Lease, Sender, Terms};
+use super::quiet::Quiet;
+use crate::balance::caps;
+use crate::model::{ObjectRef, PortGuard, ServicePort, UnderWay};
 use crate::proxy::Proxy;
 use crate::proxy::captured::Captured;
 use crate::proxy::reach::{self, Assurance, InTheWay};
@@ -24,6 +28,8 @@ pub(super) struct Talk {
     pub(super) here: Arc<Here>,
     pub(super) captured: Captured,
     fate: watch::Receiver<Fate>,
+    /// Where the dialled port has clients' connections end that are idle.
+    pub(super) quiet: Option<Arc<Quiet>>,
     /// Who was talked to so far, for telemetry: a handful, and most requests go where one went before.
     told: Mutex<Vec<Arc<Told>>>,
 }
@@ -66,7 +72,21 @@ impl Talk {
         captured: Captured,
         fate: watch::Receiver<Fate>,
     ) -> Self {
-        Self { proxy, here, captured, fate, told: Mutex::default() }
+        let limit = || {
+            let (snapshot, dialled) = (proxy.snapshot.load(), captured.dialled);
+            snapshot.service(dialled.ip())?.port(dialled.port())?.traffic.timeouts.idle
+        };
+        let quiet = limit().map(|limit| Arc::new(Quiet::new(limit)));
+        Self { proxy, here, captured, fate, quiet, told: Mutex::default() }
+    }
+
+    /// Returns when the client's connection has been idle for longer than it may be.
+    pub(super) async fn idle_for_too_long(&self) {
+        match &self.quiet {
+            // On the heap: nearly all do without.
+            Some(quiet) => Box::pin(quiet.for_too_long()).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Whether the pod's next connections are somebody else's: then this one is not to be used for much longer.
@@ -79,12 +99,13 @@ impl Talk {
         Key { source: self.captured.net.cookie, bound: self.captured.bound, to }
     }
 
-    /// A connection to the endpoint for one request: one that stands, unless it must be a fresh one, else a new one.
+    /// A connection to the endpoint for one request: one that stands, unless it must be a fresh one, else a new one, as the port wants
+    /// them.
     pub(super) async fn lease(
         self: &Arc<Self>,
         snapshot: &Snapshot,
         service: Option<&ObjectRef>,
-        to: SocketAddr,
+        (to, port): (SocketAddr, Option<&ServicePort>),
         dialect: Dialect,
         must_be_fresh: bool,
     ) -> Result<Lease, InTheWay> {
@@ -97,19 +118,19 @@ impl Talk {
                 if !must_be_fresh && let Some(lease) = pool.take_http1(&key, &wanted) {
                     return Ok(lease);
                 }
-                let (io, assurance) = self.connect(snapshot, service, to).await?;
+                let (io, assurance, terms) = self.connect(snapshot, service, (to, port)).await?;
                 let made = connect::http1(io).await;
                 let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
                 pool.tasks.spawn(connection);
-                Ok(Lease { sender: Sender::Http1(sender), assurance, is_reused: false })
+                Ok(Lease { sender: Sender::Http1(sender), assurance, terms, is_reused: false })
             }
             Dialect::Http2 => {
                 let make = || async {
-                    let (io, assurance) = self.connect(snapshot, service, to).await?;
+                    let (io, assurance, terms) = self.connect(snapshot, service, (to, port)).await?;
                     let made = connect::http2(&pool.tasks, io).await;
                     let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
                     pool.tasks.spawn(connection);
-                    Ok((sender, assurance))
+                    Ok((sender, assurance, terms))
                 };
                 pool.http2(&key, &wanted, make).await
             }
@@ -120,14 +141,38 @@ impl Talk {
         &self,
         snapshot: &Snapshot,
         service: Option<&ObjectRef>,
-        to: SocketAddr,
-    ) -> Result<(Counted, Assurance), InTheWay> {
+        (to, port): (SocketAddr, Option<&ServicePort>),
+    ) -> Result<(Counted, Assurance, Arc<Terms>), InTheWay> {
         let Self { proxy, here, captured, .. } = self;
+        let place = match port {
+            Some(port) => self.place(port).await?,
+            None => None,
+        };
+        let terms = Terms::new(place, port.and_then(|port| port.traffic.timeouts.idle));
         // Whoever asked may go while others wait for the same: whether a client is still there is its own task's to see.
         let gone = std::future::pending();
-        let (upstream, assurance) = reach::dial(proxy, here, snapshot, captured, to, gone).await?;
+        let (upstream, assurance) = reach::dial(proxy, here, snapshot, captured, (to, port), gone).await?;
         let meter = reach::record(proxy, snapshot, captured, to, service, &assurance);
-        Ok((Counted::new(Stream::new(upstream, &here.upstreams.tasks), meter), assurance))
+        let stream = Stream::new(upstream, &here.upstreams.tasks);
+        Ok((Counted::new(stream, meter, Some(terms.clone())), assurance, terms))
+    }
+
+    /// A place among the connections of the port, where there is a cap on those: if need be, that of one that nobody uses now, on
+    /// whichever thread.
+    async fn place(&self, port: &ServicePort) -> Result<Option<PortGuard>, InTheWay> {
+        let mut is_freed = false;
+        for _ in 0..LETTING_GO {
+            if let Ok(place) = caps::enter(port, UnderWay::Connections) {
+                return Ok(place);
+            }
+            is_freed = is_freed || self.here.all_upstreams.iter().any(|pool| pool.let_go(&port.load));
+            if !is_freed {
+                break;
+            }
+            // It is closed by the thread that has it.
+            sleep(Duration::from_millis(1)).await;
+        }
+        Err((RefuseReason::Overloaded, Assurance::NONE))
     }
 
     /// With whom requests to the endpoint are counted.
@@ -155,6 +200,9 @@ impl Talk {
         new
     }
 }
+
+/// Milliseconds that closing a connection may take that nobody uses.
+const LETTING_GO: u32 = 20;
 
 /// Endpoints that a connection remembers.
 const MOST_TOLD: usize = 16;

@@ -48,6 +48,8 @@ pub(in crate::proxy) struct Wanted<'a> {
     pub(in crate::proxy) to: SocketAddr,
     /// The pod that has the address.
     pub(in crate::proxy) destination: &'a Workload,
+    /// How long the other side may take to connect.
+    pub(in crate::proxy) within: Duration,
 }
 
 /// Why a CONNECT came to nothing.
@@ -81,7 +83,7 @@ pub(in crate::proxy) async fn connect(
         let began = Instant::now();
         let claimed = here.tunnels.claim(&key, not_before, make).await?;
         let (is_reused, health) = (claimed.is_reused, claimed.place.shared());
-        match ask(proxy, claimed, wanted).await {
+        match ask(claimed, wanted).await {
             Ok(tunnelled) => return Ok(tunnelled),
             Err(Failed::Refused(reason)) => return Err(reason),
             Err(Failed::Broken) => here.tunnels.discard(&key, &health),
@@ -273,7 +275,7 @@ async fn drive(
 }
 
 /// Asks for the stream, and waits for the application behind it as long as for any other.
-async fn ask(proxy: &Proxy, claimed: Claimed, wanted: Wanted<'_>) -> Result<Ends, Failed> {
+async fn ask(claimed: Claimed, wanted: Wanted<'_>) -> Result<Ends, Failed> {
     let Claimed { requests, place, baggage, is_reused } = claimed;
     let request = request(wanted, baggage).ok_or(Failed::Refused(RefuseReason::Internal))?;
     let answer = async {
@@ -282,7 +284,7 @@ async fn ask(proxy: &Proxy, claimed: Claimed, wanted: Wanted<'_>) -> Result<Ends
         Ok((response.await.map_err(broken)?, send))
     };
     let (response, send) = tokio::select! {
-        answer = timeout(proxy.settings.connect_timeout, answer) => match answer {
+        answer = timeout(wanted.within, answer) => match answer {
             Ok(answer) => answer?,
             Err(_elapsed) => return Err(Failed::Refused(RefuseReason::ConnectTimeout)),
         },

@@ -91,13 +91,20 @@ pub(in crate::proxy) async fn relay(
     meter: &Meter,
 ) -> CloseReason {
     let Ends { mut send, mut recv, place } = ends;
-    let ended = both_ways(&mut socket, side, &mut send, &mut recv, meter).await;
+    let ended = {
+        let carried = pin!(both_ways(&mut socket, side, &mut send, &mut recv, meter));
+        meter.unless_idle(carried).await
+    };
     match ended {
-        Ok(()) => {
+        Some(Ok(())) => {
             close_in_order(&socket);
             CloseReason::Done
         }
-        Err(broken) => {
+        None => {
+            send.send_reset(Reason::CONNECT_ERROR);
+            CloseReason::Idle
+        }
+        Some(Err(broken)) => {
             if matches!(broken, Broken::Socket(_)) {
                 // A reset overtakes what the connection has not sent yet. It runs now, and sends what it can: so would
                 // the kernel.

@@ -17,13 +17,14 @@ impl Scrape {
             }
         }
 
-        let help = "HTTP requests that a rule would have had sent again and that were not, by why.";
+        let help = "HTTP requests that a rule or a Service port would have had sent again and that were not, by why.";
         let mut family = out.counter("undermesh_http_retries_withheld", help)?;
         for service in services() {
             for (event, reason) in [
                 (ServiceEvent::RetryBudgetSpent, "budget"),
                 (ServiceEvent::RetriedElsewhere, "retried_elsewhere"),
                 (ServiceEvent::RetryAfterTooLong, "retry_after"),
+                (ServiceEvent::RetriesCapped, "limit"),
             ] {
                 let count = service.load.counted(event);
                 if count > 0 {
@@ -41,6 +42,7 @@ impl Scrape {
                 (ServiceEvent::EjectedForServerErrors, "server_errors"),
                 (ServiceEvent::EjectedForGatewayFailures, "gateway_failures"),
                 (ServiceEvent::EjectedForFailedProbe, "failed_probe"),
+                (ServiceEvent::EjectedForSuccessRate, "success_rate"),
             ] {
                 let count = service.load.counted(event);
                 if count > 0 {
@@ -69,10 +71,11 @@ impl Scrape {
 }
 
 /// What shows that the Service's endpoints are worth a gauge.
-const EJECTIONS: [ServiceEvent; 3] = [
+const EJECTIONS: [ServiceEvent; 4] = [
     ServiceEvent::EjectedForServerErrors,
     ServiceEvent::EjectedForGatewayFailures,
     ServiceEvent::EjectedForFailedProbe,
+    ServiceEvent::EjectedForSuccessRate,
 ];
 
 fn labels(service: &Service) -> [Label<'_>; 2] {
