@@ -370,7 +370,7 @@ proptest! {
 }
 
 #[test]
-fn what_is_wrong_with_a_route_is_found_where_it_is() {
+fn what_is_wrong_with_routes_and_policies_is_found_where_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
     write(
@@ -414,9 +414,40 @@ metadata: {name: d}
 spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute}], to: []}
 ",
     );
+    write(
+        "policies.yaml",
+        "\
+apiVersion: undermesh.io/v1alpha1
+kind: TrafficPolicy
+metadata: {name: a}
+spec:
+  targetRefs:
+  - {group: '', kind: Service, name: web}
+  - {group: '', kind: Service, name: web, sectionName: http}
+  limits: {maxConnections: 10}
+---
+apiVersion: undermesh.io/v1alpha1
+kind: TrafficPolicy
+metadata: {name: b}
+spec:
+  targetRefs: [{group: '', kind: Service, name: web}]
+  limits:
+    maxConnection: 10
+---
+apiVersion: gateway.networking.x-k8s.io/v1alpha1
+kind: XBackendTrafficPolicy
+metadata: {name: c}
+spec:
+  targetRefs: [{group: '', kind: Service, name: absent}]
+",
+    );
     let checked = check(dir.path(), node()).unwrap();
     let lines: Vec<_> = checked.rejections.iter().map(|it| format!("{it}\n")).collect();
     expect![[r#"
+        ./policies.yaml:7:56: TrafficPolicy default/a: spec.targetRefs[1].sectionName: the Service default/web has no TCP port named "http"
+        ./policies.yaml:10:1: TrafficPolicy default/b: this version cannot be used, and there was none before it: the policy is not in force
+        ./policies.yaml:16:20: TrafficPolicy default/b: spec.limits.maxConnection: there is no such field, or this version of Undermesh does not know it
+        ./policies.yaml:22:49: XBackendTrafficPolicy default/c: spec.targetRefs[0].name: there is no Service default/absent
         ./routes.yaml:13:9: HTTPRoute default/a: spec.rules[0].backendRefs[1]: there is no Service default/absent; its share of the requests is answered with an error
         ./routes.yaml:15:1: GRPCRoute default/b: this version cannot be used, and there was none before it: the route is not in force
         ./routes.yaml:23:14: GRPCRoute default/b: spec.rules[0].matches[0].metod: there is no such field, or this version of Undermesh does not know it
