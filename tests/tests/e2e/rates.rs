@@ -117,7 +117,7 @@ fn requests_that_are_too_many_are_refused_wherever_they_come_from() -> Result<()
         }
         // Who refuses tells of it: the server's node, for all of them.
         let metrics = stage.mesh.agents[0].metrics()?;
-        for source in ["near", "far", "unknown"] {
+        for source in ["near", "far", "outside"] {
             let labels =
                 [("reporter", "destination"), ("reason", "rate_limited"), ("source_workload", source)];
             ensure!(metrics.sum(REQUESTS, &labels) > 0.0, "{source} is not counted");

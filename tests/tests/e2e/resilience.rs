@@ -343,3 +343,45 @@ fn what_waits_at_an_endpoint_is_bounded_and_the_rest_fails_at_once() -> Result<(
     stage.ask("/", &["--count", "20"])?.all(200)?;
     Ok(())
 }
+
+/// Who says how long it waits has that time, and the next one is told what is left of it.
+#[test]
+fn deadlines_travel_with_requests() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-deadlines", 1)?;
+    const GRPC: [&str; 5] = ["--http2", "--method", "POST", "--header", "content-type: application/grpc"];
+    let told = |args: &[&str], header: &str| -> Result<Option<String>> {
+        let saw = stage.ask("/", args)?.saw()?;
+        Ok(saw["headers"][header][0].as_str().map(str::to_owned))
+    };
+    let grpc = |timeout| [&GRPC[..], &["--header", timeout]].concat();
+    ensure!(told(&[], "undermesh-timeout-ms")?.is_none(), "a deadline out of nothing");
+    let left =
+        told(&["--header", "undermesh-timeout-ms: 5000"], "undermesh-timeout-ms")?.context("no deadline")?;
+    ensure!((4_000..=5_000).contains(&left.parse::<u64>()?), "{left} ms are left of 5,000");
+    let left = told(&grpc("grpc-timeout: 5S"), "grpc-timeout")?.context("no deadline")?;
+    let micros: u64 = left.strip_suffix('u').context("not in microseconds")?.parse()?;
+    ensure!((4_000_000..=5_000_000).contains(&micros), "{left} are left of 5S");
+    // Each is answered in its own words when the time is over, and nobody is blamed for it.
+    for _ in 0..10 {
+        let began = Instant::now();
+        stage.ask("/?delay_ms=3000", &["--header", "undermesh-timeout-ms: 50"])?.answered(504)?;
+        let answer = stage.ask("/?delay_ms=3000", &grpc("grpc-timeout: 50m"))?.answered(200)?;
+        ensure!(answer["headers"]["grpc-status"] == "4", "{answer}");
+        ensure!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
+    }
+    ensure!(stage.counted(EJECTIONS, &[])? == 0.0, "an endpoint is blamed for its clients' hurry");
+    // A rule's limit is told as well, if it is the shorter one; gRPC has streams that a rule does not limit.
+    let rules = json!([{ "timeouts": { "request": "2s" }, "backendRefs": [{ "name": "web", "port": 80 }] }]);
+    let route = Manifest::new("gateway.networking.k8s.io/v1", "HTTPRoute", Some(SHOP), "web")
+        .with("spec", json!({ "parentRefs": [service("web")], "rules": rules }));
+    stage.mesh.lab.apply(&route)?;
+    eventually(SOON, "the rule's limit is told", || {
+        let left = told(&["--header", "undermesh-timeout-ms: 5000"], "undermesh-timeout-ms")?;
+        let left: u64 = left.context("no deadline")?.parse()?;
+        ensure!((1_000..=2_000).contains(&left), "{left} ms");
+        Ok(())
+    })?;
+    ensure!(told(&GRPC, "grpc-timeout")?.is_none(), "a rule limits a stream");
+    Ok(())
+}

@@ -7,6 +7,7 @@
 mod answer;
 mod body;
 mod connect;
+mod deadline;
 mod exchange;
 mod fault;
 mod forward;

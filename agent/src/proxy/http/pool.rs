@@ -35,6 +35,8 @@ pub(super) struct Key {
     pub(super) bound: Option<IpAddr>,
     /// The endpoint.
     pub(super) to: SocketAddr,
+    /// Its own agent looks at requests. A connection that was made before it did so would pass that by.
+    pub(super) is_limited: bool,
 }
 
 /// What requests are handed to.
@@ -280,7 +282,7 @@ mod tests {
     use crate::model::UnderWay;
 
     fn key() -> Key {
-        Key { source: 1, bound: None, to: "10.1.0.1:80".parse().unwrap() }
+        Key { source: 1, bound: None, to: "10.1.0.1:80".parse().unwrap(), is_limited: false }
     }
 
     /// A connection to nobody, that waits for a request.

@@ -19,7 +19,7 @@ use super::mirror::MIRRORED;
 use super::pool::{Lease, Loan, Sender};
 use super::retry::{Retries, Wish, mark_in_vain};
 use super::talk::{Dialect, Talk};
-use super::{hashed, head, limit};
+use super::{deadline, hashed, head, limit};
 use crate::balance::outlier::Verdict;
 use crate::balance::{budget, caps, latency};
 use crate::model::{Limited, LoadGuard, Service, ServiceLoad, ServicePort, TrafficSettings, UnderWay};
@@ -60,6 +60,8 @@ impl<'s> Way<'s> {
 pub(super) struct Patience<'s> {
     /// When the answer must have begun.
     until: Option<Instant>,
+    /// When it is of no use to the client any more, by what that says.
+    asked: Option<Instant>,
     /// How long one attempt may take.
     attempt: Option<Duration>,
     retry: Option<Wish<'s>>,
@@ -70,9 +72,17 @@ impl<'s> Patience<'s> {
     pub(super) fn of(rule: &'s Rule, began: Instant) -> Self {
         Self {
             until: rule.timeouts.request.map(|limit| began + limit),
+            asked: None,
             attempt: rule.timeouts.backend_request,
             retry: rule.retry.as_ref().map(Wish::of_rule),
         }
+    }
+
+    /// How long the answer to an attempt is of use that begins now. To gRPC that is all of a stream, which rules do not limit.
+    fn left(&self, now: Instant, is_grpc: bool) -> Option<Duration> {
+        let until = if is_grpc { self.asked } else { self.until };
+        let until = until.map(|until| until.saturating_duration_since(now));
+        [until, self.attempt.filter(|_| !is_grpc)].into_iter().flatten().min()
     }
 
     /// With what the port says where the rule says nothing, or there is none.
@@ -83,6 +93,7 @@ impl<'s> Patience<'s> {
         let wish = || Wish::of_port(retries, request.method()).filter(|_| !is_copy);
         Self {
             until: self.until.or_else(|| Some(began + timeouts.request?)),
+            asked: self.asked,
             attempt: self.attempt.or(timeouts.per_try),
             retry: self.retry.or_else(wish),
         }
@@ -105,14 +116,25 @@ pub(super) async fn send(
             Refusal::new(RequestEnd::Overloaded, format!("{}:{}: {full}", service.id, port.port))
         })?;
     }
+    let asked = deadline::asked(request.headers(), exchange.is_grpc).map(|limit| exchange.began() + limit);
+    // A client that will not wait for longer says nothing of the endpoint.
+    let is_clients = asked.is_some_and(|asked| patience.until.is_none_or(|until| asked < until));
+    if is_clients {
+        patience.until = asked;
+    }
+    patience.asked = asked;
     let sending = Sending { talk, snapshot, dialect, patience };
     let mut endpoints = Endpoints::of(talk, way, &request);
     let answer = sending.answer(exchange, &mut endpoints, request);
     match patience.until {
         None => answer.await,
         Some(until) => timeout_at(until.into(), answer).await.unwrap_or_else(|_elapsed| {
-            // Where it was with none, between two attempts, there is none to blame.
-            endpoints.judge(Verdict::GatewayFailure);
+            if is_clients {
+                endpoints.no_verdict();
+            } else {
+                // Where it was with none, between two attempts, there is none to blame.
+                endpoints.judge(Verdict::GatewayFailure);
+            }
             Err(Refusal::new(
                 RequestEnd::RequestTimeout,
                 "no answer within the time that the request is given",
@@ -197,7 +219,7 @@ impl Sending<'_> {
         let Self { talk, snapshot, dialect, .. } = self;
         let dialled = exchange.service.clone();
         let service = dialled.as_ref();
-        let standing = self.admitted(to).map_err(Failed::Broken)?;
+        let standing = self.admitted(exchange, to).map_err(Failed::Broken)?;
         let mut must_be_fresh = false;
         loop {
             let mut lease = match talk.lease(snapshot, service, (to, port), *dialect, must_be_fresh).await {
@@ -210,14 +232,18 @@ impl Sending<'_> {
             let again =
                 if lease.is_reused && request.method().is_idempotent() { copy(&request) } else { None };
             let is_reused = lease.is_reused;
-            exchange.asked = Some(Instant::now());
+            let now = Instant::now();
+            exchange.asked = Some(now);
+            if let Some(left) = self.patience.left(now, exchange.is_grpc) {
+                deadline::tell(left, request.headers_mut(), exchange.is_grpc);
+            }
             match self.over(&mut lease, request).await {
                 Ok(mut response) => {
                     if let Some(standing) = &standing {
                         limit::tell(standing, response.headers_mut());
                     }
                     exchange.head(response.status().as_u16(), response.headers());
-                    exchange.loan = Some(Loan::new(&talk.here.upstreams, talk.key(to), lease));
+                    exchange.loan = Some(Loan::new(&talk.here.upstreams, talk.key(to, port), lease));
                     return Ok(response);
                 }
                 Err(Unanswered::TooSlow) => {
@@ -241,14 +267,19 @@ impl Sending<'_> {
     }
 
     /// Whether an endpoint of this node takes the request. Others are asked by their own agents.
-    fn admitted(&self, to: SocketAddr) -> Result<Option<Standing>, Refusal> {
-        let (snapshot, Talk { proxy, captured, .. }) = (self.snapshot, &**self.talk);
-        if !admission::is_limited(snapshot, to, Limited::Requests)
-            || reach::assurance(proxy, snapshot, captured, to).security != Security::SameNode
-        {
+    fn admitted(&self, exchange: &mut Exchange, to: SocketAddr) -> Result<Option<Standing>, Refusal> {
+        let (talk, snapshot) = (self.talk, self.snapshot);
+        if !admission::is_limited(snapshot, to, Limited::Requests) {
             return Ok(None);
         }
-        limit::admitted(admission::admit(snapshot, to, Limited::Requests, || captured.source()))
+        let assurance = reach::assurance(&talk.proxy, snapshot, &talk.captured, to);
+        if assurance.security != Security::SameNode {
+            return Ok(None);
+        }
+        let admission = admission::admit(snapshot, to, Limited::Requests, || talk.captured.source());
+        limit::admitted(admission).inspect_err(|_| {
+            exchange.tell(talk.told(snapshot, exchange.service.as_ref(), to, &assurance));
+        })
     }
 
     async fn over(
@@ -482,6 +513,7 @@ mod tests {
         };
         let rules = Retry { codes: Vec::new(), attempts: 1, backoff: None };
         let rule = Patience {
+            asked: None,
             until: Some(began + second),
             attempt: Some(second * 2),
             retry: Some(Wish::of_rule(&rules)),

@@ -95,8 +95,9 @@ impl Talk {
     }
 
     /// Which connections may carry this client's requests to the endpoint.
-    pub(super) fn key(&self, to: SocketAddr) -> Key {
-        Key { source: self.captured.net.cookie, bound: self.captured.bound, to }
+    pub(super) fn key(&self, to: SocketAddr, port: Option<&ServicePort>) -> Key {
+        let is_limited = port.is_some_and(|port| !port.traffic.rate_limits.is_empty());
+        Key { source: self.captured.net.cookie, bound: self.captured.bound, to, is_limited }
     }
 
     /// A connection to the endpoint for one request: one that stands, unless it must be a fresh one, else a new one, as the port wants
@@ -109,7 +110,7 @@ impl Talk {
         dialect: Dialect,
         must_be_fresh: bool,
     ) -> Result<Lease, InTheWay> {
-        let key = self.key(to);
+        let key = self.key(to, port);
         let pool = &self.here.upstreams;
         // What stands was made by what held then; what is asked for is what holds now.
         let wanted = reach::assurance(&self.proxy, snapshot, &self.captured, to);
