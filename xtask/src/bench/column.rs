@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use super::fairness;
 use crate::{envoy, ztunnel};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -52,6 +53,8 @@ pub enum Http {
     Requests,
     /// Each request falls under the last of so many rules of its Service.
     Routes(usize),
+    /// The same without a route, and each endpoint takes so many requests a second and no more.
+    Limited,
 }
 
 /// A process of the mesh, whose CPU time and memory count.
@@ -99,7 +102,8 @@ impl Column {
         let encrypts = matches!(mesh, Mesh::Undermesh { encrypts: true, .. });
         lab.apply(&if enrolled { namespace.label("undermesh.io/mesh", "enabled") } else { namespace })?;
         let client = node1.add_pod(PodSpec::new(NAMESPACE, "client"))?;
-        let near = node1.add_pod(PodSpec::new(NAMESPACE, "near"))?;
+        // Where clients are told apart, it is another one than the client.
+        let near = node1.add_pod(PodSpec::new(NAMESPACE, "near").service_account("near"))?;
         let far = node2.add_pod(PodSpec::new(NAMESPACE, "far"))?;
         lab.apply(&Manifest::namespace("outside"))?;
         let outside = node1.add_pod(PodSpec::new("outside", "outside"))?;
@@ -112,6 +116,12 @@ impl Column {
                     for name in ["near", "far"] {
                         lab.apply(&service(name))?;
                         lab.apply(&route(name, *rules))?;
+                    }
+                }
+                if *http == Http::Limited {
+                    for name in ["near", "far"] {
+                        lab.apply(&service(name))?;
+                        lab.apply(&limit(name))?;
                     }
                 }
                 let http = if *http == Http::Bytes { "off" } else { "auto" };
@@ -149,7 +159,7 @@ impl Column {
         }
         let name = name.to_owned();
         let dialled = match mesh {
-            Mesh::Undermesh { http: Http::Routes(_), .. } => Dialled::Services,
+            Mesh::Undermesh { http: Http::Routes(_) | Http::Limited, .. } => Dialled::Services,
             Mesh::Envoy(_) => Dialled::Envoy,
             _ => Dialled::Pods,
         };
@@ -272,6 +282,14 @@ fn route(name: &str, rules: usize) -> Manifest {
     let parent = json!({ "group": "", "kind": "Service", "name": name, "port": HTTP_PORT });
     let spec = json!({ "parentRefs": [parent], "rules": (0..rules).map(rule).collect::<Vec<_>>() });
     Manifest::new("gateway.networking.k8s.io/v1", "HTTPRoute", Some(NAMESPACE), name).with("spec", spec)
+}
+
+/// The Service's endpoints take so many requests a second.
+fn limit(name: &str) -> Manifest {
+    let limit = json!({ "requests": fairness::LIMIT, "per": "1s", "burst": fairness::LIMIT / 10 });
+    let target = json!({ "group": "", "kind": "Service", "name": name });
+    let spec = json!({ "targetRefs": [target], "rateLimits": [limit] });
+    Manifest::new("undermesh.io/v1alpha1", "TrafficPolicy", Some(NAMESPACE), name).with("spec", spec)
 }
 
 /// An nginx and an iperf3 in the pod, once they listen.

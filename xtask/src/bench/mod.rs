@@ -6,6 +6,7 @@
 mod case;
 mod column;
 mod cpu;
+mod fairness;
 mod footprint;
 mod probe;
 mod report;
@@ -59,6 +60,9 @@ pub struct Bench {
     /// Measure the loads alone, not what a mesh costs at rest.
     #[arg(long)]
     loads_only: bool,
+    /// Measure instead what a client that floods an endpoint with limits costs another one, and fail if that is too much.
+    #[arg(long, conflicts_with_all = ["http", "peer", "plaintext", "direct_only"])]
+    fairness: bool,
     /// The agent to measure, instead of a release build of this tree.
     #[arg(long, value_name = "PATH")]
     agent: Option<PathBuf>,
@@ -87,6 +91,9 @@ impl Bench {
         }
         let probe = probe::build(!self.direct_only && self.agent.is_none())?;
         sweep_on_signals()?;
+        if self.fairness {
+            return fairness::run(self.agent()?, probe, self.rounds(), self.length());
+        }
         let cases: Vec<Case> = case::all().into_iter().filter(|case| self.is_wanted(case)).collect();
         ensure!(!cases.is_empty(), "no case has `{}` in its name", self.only.as_deref().unwrap_or_default());
         let mut footprints = Vec::new();
@@ -112,6 +119,19 @@ impl Bench {
         Ok(())
     }
 
+    fn agent(&self) -> Result<PathBuf> {
+        let agent = self.agent.clone().unwrap_or_else(|| paths::programs(true).join("undermesh"));
+        std::fs::canonicalize(&agent).with_context(|| format!("no {}", agent.display()))
+    }
+
+    fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(if self.quick { 2 } else { 5 }).max(1)
+    }
+
+    fn length(&self) -> Duration {
+        Duration::from_secs(self.seconds.unwrap_or(if self.quick { 1 } else { 5 }).max(1))
+    }
+
     fn columns(&self, probe: &Path) -> Result<Vec<Column>> {
         let mut columns = vec![Column::make("direct", Mesh::None, probe.to_owned())?];
         let mut add = |name: &str, mesh| -> Result<()> {
@@ -119,8 +139,7 @@ impl Bench {
             Ok(())
         };
         if !self.direct_only {
-            let agent = self.agent.clone().unwrap_or_else(|| paths::programs(true).join("undermesh"));
-            let agent = std::fs::canonicalize(&agent).with_context(|| format!("no {}", agent.display()))?;
+            let agent = self.agent()?;
             let ours = |encrypts, http| Mesh::Undermesh { agent: agent.clone(), encrypts, http };
             add("mesh", ours(true, Http::Bytes))?;
             if self.plaintext {
@@ -146,8 +165,7 @@ impl Bench {
     }
 
     fn measure(&self, cases: &[Case], columns: &mut [Column]) -> Result<Report> {
-        let rounds = self.rounds.unwrap_or(if self.quick { 2 } else { 5 }).max(1);
-        let length = Duration::from_secs(self.seconds.unwrap_or(if self.quick { 1 } else { 5 }).max(1));
+        let (rounds, length) = (self.rounds(), self.length());
         let names: Vec<String> = columns.iter().map(|column| column.name.clone()).collect();
         let mut report = Report::new(names, rounds, length);
         for round in 0..rounds {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use undermesh_tests::lab::{Process, eventually};
 
@@ -36,6 +36,27 @@ pub fn open_loop(column: &Column, to: SocketAddr, rate: u32, length: Duration) -
         Figure { name: "p99 us", value: number("p99_us")? },
     ];
     Ok((read, number("count")?))
+}
+
+/// Requests at a fixed rate that come from the pod on the client's node and end by themselves.
+pub struct Flood(Process);
+
+/// Begins to ask.
+pub fn flood(column: &Column, to: SocketAddr, rate: u32, length: Duration) -> Result<Flood> {
+    let mut probe = Command::new(&column.probe);
+    probe.args(["open-loop", "--to", &to.to_string(), "--rate", &rate.to_string()]);
+    probe.args(["--connections", "32", "--seconds", &length.as_secs().to_string()]);
+    Ok(Flood(column.near.spawn(probe)?))
+}
+
+impl Flood {
+    /// Waits for its end, and fails if it was none.
+    pub fn end(mut self, length: Duration) -> Result<()> {
+        let status = self.0.wait(length + Duration::from_secs(20))?;
+        let asked: Value = serde_json::from_str(self.0.output().trim()).context("the flood says nothing")?;
+        ensure!(status.success() && asked["count"].as_u64() > Some(1_000), "that was no flood: {asked}");
+        Ok(())
+    }
 }
 
 /// Connections to the pod outside of the mesh: the figures, and how many there were.
