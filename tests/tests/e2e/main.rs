@@ -31,6 +31,7 @@ mod services;
 mod soak;
 mod sockets;
 mod telemetry;
+mod traffic;
 mod transfers;
 mod trust_domains;
 mod tunnel;
