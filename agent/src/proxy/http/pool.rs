@@ -246,13 +246,13 @@ impl Pool {
         });
         slots.http2.retain(|_, shared| {
             let used = *shared.used.lock().unwrap_or_else(PoisonError::into_inner);
-            let lives = |since: &Instant| {
-                let made = shared.made.get();
-                made.is_some_and(|(sender, _, terms)| !sender.is_closed() && is_fresh(*since, terms))
-            };
+            // It is idle since the last request has ended, which is later than that began.
+            let is_fresh =
+                |terms: &Arc<Terms>| is_lent(terms) || used.is_some_and(|used| is_fresh(used, terms));
+            let made = shared.made.get();
+            let lives = made.is_some_and(|(sender, _, terms)| !sender.is_closed() && is_fresh(terms));
             let is_made = Arc::strong_count(shared) > 1;
-            // Requests under way keep their connection, whether new ones find it or not.
-            is_made || used.as_ref().is_some_and(lives)
+            is_made || lives
         });
     }
 

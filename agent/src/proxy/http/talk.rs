@@ -161,13 +161,14 @@ impl Talk {
     /// A place among the connections of the port, where there is a cap on those: if need be, that of one that nobody uses now, on
     /// whichever thread.
     async fn place(&self, port: &ServicePort) -> Result<Option<PortGuard>, InTheWay> {
-        let mut is_freed = false;
-        for _ in 0..LETTING_GO {
+        for step in 0..LETTING_GO {
             if let Ok(place) = caps::enter(port, UnderWay::Connections) {
                 return Ok(place);
             }
-            is_freed = is_freed || self.here.all_upstreams.iter().any(|pool| pool.let_go(&port.load));
-            if !is_freed {
+            // Now and then once more: somebody else may have been faster.
+            let lets_go = step % LET_GO_EVERY == 0;
+            let is_let_go = lets_go && self.here.all_upstreams.iter().any(|pool| pool.let_go(&port.load));
+            if step == 0 && !is_let_go {
                 break;
             }
             // It is closed by the thread that has it.
@@ -204,6 +205,7 @@ impl Talk {
 
 /// Milliseconds that closing a connection may take that nobody uses.
 const LETTING_GO: u32 = 20;
+const LET_GO_EVERY: u32 = 5;
 
 /// Endpoints that a connection remembers.
 const MOST_TOLD: usize = 16;
