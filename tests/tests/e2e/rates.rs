@@ -13,6 +13,7 @@ use undermesh_tests::require::Feature;
 
 use crate::kit::{Mesh, SHOP, SOON};
 use crate::requests::{Asked, ask, serve_requests};
+use crate::traffic::in_force;
 
 const REQUESTS: &str = "undermesh_http_requests_total";
 const REFUSED: &str = "undermesh_tcp_connections_refused_total";
@@ -65,20 +66,7 @@ impl Stage {
         let policy = Manifest::new("undermesh.io/v1alpha1", "TrafficPolicy", Some(SHOP), "web")
             .with("spec", spec)
             .with("spec.targetRefs", target);
-        let generations = self.generations()?;
-        self.mesh.lab.apply(&policy)?;
-        eventually(SOON, "the policy is in force", || {
-            let now = self.generations()?;
-            ensure!(now.iter().zip(&generations).all(|(now, before)| now > before), "{now:?}");
-            Ok(())
-        })
-    }
-
-    fn generations(&self) -> Result<Vec<f64>> {
-        let generation = |agent: &undermesh_tests::lab::Agent| {
-            Ok(agent.metrics()?.sum("undermesh_config_generation", &[]))
-        };
-        self.mesh.agents.iter().map(generation).collect()
+        in_force(&self.mesh, &policy)
     }
 }
 

@@ -64,7 +64,7 @@ impl Stage {
     fn treat(&self, mut spec: Value) -> Result<()> {
         spec["targetRefs"] = json!([{ "group": "", "kind": "Service", "name": self.name }]);
         let policy = Manifest::new("undermesh.io/v1alpha1", "TrafficPolicy", Some(SHOP), self.name);
-        self.mesh.lab.apply(&policy.with("spec", spec))
+        in_force(&self.mesh, &policy.with("spec", spec))
     }
 
     fn ask(&self, path: &str, args: &[&str]) -> Result<Asked> {
@@ -74,6 +74,21 @@ impl Stage {
     fn counted(&self, metric: &str, labels: &[(&str, &str)]) -> Result<f64> {
         Ok(self.mesh.agents[0].metrics()?.sum(metric, labels))
     }
+}
+
+/// Applies the manifest, and waits until every agent goes by it.
+pub fn in_force(mesh: &Mesh, manifest: &Manifest) -> Result<()> {
+    let generations = || -> Result<Vec<f64>> {
+        let agents = mesh.agents.iter();
+        agents.map(|agent| Ok(agent.metrics()?.sum("undermesh_config_generation", &[]))).collect()
+    };
+    let before = generations()?;
+    mesh.lab.apply(manifest)?;
+    eventually(SOON, "the manifest is in force", || {
+        let now = generations()?;
+        ensure!(now.iter().zip(&before).all(|(now, before)| now > before), "{now:?} after {before:?}");
+        Ok(())
+    })
 }
 
 fn address() -> IpAddr {

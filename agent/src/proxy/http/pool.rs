@@ -37,6 +37,8 @@ pub(super) struct Key {
     pub(super) to: SocketAddr,
     /// Its own agent looks at requests. A connection that was made before it did so would pass that by.
     pub(super) is_limited: bool,
+    /// Connections are counted. One that was made before they were is not among them, and is left to its idleness.
+    pub(super) is_capped: bool,
 }
 
 /// What requests are handed to.
@@ -282,7 +284,13 @@ mod tests {
     use crate::model::UnderWay;
 
     fn key() -> Key {
-        Key { source: 1, bound: None, to: "10.1.0.1:80".parse().unwrap(), is_limited: false }
+        Key {
+            source: 1,
+            bound: None,
+            to: "10.1.0.1:80".parse().unwrap(),
+            is_limited: false,
+            is_capped: false,
+        }
     }
 
     /// A connection to nobody, that waits for a request.

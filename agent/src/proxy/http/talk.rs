@@ -96,8 +96,14 @@ impl Talk {
 
     /// Which connections may carry this client's requests to the endpoint.
     pub(super) fn key(&self, to: SocketAddr, port: Option<&ServicePort>) -> Key {
-        let is_limited = port.is_some_and(|port| !port.traffic.rate_limits.is_empty());
-        Key { source: self.captured.net.cookie, bound: self.captured.bound, to, is_limited }
+        let traffic = port.map(|port| &*port.traffic);
+        Key {
+            source: self.captured.net.cookie,
+            bound: self.captured.bound,
+            to,
+            is_limited: traffic.is_some_and(|traffic| !traffic.rate_limits.is_empty()),
+            is_capped: traffic.is_some_and(|traffic| traffic.caps.connections.is_some()),
+        }
     }
 
     /// A connection to the endpoint for one request: one that stands, unless it must be a fresh one, else a new one, as the port wants
