@@ -19,7 +19,7 @@ pub use hostname::{Hostname, HostnameError};
 pub use matching::{
     HeaderMatch, Match, PathMatch, Pattern, PatternError, QueryMatch, RequestHead, ValueMatch,
 };
-pub use rule::{Backend, InvalidBackend, Retry, RouteKind, RouteRef, Rule, Target, Timeouts};
+pub use rule::{Backend, InvalidBackend, Retry, RouteKind, RouteRef, Rule, Target, TimeLimit, Timeouts};
 pub use services::{Audience, PortRoutes, ServiceRoutes, Table};
 pub use table::{HttpTable, Matched, RouteRules};
 pub use tls::TlsTable;

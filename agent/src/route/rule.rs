@@ -122,13 +122,36 @@ pub enum InvalidBackend {
     },
 }
 
-/// How long a request may take. None is for ever.
+/// How long a request may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From the request to the end of its answer, all attempts together.
-    pub request: Option<Duration>,
+    /// From the request to the beginning of its answer, all attempts together.
+    pub request: TimeLimit,
     /// One attempt.
-    pub backend_request: Option<Duration>,
+    pub backend_request: TimeLimit,
+}
+
+/// A limit, as far as the rule says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TimeLimit {
+    /// The rule says nothing: what others say counts.
+    #[default]
+    Unsaid,
+    /// For ever, whatever others say.
+    Never,
+    /// So long.
+    After(Duration),
+}
+
+impl TimeLimit {
+    /// The limit, where others say this. None is for ever.
+    pub fn or(self, others: Option<Duration>) -> Option<Duration> {
+        match self {
+            Self::Unsaid => others,
+            Self::Never => None,
+            Self::After(limit) => Some(limit),
+        }
+    }
 }
 
 /// When and how often a request that failed is tried again.

@@ -11,7 +11,7 @@ use super::answer::Refusal;
 use super::body::{RequestBody, ResponseBody};
 use super::exchange::Exchange;
 use super::quiet::Quiet;
-use super::send::{self, Patience, Way};
+use super::send::{self, Way, Wishes};
 use super::session::Session;
 use super::talk::{Dialect, Talk};
 use super::upgrade::{Bridge, ClientEnd};
@@ -95,7 +95,7 @@ async fn carry(
         let (request, client_end) = outgoing(exchange, request, dialect);
         let request = aimed(request, authority, None, dialect)?;
         let mut response =
-            send::send(talk, snapshot, exchange, way, request, dialect, Patience::default()).await?;
+            send::send(talk, snapshot, exchange, way, request, dialect, Wishes::default()).await?;
         if let (Some(session), Some(endpoint)) = (session, exchange.upstream) {
             session.keep(way, endpoint, response.headers_mut());
         }
@@ -118,8 +118,8 @@ async fn carry(
     let (mut request, client_end) = outgoing(exchange, request, dialect);
     mirror::send(talk, snapshot, matched.rule, &mut request, authority.as_ref(), dialect);
     let request = modified(request, &matched, backend, authority, dialect)?;
-    let patience = Patience::of(matched.rule, exchange.began());
-    let mut response = send::send(talk, snapshot, exchange, way, request, dialect, patience).await?;
+    let mut response =
+        send::send(talk, snapshot, exchange, way, request, dialect, Wishes::of(matched.rule)).await?;
     let headers = response.headers_mut();
     for filters in [&backend.filters, &matched.rule.filters] {
         if let Some(modifier) = &filters.response_headers {

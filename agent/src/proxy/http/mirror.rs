@@ -13,7 +13,7 @@ use tracing::debug;
 use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::head;
-use super::send::{self, Patience, Way};
+use super::send::{self, Way, Wishes};
 use super::talk::{Dialect, Talk};
 use crate::route::{Rule, Target};
 use crate::snapshot::Snapshot;
@@ -64,8 +64,7 @@ pub(super) fn send(
                 let way = Way::Service { service, port, kept: None };
                 let mut exchange = Exchange::begin(&talk.proxy.telemetry, &copy);
                 exchange.service = Some(id.clone());
-                let sent =
-                    send::send(&talk, &snapshot, &mut exchange, way, copy, dialect, Patience::default());
+                let sent = send::send(&talk, &snapshot, &mut exchange, way, copy, dialect, Wishes::default());
                 match sent.await {
                     Ok(response) => {
                         // Read to its end, so that the connection may be used again.

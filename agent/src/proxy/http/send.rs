@@ -26,7 +26,7 @@ use crate::model::{Limited, LoadGuard, Service, ServiceLoad, ServicePort, Traffi
 use crate::policy::Standing;
 use crate::proxy::admission;
 use crate::proxy::reach::{self, Attempts, InTheWay, Unreached};
-use crate::route::Rule;
+use crate::route::{Rule, Timeouts};
 use crate::sentence::in_one_sentence;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{RefuseReason, RequestEnd, Security};
@@ -55,9 +55,22 @@ impl<'s> Way<'s> {
     }
 }
 
-/// How long and how often a request is tried.
+/// What a rule says of how long and how often its requests are tried.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Patience<'s> {
+pub(super) struct Wishes<'s> {
+    timeouts: Timeouts,
+    retry: Option<Wish<'s>>,
+}
+
+impl<'s> Wishes<'s> {
+    pub(super) fn of(rule: &'s Rule) -> Self {
+        Self { timeouts: rule.timeouts, retry: rule.retry.as_ref().map(Wish::of_rule) }
+    }
+}
+
+/// How long and how often a request is tried.
+#[derive(Clone, Copy, Debug)]
+struct Patience<'s> {
     /// When the answer must have begun.
     until: Option<Instant>,
     /// When it is of no use to the client any more, by what that says.
@@ -68,13 +81,27 @@ pub(super) struct Patience<'s> {
 }
 
 impl<'s> Patience<'s> {
-    /// What the rule says of a request that came at `began`.
-    pub(super) fn of(rule: &'s Rule, began: Instant) -> Self {
+    /// By the rule, by what the port says where that says nothing or there is none, and by how long the client waits.
+    fn of(
+        wishes: Wishes<'s>,
+        settings: Option<&'s TrafficSettings>,
+        request: &Request<RequestBody>,
+        (began, is_grpc): (Instant, bool),
+    ) -> Self {
+        let Wishes { timeouts, retry } = wishes;
+        let after = |limit: Duration| began + limit;
+        let ports = settings.map(|settings| settings.timeouts).unwrap_or_default();
+        // Nobody waits for the answer to a copy.
+        let is_copy = request.headers().contains_key(MIRRORED);
+        let wish =
+            || settings.and_then(|it| Wish::of_port(&it.retries, request.method())).filter(|_| !is_copy);
+        let until = timeouts.request.or(ports.request).map(after);
+        let asked = deadline::asked(request.headers(), is_grpc).map(after);
         Self {
-            until: rule.timeouts.request.map(|limit| began + limit),
-            asked: None,
-            attempt: rule.timeouts.backend_request,
-            retry: rule.retry.as_ref().map(Wish::of_rule),
+            until: [until, asked].into_iter().flatten().min(),
+            asked,
+            attempt: timeouts.backend_request.or(ports.per_try),
+            retry: retry.or_else(wish),
         }
     }
 
@@ -85,18 +112,9 @@ impl<'s> Patience<'s> {
         [until, self.attempt.filter(|_| !is_grpc)].into_iter().flatten().min()
     }
 
-    /// With what the port says where the rule says nothing, or there is none.
-    fn or(self, settings: &'s TrafficSettings, began: Instant, request: &Request<RequestBody>) -> Self {
-        let TrafficSettings { timeouts, retries, .. } = settings;
-        // Nobody waits for the answer to a copy.
-        let is_copy = request.headers().contains_key(MIRRORED);
-        let wish = || Wish::of_port(retries, request.method()).filter(|_| !is_copy);
-        Self {
-            until: self.until.or_else(|| Some(began + timeouts.request?)),
-            asked: self.asked,
-            attempt: self.attempt.or(timeouts.per_try),
-            retry: self.retry.or_else(wish),
-        }
+    /// A client that will not wait for longer says nothing of the endpoint.
+    fn is_clients(&self) -> bool {
+        self.asked.is_some() && self.asked == self.until
     }
 }
 
@@ -108,28 +126,22 @@ pub(super) async fn send(
     way: Way<'_>,
     request: Request<RequestBody>,
     dialect: Dialect,
-    mut patience: Patience<'_>,
+    wishes: Wishes<'_>,
 ) -> Result<Response<Incoming>, Refusal> {
+    let settings = way.port().map(|(_, port)| &*port.traffic);
+    let patience = Patience::of(wishes, settings, &request, (exchange.began(), exchange.is_grpc));
     if let Some((service, port)) = way.port() {
-        patience = patience.or(&port.traffic, exchange.began(), &request);
         exchange.place = caps::enter(port, UnderWay::Requests).map_err(|full| {
             Refusal::new(RequestEnd::Overloaded, format!("{}:{}: {full}", service.id, port.port))
         })?;
     }
-    let asked = deadline::asked(request.headers(), exchange.is_grpc).map(|limit| exchange.began() + limit);
-    // A client that will not wait for longer says nothing of the endpoint.
-    let is_clients = asked.is_some_and(|asked| patience.until.is_none_or(|until| asked < until));
-    if is_clients {
-        patience.until = asked;
-    }
-    patience.asked = asked;
     let sending = Sending { talk, snapshot, dialect, patience };
     let mut endpoints = Endpoints::of(talk, way, &request);
     let answer = sending.answer(exchange, &mut endpoints, request);
     match patience.until {
         None => answer.await,
         Some(until) => timeout_at(until.into(), answer).await.unwrap_or_else(|_elapsed| {
-            if is_clients {
+            if patience.is_clients() {
                 endpoints.no_verdict();
             } else {
                 // Where it was with none, between two attempts, there is none to blame.
@@ -497,11 +509,11 @@ impl<'a> Endpoints<'a> {
 mod tests {
     use super::*;
     use crate::model::{RetrySettings, TrafficTimeouts};
-    use crate::route::Retry;
+    use crate::route::{Retry, TimeLimit};
 
     #[test]
-    fn a_rule_says_for_itself_what_it_says_and_the_port_the_rest() {
-        let (began, second) = (Instant::now(), Duration::from_secs(1));
+    fn a_rule_says_for_itself_what_it_says_the_port_the_rest_and_a_client_how_long_it_waits() {
+        let second = Duration::from_secs(1);
         let settings = TrafficSettings {
             timeouts: TrafficTimeouts {
                 request: Some(second * 9),
@@ -511,32 +523,45 @@ mod tests {
             retries: RetrySettings { attempts: 4, ..RetrySettings::default() },
             ..TrafficSettings::default()
         };
-        let rules = Retry { codes: Vec::new(), attempts: 1, backoff: None };
-        let rule = Patience {
-            asked: None,
-            until: Some(began + second),
-            attempt: Some(second * 2),
-            retry: Some(Wish::of_rule(&rules)),
+        let retry = Retry { codes: Vec::new(), attempts: 1, backoff: None };
+        let rule = Wishes {
+            timeouts: Timeouts {
+                request: TimeLimit::After(second),
+                backend_request: TimeLimit::After(second * 2),
+            },
+            retry: Some(Wish::of_rule(&retry)),
         };
-        let request = |marked: bool| {
+        let check = |wishes, settings, headers: &[(&'static str, &str)], expected: (_, _, _, bool)| {
             let mut request = Request::new(RequestBody::empty());
-            if marked {
-                request.headers_mut().insert(MIRRORED, http::HeaderValue::from_static("true"));
+            for (name, value) in headers {
+                request.headers_mut().insert(*name, http::HeaderValue::from_str(value).unwrap());
             }
-            request
-        };
-        let check = |patience: Patience<'_>, settings: &TrafficSettings, marked, expected| {
-            let patience = patience.or(settings, began, &request(marked));
+            let began = Instant::now();
+            let patience = Patience::of(wishes, settings, &request, (began, false));
             let until = patience.until.map(|until| (until - began).as_secs());
             let attempt = patience.attempt.map(|limit| limit.as_secs());
-            assert_eq!((until, attempt, patience.retry.map(|wish| wish.attempts)), expected);
+            let attempts = patience.retry.map(|wish| wish.attempts);
+            assert_eq!((until, attempt, attempts, patience.is_clients()), expected, "{headers:?}");
         };
-        let nothing = TrafficSettings::default();
-        check(Patience::default(), &nothing, false, (None, None, None));
-        check(Patience::default(), &settings, false, (Some(9), Some(3), Some(4)));
+        let (nothing, some) = (Some(&TrafficSettings::default()), Some(&settings));
+        check(Wishes::default(), None, &[], (None, None, None, false));
+        check(Wishes::default(), nothing, &[], (None, None, None, false));
+        check(Wishes::default(), some, &[], (Some(9), Some(3), Some(4), false));
         // A copy.
-        check(Patience::default(), &settings, true, (Some(9), Some(3), None));
-        check(rule, &settings, false, (Some(1), Some(2), Some(1)));
-        check(Patience { attempt: None, ..rule }, &settings, false, (Some(1), Some(3), Some(1)));
+        check(Wishes::default(), some, &[(MIRRORED, "true")], (Some(9), Some(3), None, false));
+        check(rule, some, &[], (Some(1), Some(2), Some(1), false));
+        let whole_alone = Timeouts { backend_request: TimeLimit::Unsaid, ..rule.timeouts };
+        check(Wishes { timeouts: whole_alone, ..rule }, some, &[], (Some(1), Some(3), Some(1), false));
+        let never = Timeouts { request: TimeLimit::Never, backend_request: TimeLimit::Never };
+        check(Wishes { timeouts: never, ..rule }, some, &[], (None, None, Some(1), false));
+        // Whoever waits for less has it.
+        check(Wishes::default(), None, &[("undermesh-timeout-ms", "5000")], (Some(5), None, None, true));
+        check(rule, some, &[("undermesh-timeout-ms", "5000")], (Some(1), Some(2), Some(1), false));
+        check(
+            Wishes::default(),
+            some,
+            &[("undermesh-timeout-ms", "5000")],
+            (Some(5), Some(3), Some(4), true),
+        );
     }
 }

@@ -24,7 +24,7 @@ use super::super::{FieldPath, Problem};
 use super::place::Place;
 use super::{non_empty as given, object_id};
 use crate::model::{Name, ObjectRef, SessionPersistence};
-use crate::route::{Hostname, Match, Retry, RouteKind, RouteRef, Timeouts};
+use crate::route::{Hostname, Match, Retry, RouteKind, RouteRef, TimeLimit, Timeouts};
 
 /// The API group of routes and of ReferenceGrants.
 pub(super) const GROUP: &str = "gateway.networking.k8s.io";
@@ -322,11 +322,15 @@ fn default_session(route: &ObjectRef, index: usize) -> Name {
 }
 
 fn timeouts(wire: &wire::Timeouts, place: &Place<'_>) -> Timeouts {
-    let read =
-        |key: &str, text: &Option<String>| text.as_ref().and_then(|text| place.key(key).duration(text));
+    let read = |key: &str, text: &Option<String>| match text {
+        None => TimeLimit::Unsaid,
+        Some(text) => place.key(key).duration(text).map_or(TimeLimit::Never, TimeLimit::After),
+    };
     let request = read("request", &wire.request);
     let backend_request = read("backendRequest", &wire.backend_request);
-    if request.is_some_and(|request| backend_request > Some(request)) {
+    if let (TimeLimit::After(whole), TimeLimit::After(part)) = (request, backend_request)
+        && part > whole
+    {
         place.key("backendRequest").refuse("expected no longer than the timeout of the whole request");
     }
     Timeouts { request, backend_request }

@@ -208,9 +208,11 @@ fn timeouts_retries_and_sessions() {
          sessionPersistence: {cookieConfig: {lifetimeType: Permanent}, absoluteTimeout: 1h}}, {retry: {}}]",
     );
     let rule = &spec.rules[0];
-    // A zero switches it off.
     let milliseconds = std::time::Duration::from_millis;
-    assert_eq!(rule.timeouts, Timeouts { request: None, backend_request: Some(milliseconds(500)) });
+    // A zero switches it off, and is not the same as nothing.
+    let (request, backend_request) = (TimeLimit::Never, TimeLimit::After(milliseconds(500)));
+    assert_eq!(rule.timeouts, Timeouts { request, backend_request });
+    assert_eq!(spec.rules[1].timeouts.request, TimeLimit::Unsaid);
     let codes = vec![StatusCode::SERVICE_UNAVAILABLE];
     assert_eq!(rule.retry, Some(Retry { codes, attempts: 3, backoff: Some(milliseconds(10)) }));
     let session = rule.session.as_ref().unwrap();
