@@ -11,11 +11,20 @@ use serde_json::{Value, json};
 use undermesh_tests::lab::{Lab, Pod, Process};
 use undermesh_tests::pki::{Authority, Leaf};
 
-/// Where the servers' Envoys listen for the client's.
+/// Where the servers' Envoys listen for the client's; further applications are behind the next ports.
 const TLS_PORT: u16 = 15443;
 
-/// Where the client's Envoy listens for the first server; the next ones are behind the next ports.
+/// Where the client's Envoy listens for the first application of the first server; the next ones are behind the next ports.
 const FIRST_PORT: u16 = 15101;
+
+/// What a server's Envoy leads to.
+#[derive(Clone, Copy)]
+pub struct Application {
+    /// Where it listens.
+    pub port: u16,
+    /// And nothing else.
+    pub speaks_http2: bool,
+}
 
 /// Starts an Envoy in each server's pod and one in the client's.
 pub fn start(
@@ -23,33 +32,42 @@ pub fn start(
     lab: &Lab,
     client: &Pod,
     servers: &[&Pod],
-    application_port: u16,
+    applications: &[Application],
 ) -> Result<Vec<Process>> {
     let authority = Authority::stranger("cluster.local")?;
     let mut processes = Vec::new();
     for pod in servers {
         let tls = tls(lab, &authority, pod.name())?;
-        let listener = listener(SocketAddr::new(pod.ip(), TLS_PORT), Some(downstream(&tls)));
-        let application = cluster(SocketAddr::from(([127, 0, 0, 1], application_port)), None);
-        processes.push(envoy(binary, lab, pod, &[(listener, application)])?);
+        let pair = |(index, application): (usize, &Application)| {
+            let listener = listener(tls_address(pod, index), Some(downstream(&tls)));
+            let to = SocketAddr::from(([127, 0, 0, 1], application.port));
+            (listener, cluster(to, None, application.speaks_http2))
+        };
+        let pairs: Vec<_> = applications.iter().enumerate().map(pair).collect();
+        processes.push(envoy(binary, lab, pod, &pairs)?);
         pod.wait_listening(TLS_PORT)?;
     }
     let tls = tls(lab, &authority, client.name())?;
-    let pairs: Vec<_> = (0..)
-        .zip(servers)
-        .map(|(index, pod)| {
-            let upstream = cluster(SocketAddr::new(pod.ip(), TLS_PORT), Some(upstream(&tls)));
-            (listener(address(index), None), upstream)
-        })
-        .collect();
+    let mut pairs = Vec::new();
+    for (server, pod) in servers.iter().enumerate() {
+        for application in 0..applications.len() {
+            let upstream = cluster(tls_address(pod, application), Some(upstream(&tls)), true);
+            pairs.push((listener(address(server, application, applications.len()), None), upstream));
+        }
+    }
     processes.push(envoy(binary, lab, client, &pairs)?);
     client.wait_listening(FIRST_PORT).with_context(|| processes[processes.len() - 1].log_tail(10))?;
     Ok(processes)
 }
 
-/// What the client dials to get to the server of this place.
-pub fn address(index: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], FIRST_PORT + index))
+/// What the client dials to get to an application of a server, by their places.
+pub fn address(server: usize, application: usize, applications: usize) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], FIRST_PORT + (server * applications + application) as u16))
+}
+
+/// Where the server's Envoy listens for the client's, for this application.
+fn tls_address(pod: &Pod, application: usize) -> SocketAddr {
+    SocketAddr::new(pod.ip(), TLS_PORT + application as u16)
 }
 
 fn envoy(binary: &Path, lab: &Lab, pod: &Pod, pairs: &[(Value, Value)]) -> Result<Process> {
@@ -88,7 +106,7 @@ fn listener(address: SocketAddr, tls: Option<Value>) -> Value {
     json!({ "address": socket_address(address), "filter_chains": [chain] })
 }
 
-fn cluster(address: SocketAddr, tls: Option<Value>) -> Value {
+fn cluster(address: SocketAddr, tls: Option<Value>, speaks_http2: bool) -> Value {
     let endpoint = json!({ "endpoint": { "address": socket_address(address) } });
     let mut cluster = json!({
         "type": "STATIC", "connect_timeout": "5s",
@@ -96,6 +114,8 @@ fn cluster(address: SocketAddr, tls: Option<Value>) -> Value {
     });
     if let Some(tls) = tls {
         cluster["transport_socket"] = tls;
+    }
+    if speaks_http2 {
         cluster["typed_extension_protocol_options"] = json!({ "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": type_of("upstreams.http.v3.HttpProtocolOptions"),
                 "explicit_http_config": { "http2_protocol_options": {} },

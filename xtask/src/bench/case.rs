@@ -1,5 +1,6 @@
 //! What is measured: one load between two pods, and the figures that come out of it.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::column::{BULK_PORT, Column, HTTP_PORT};
+use super::column::{BULK_PORT, Column, GRPC_PORT, HTTP_PORT, HTTP2_PORT};
 use super::{cpu, probe};
 
 /// A load between the client and one of the servers.
@@ -33,6 +34,10 @@ enum Load {
     Bulk { connections: u32 },
     /// HTTP requests on kept-alive connections.
     KeepAlive { connections: u32 },
+    /// HTTP/2 requests, several at a time on each connection.
+    Http2 { connections: u32, streams: u32 },
+    /// Unary calls of gRPC, several at a time on each connection.
+    Grpc { connections: u32, streams: u32 },
     /// HTTP requests, each on a connection of its own.
     NewConnections { at_once: u32 },
     /// HTTP requests at a fixed rate on 16 kept-alive connections.
@@ -57,6 +62,10 @@ pub fn all() -> Vec<Case> {
         Load::KeepAlive { connections: 1 },
         Load::KeepAlive { connections: 16 },
         Load::KeepAlive { connections: 64 },
+        Load::Http2 { connections: 1, streams: 1 },
+        Load::Http2 { connections: 4, streams: 16 },
+        Load::Grpc { connections: 1, streams: 1 },
+        Load::Grpc { connections: 4, streams: 16 },
         Load::NewConnections { at_once: 1 },
         Load::NewConnections { at_once: 16 },
         Load::OpenLoop,
@@ -79,6 +88,12 @@ impl Case {
         match self.load {
             Load::Bulk { connections } => format!("bulk, {}", counted(connections)),
             Load::KeepAlive { connections } => format!("HTTP keep-alive, {}", counted(connections)),
+            Load::Http2 { connections, streams } => {
+                format!("HTTP/2, {}, {streams} at a time on each", counted(connections))
+            }
+            Load::Grpc { connections, streams } => {
+                format!("gRPC, {}, {streams} at a time on each", counted(connections))
+            }
             Load::NewConnections { at_once } => format!("new connections, {at_once} at once"),
             Load::OpenLoop => "HTTP at a fixed rate, 16 connections".to_owned(),
             Load::ConnectOutside => "connect() to a non-mesh address".to_owned(),
@@ -104,6 +119,14 @@ impl Case {
             }
             Load::KeepAlive { connections } => {
                 let (figures, requests) = self.wrk(column, connections, length, "requests/s", &[])?;
+                (figures, requests / 1e4, ["machine CPU-s per 10,000", "proxies CPU-s per 10,000"])
+            }
+            Load::Http2 { connections, streams } => {
+                let (figures, requests) = self.h2load(column, HTTP2_PORT, (connections, streams), length)?;
+                (figures, requests / 1e4, ["machine CPU-s per 10,000", "proxies CPU-s per 10,000"])
+            }
+            Load::Grpc { connections, streams } => {
+                let (figures, requests) = self.h2load(column, GRPC_PORT, (connections, streams), length)?;
                 (figures, requests / 1e4, ["machine CPU-s per 10,000", "proxies CPU-s per 10,000"])
             }
             Load::NewConnections { at_once } => {
@@ -158,6 +181,35 @@ impl Case {
         Ok((figures, requests))
     }
 
+    /// The figures, and the requests that were answered.
+    fn h2load(
+        &self,
+        column: &Column,
+        port: u16,
+        (connections, streams): (u32, u32),
+        length: Duration,
+    ) -> Result<(Vec<Figure>, f64)> {
+        let server = self.server(column, port).context("nothing leads to HTTP/2")?;
+        let file = |name: &str| column.dir().join(format!("h2load.{name}"));
+        let log = file("log");
+        // It adds to what is there.
+        fs::write(&log, "")?;
+        let mut h2load = Command::new("h2load");
+        h2load.args(["-t", &connections.min(2).to_string(), "-c", &connections.to_string()]);
+        h2load.args(["-m", &streams.to_string(), "-D", &length.as_secs().to_string()]);
+        h2load.arg("--log-file").arg(&log);
+        if port == GRPC_PORT {
+            // A message of 20 bytes, not compressed.
+            fs::write(file("message"), [&[0, 0, 0, 0, 20][..], &[b'x'; 20]].concat())?;
+            h2load.arg("-d").arg(file("message"));
+            h2load.args(["-H", "content-type: application/grpc", "-H", "te: trailers"]);
+        }
+        h2load.arg(format!("http://{server}/bench.Echo/Say"));
+        let page = column.client.run(h2load, length + Duration::from_secs(20))?.success()?;
+        ensure!(page.contains(" 0 4xx, 0 5xx") && page.contains("0 errored"), "h2load printed\n{page}");
+        read_h2load(&fs::read_to_string(log)?, length)
+    }
+
     fn http_server(&self, column: &Column) -> Result<SocketAddr> {
         self.server(column, HTTP_PORT).context("nothing leads to nginx")
     }
@@ -202,6 +254,23 @@ fn read_wrk(page: &str, rate: &'static str) -> Result<(Vec<Figure>, f64)> {
     Ok((figures, requests.0.parse()?))
 }
 
+/// Lines of when a request began in microseconds, its status, and how many microseconds it took.
+fn read_h2load(log: &str, length: Duration) -> Result<(Vec<Figure>, f64)> {
+    let took = |line: &str| line.split('\t').nth(2).and_then(|took| took.trim().parse::<f64>().ok());
+    let times: Option<Vec<f64>> = log.lines().map(took).collect();
+    let mut times = times.context("h2load's log has other lines than it had")?;
+    ensure!(!times.is_empty(), "no request was answered");
+    times.sort_by(f64::total_cmp);
+    let at = |part: f64| times[((times.len() as f64 * part) as usize).min(times.len() - 1)];
+    let count = times.len() as f64;
+    let figures = vec![
+        Figure { name: "requests/s", value: count / length.as_secs_f64() },
+        Figure { name: "p50 us", value: at(0.5) },
+        Figure { name: "p99 us", value: at(0.99) },
+    ];
+    Ok((figures, count))
+}
+
 /// `connect 0, read 21, write 0, timeout 0`
 fn sum_of_numbers(text: &str) -> f64 {
     text.split([' ', ',']).filter_map(|word| word.parse::<f64>().ok()).sum()
@@ -218,6 +287,16 @@ fn microseconds(text: &str) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_what_h2load_logs() {
+        let log = "1700000000000000\t200\t250\n1700000000000100\t200\t150\n1700000000000200\t200\t900\n";
+        let (figures, requests) = read_h2load(log, Duration::from_secs(2)).unwrap();
+        let values: Vec<f64> = figures.iter().map(|figure| figure.value).collect();
+        assert_eq!((values, requests), (vec![1.5, 250.0, 900.0], 3.0));
+        assert!(read_h2load("", Duration::from_secs(2)).is_err());
+        assert!(read_h2load("what is this\n", Duration::from_secs(2)).is_err());
+    }
 
     const PAGE: &str = "\
   2 threads and 16 connections

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -15,6 +15,12 @@ use undermesh_tests::lab::{Agent, AgentOptions, Lab, Manifest, Metrics, Pod, Pod
 
 /// Where nginx answers.
 pub const HTTP_PORT: u16 = 8080;
+
+/// Where nginx answers HTTP/2, and nothing else.
+pub const HTTP2_PORT: u16 = 8082;
+
+/// Where calls of gRPC are answered.
+pub const GRPC_PORT: u16 = 8083;
 
 /// Where iperf3 listens.
 pub const BULK_PORT: u16 = 5201;
@@ -63,6 +69,13 @@ enum Proxy {
     Other(Process),
 }
 
+/// What Envoys lead to.
+const ENVOYS: [envoy::Application; 3] = [
+    envoy::Application { port: HTTP_PORT, speaks_http2: false },
+    envoy::Application { port: HTTP2_PORT, speaks_http2: true },
+    envoy::Application { port: GRPC_PORT, speaks_http2: true },
+];
+
 /// What clients dial to get to a server.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Dialled {
@@ -89,7 +102,7 @@ pub struct Column {
     proxies: Vec<Proxy>,
     servers: Vec<Process>,
     // Dropped last: it sweeps what the others live in.
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl Column {
@@ -115,7 +128,9 @@ impl Column {
                 if let Http::Routes(rules) = http {
                     for name in ["near", "far"] {
                         lab.apply(&service(name))?;
-                        lab.apply(&route(name, *rules))?;
+                        for port in [HTTP_PORT, HTTP2_PORT, GRPC_PORT] {
+                            lab.apply(&route(name, port, *rules))?;
+                        }
                     }
                 }
                 if *http == Http::Limited {
@@ -150,12 +165,16 @@ impl Column {
             }
         }
         if let Mesh::Envoy(binary) = &mesh {
-            let envoys = envoy::start(binary, &lab, &client, &[&near, &far], HTTP_PORT)?;
+            let envoys = envoy::start(binary, &lab, &client, &[&near, &far], &ENVOYS)?;
             proxies.extend(envoys.into_iter().map(Proxy::Other));
         }
         let mut servers = Vec::new();
         for pod in [&near, &far, &outside] {
             servers.extend(start_servers(&lab, pod)?);
+            let mut grpc = Command::new(&probe);
+            grpc.args(["grpc", "--port", &GRPC_PORT.to_string()]);
+            servers.push(pod.spawn(grpc)?);
+            pod.wait_listening(GRPC_PORT)?;
         }
         let name = name.to_owned();
         let dialled = match mesh {
@@ -163,7 +182,12 @@ impl Column {
             Mesh::Envoy(_) => Dialled::Envoy,
             _ => Dialled::Pods,
         };
-        Ok(Self { name, client, near, far, outside, probe, dialled, encrypts, proxies, servers, _lab: lab })
+        Ok(Self { name, client, near, far, outside, probe, dialled, encrypts, proxies, servers, lab })
+    }
+
+    /// Where what a load leaves may be.
+    pub fn dir(&self) -> &Path {
+        self.lab.dir()
     }
 
     /// Fails where the agents were to encrypt what crosses nodes, and a connection between the nodes went another way.
@@ -187,8 +211,10 @@ impl Column {
         match self.dialled {
             Dialled::Pods => Some(SocketAddr::new(pod.ip(), port)),
             Dialled::Services => Some(SocketAddr::new(cluster_ip(pod.name()), port)),
-            Dialled::Envoy if port == HTTP_PORT => Some(envoy::address(u16::from(pod.name() == "far"))),
-            Dialled::Envoy => None,
+            Dialled::Envoy => {
+                let index = ENVOYS.iter().position(|application| application.port == port)?;
+                Some(envoy::address(usize::from(pod.name() == "far"), index, ENVOYS.len()))
+            }
         }
     }
 
@@ -268,20 +294,21 @@ fn cluster_ip(name: &str) -> IpAddr {
 }
 
 fn service(name: &str) -> Manifest {
-    let ports = [(HTTP_PORT, HTTP_PORT), (BULK_PORT, BULK_PORT)];
+    let ports = [HTTP_PORT, HTTP2_PORT, GRPC_PORT, BULK_PORT].map(|port| (port, port));
     Manifest::service(NAMESPACE, name, &[cluster_ip(name)], &ports, &[("app", name)])
 }
 
-/// So many rules, of which requests for `/` fall under the last.
-fn route(name: &str, rules: usize) -> Manifest {
-    let backends = json!([{ "name": name, "port": HTTP_PORT }]);
+/// So many rules for a port, of which requests for `/` fall under the last, as those for whatever gRPC method do.
+fn route(name: &str, port: u16, rules: usize) -> Manifest {
+    let backends = json!([{ "name": name, "port": port }]);
     let rule = |index| {
         let prefix = if index + 1 == rules { "/".to_owned() } else { format!("/part/{index}") };
         json!({ "matches": [{ "path": { "type": "PathPrefix", "value": prefix } }], "backendRefs": backends })
     };
-    let parent = json!({ "group": "", "kind": "Service", "name": name, "port": HTTP_PORT });
+    let parent = json!({ "group": "", "kind": "Service", "name": name, "port": port });
     let spec = json!({ "parentRefs": [parent], "rules": (0..rules).map(rule).collect::<Vec<_>>() });
-    Manifest::new("gateway.networking.k8s.io/v1", "HTTPRoute", Some(NAMESPACE), name).with("spec", spec)
+    let route = format!("{name}-{port}");
+    Manifest::new("gateway.networking.k8s.io/v1", "HTTPRoute", Some(NAMESPACE), &route).with("spec", spec)
 }
 
 /// The Service's endpoints take so many requests a second.
@@ -303,6 +330,7 @@ pub fn start_servers(lab: &Lab, pod: &Pod) -> Result<[Process; 2]> {
     iperf.args(["--server", "--port", &BULK_PORT.to_string()]);
     let servers = [pod.spawn(nginx)?, pod.spawn(iperf)?];
     pod.wait_listening(HTTP_PORT).with_context(|| format!("nginx says: {}", servers[0].log_tail(5)))?;
+    pod.wait_listening(HTTP2_PORT)?;
     pod.wait_listening(BULK_PORT)?;
     Ok(servers)
 }
@@ -319,6 +347,11 @@ http {{
     server {{
         listen {HTTP_PORT} backlog=4096;
         listen [::]:{HTTP_PORT} backlog=4096;
+        location / {{ default_type text/plain; return 200 \"{body}\\n\"; }}
+    }}
+    server {{
+        listen {HTTP2_PORT} http2 backlog=4096;
+        listen [::]:{HTTP2_PORT} http2 backlog=4096;
         location / {{ default_type text/plain; return 200 \"{body}\\n\"; }}
     }}
 }}

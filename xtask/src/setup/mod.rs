@@ -34,6 +34,7 @@ const FOR_LAB: Packages = &[
 const FOR_BENCH: Packages = &[
     ("nginx-light", "is the server of the tests"),
     ("wrk", "loads it"),
+    ("nghttp2-client", "loads it with HTTP/2 (h2load)"),
     ("iperf3", "measures bulk throughput"),
 ];
 

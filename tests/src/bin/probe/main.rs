@@ -1,7 +1,8 @@
 //! Loads that no Debian package makes: requests at a fixed rate, connections that are only opened, connections that
-//! are only held. Prints one line of JSON. It runs inside a pod and knows nothing of a mesh.
+//! are only held; and a server of gRPC. Prints one line of JSON. It runs inside a pod and knows nothing of a mesh.
 
 mod connect;
+mod grpc;
 mod hold;
 mod open_loop;
 
@@ -24,6 +25,8 @@ enum Load {
     OpenLoop(open_loop::OpenLoop),
     /// Opens and closes connections one by one.
     Connect(connect::Connect),
+    /// Answers gRPC calls until it is killed.
+    Grpc(grpc::Grpc),
     /// Opens connections, says so, and holds them until it is killed.
     Hold(hold::Hold),
 }
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let done = match Probe::parse().load {
         Load::OpenLoop(load) => load.run(),
         Load::Connect(load) => load.run(),
+        Load::Grpc(server) => server.run(),
         Load::Hold(load) => load.run(),
     };
     match done {
