@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use undermesh_tests::lab::{Pod, Process, run_here};
+use undermesh_tests::lab::{Pod, Process, binary, run_here};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
@@ -72,6 +72,36 @@ fn command(program: &str, args: &[&str]) -> Command {
 
 fn url_host(ip: IpAddr) -> String {
     if ip.is_ipv6() { format!("[{ip}]") } else { ip.to_string() }
+}
+
+#[test]
+fn h2load_calls_grpc() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent, Feature::Program("h2load"));
+    let stage = Stage::set("um-e2e-h2load")?;
+    let message = stage.mesh.lab.dir().join("message");
+    fs::write(&message, [&[0, 0, 0, 0, 20][..], &[b'x'; 20]].concat())?;
+    let mut running = Vec::new();
+    for pod in &stage.places {
+        let mut server = Command::new(binary("probe")?);
+        server.args(["grpc", "--port", "8080"]);
+        running.push(pod.spawn(server)?);
+        pod.wait_listening(8080)?;
+    }
+    for ip in stage.addresses() {
+        let mut h2load = command("h2load", &["-n", "3000", "-c", "6", "-m", "20", "-t", "2"]);
+        h2load.arg("-d").arg(&message);
+        h2load.args(["-H", "content-type: application/grpc", "-H", "te: trailers"]);
+        // Of an IPv6 address it makes an authority without brackets, which is none.
+        h2load.args(["-H", ":authority: echo"]);
+        h2load.arg(format!("http://{}:8080/test.Echo/Say", url_host(ip)));
+        let said = stage.run(h2load)?;
+        ensure!(said.contains("3000 succeeded, 0 failed, 0 errored"), "{ip}: {said}");
+    }
+    stage.asked(12_000.0)?;
+    let labels = [("reporter", "source"), ("grpc_status", "0"), ("method", "POST")];
+    let counted = stage.mesh.agents[0].metrics()?.sum(REQUESTS, &labels);
+    ensure!(counted == 12_000.0, "of 12,000 calls {counted} are counted as gRPC that went well");
+    Ok(())
 }
 
 #[test]
