@@ -40,8 +40,8 @@ pub(super) async fn serve(
     }
     let Some(place) = proxy.enter() else { return refuse(facts, RefuseReason::Limit) };
     // An address is all that is known of who calls in plaintext.
-    let source: Name = caller.ip().to_string().into();
-    if !admission::takes_connection(&proxy.snapshot.load(), dialled, || source.clone()) {
+    let source = || Name::from(caller.ip().to_string());
+    if !admission::takes_connection(&proxy.snapshot.load(), dialled, source) {
         return refuse(facts, RefuseReason::RateLimited);
     }
 
@@ -50,31 +50,37 @@ pub(super) async fn serve(
     match Box::pin(upstream::connect(&proxy, &here.dialer, upstream::gone(&client), target)).await {
         Ok(application) => {
             facts.upstream = Some(dialled);
-            let meter = Meter::new(vec![proxy.telemetry.connection_opened(facts.clone())]);
-            let spoken = match admission::is_limited(&proxy.snapshot.load(), dialled, Limited::Requests) {
-                true => Box::pin(detect(client, None)).await,
-                false => Ok((Speech::Opaque, client)),
-            };
-            match spoken {
-                Ok((speech @ (Speech::Http1 | Speech::Http2), client)) => {
-                    let inbound =
-                        Inbound { proxy: proxy.clone(), here, net, to: dialled, source, facts, fate };
-                    let client = (Stream::socket(client), speech);
-                    Box::pin(inbound.serve(client, application, meter)).await;
-                }
-                Ok((Speech::Opaque | Speech::Silence, client)) => {
-                    let reason = relay(client, application, &meter).await;
-                    meter.close(reason);
-                }
-                Err(error) => {
-                    error!(pod = %net.pod, %error, "cannot go on with a connection");
-                    meter.close(CloseReason::Internal);
-                }
+            if admission::is_limited(&proxy.snapshot.load(), dialled, Limited::Requests) {
+                let source = source();
+                let inbound = Inbound { proxy: proxy.clone(), here, net, to: dialled, source, facts, fate };
+                Box::pin(requests(inbound, client, application)).await;
+            } else {
+                let meter = Meter::new(vec![proxy.telemetry.connection_opened(facts)]);
+                let reason = relay(client, application, &meter).await;
+                meter.close(reason);
             }
         }
         Err(reason) => refuse(facts, reason),
     }
     drop(place);
+}
+
+/// Carries the connection request by request, if that is what it consists of.
+async fn requests(inbound: Inbound, client: TcpStream, application: TcpStream) {
+    let meter = inbound.meter();
+    match detect(client, None).await {
+        Ok((speech @ (Speech::Http1 | Speech::Http2), client)) => {
+            inbound.serve((Stream::socket(client), speech), application, meter).await;
+        }
+        Ok((Speech::Opaque | Speech::Silence, client)) => {
+            let reason = relay(client, application, &meter).await;
+            meter.close(reason);
+        }
+        Err(error) => {
+            error!(pod = %inbound.net.pod, %error, "cannot go on with a connection");
+            meter.close(CloseReason::Internal);
+        }
+    }
 }
 
 fn facts(proxy: &Proxy, net: &PodNet, caller: SocketAddr, dialled: SocketAddr) -> ConnectionFacts {

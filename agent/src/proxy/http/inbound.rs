@@ -48,6 +48,11 @@ pub(in crate::proxy) struct Inbound {
 }
 
 impl Inbound {
+    /// Counts the connection from here on.
+    pub(in crate::proxy) fn meter(&self) -> Meter {
+        Meter::new(vec![self.proxy.telemetry.connection_opened(self.facts.clone())])
+    }
+
     /// Carries the requests of the client to the application, until one of the two ends its connection.
     pub(in crate::proxy) async fn serve(
         self,

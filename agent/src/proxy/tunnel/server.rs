@@ -307,11 +307,12 @@ impl Server {
             return refused(facts, RefuseReason::ClientGone);
         };
         facts.upstream = Some(to);
-        let meter = Meter::new(vec![self.proxy.telemetry.connection_opened(facts.clone())]);
         let tunnel = Ends { send, recv: request.into_body(), place: counted };
         if admission::is_limited(&self.proxy.snapshot.load(), to, Limited::Requests) {
-            Box::pin(self.requests(application, tunnel, meter, facts)).await;
+            // On the heap, too: most streams carry what nobody looks at.
+            Box::pin(self.requests(application, tunnel, facts)).await;
         } else {
+            let meter = Meter::new(vec![self.proxy.telemetry.connection_opened(facts)]);
             let reason = stream::relay(application, stream::Side::Server, tunnel, &meter).await;
             meter.close(reason);
         }
@@ -319,13 +320,17 @@ impl Server {
     }
 
     /// Carries the stream request by request, if that is what it consists of.
-    async fn requests(
-        &self,
-        mut application: TcpStream,
-        mut tunnel: Ends,
-        meter: Meter,
-        facts: ConnectionFacts,
-    ) {
+    async fn requests(&self, mut application: TcpStream, mut tunnel: Ends, facts: ConnectionFacts) {
+        let inbound = Inbound {
+            proxy: self.proxy.clone(),
+            here: self.here.clone(),
+            net: self.net.clone(),
+            to: facts.dialled,
+            source: self.peer.id().to_name(),
+            facts,
+            fate: self.fate.clone(),
+        };
+        let meter = inbound.meter();
         let (speech, seen) = detect::first_frames(&mut tunnel.recv).await;
         if let Speech::Opaque | Speech::Silence = speech {
             let n = seen.len();
@@ -337,15 +342,6 @@ impl Server {
             return meter.close(reason);
         }
         let client = Stream::tunnel(tunnel, seen, &self.here.upstreams.tasks);
-        let inbound = Inbound {
-            proxy: self.proxy.clone(),
-            here: self.here.clone(),
-            net: self.net.clone(),
-            to: facts.dialled,
-            source: self.peer.id().to_name(),
-            facts,
-            fate: self.fate.clone(),
-        };
         inbound.serve((client, speech), application, meter).await;
     }
 
