@@ -268,7 +268,8 @@ fn a_span_tells_what_the_conventions_ask_for() {
         undermesh.destination.identity=spiffe://cluster.local/ns/shop/sa/db
         undermesh.destination.service=db
         undermesh.destination.service.namespace=shop
-    "#]].assert_eq(&told(&span));
+    "#]]
+    .assert_eq(&told(&span));
     assert_eq!(span::of(&request(None), at), None);
     assert_eq!(span::of(&request(traces(0.0).0.place(&HeaderMap::new(), false)), at), None);
 }
