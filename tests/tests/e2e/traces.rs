@@ -108,7 +108,7 @@ fn traceparent(flags: &str) -> String {
 }
 
 /// What is asked by whoever has tracing on.
-fn tracing<'a>(sampling: &'a str) -> Vec<&'a str> {
+fn tracing(sampling: &str) -> Vec<&str> {
     vec!["--trace-endpoint", "http://127.0.0.1:4317", "--trace-sampling", sampling]
 }
 
