@@ -13,13 +13,18 @@ use crate::model::{
 use crate::snapshot::{Destination, Snapshot};
 use crate::telemetry::{
     AccessLog, CloseReason, ConnectionFacts, Peer, PodReport, PodState, Reporter, Security, Status,
-    TelemetrySettings,
+    TelemetrySettings, Traces,
 };
 
 const ANY_PORT: &str = "127.0.0.1:0";
 
 fn telemetry() -> Arc<Telemetry> {
-    Telemetry::new(TelemetrySettings::default(), Status::new("node-1", Arc::default()), AccessLog::off())
+    Telemetry::new(
+        TelemetrySettings::default(),
+        Status::new("node-1", Arc::default()),
+        AccessLog::off(),
+        Traces::off(),
+    )
 }
 
 async fn start(telemetry: &Arc<Telemetry>) -> (SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {

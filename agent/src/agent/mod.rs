@@ -29,7 +29,9 @@ use crate::discovery::Publication;
 use crate::model::{MtlsMode, NodeInfo};
 use crate::proxy::{Proxy, ProxySettings, Workers};
 use crate::snapshot::Snapshot;
-use crate::telemetry::{AccessLog, AccessLogSettings, Status, Telemetry, TelemetrySettings};
+use crate::telemetry::{
+    AccessLog, AccessLogSettings, Status, Telemetry, TelemetrySettings, TraceSettings, Traces,
+};
 
 use gate::Gate;
 use life::Life;
@@ -40,7 +42,7 @@ pub use source::SourceSettings;
 use tunnel::Opened;
 pub use tunnel::{AuthoritySettings, TunnelSettings};
 
-/// How long the access log may take to write its last lines.
+/// How long the access log may take to write its last lines, and the traces' collector to take its last spans.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Clients with session affinity that are remembered at one time.
@@ -65,6 +67,8 @@ pub struct AgentSettings {
     pub tunnel: Option<TunnelSettings>,
     /// Where access-log lines go.
     pub access_log: AccessLogSettings,
+    /// Where spans of requests go; none: nowhere.
+    pub traces: Option<TraceSettings>,
     /// How long connections may go on that are open when the agent is to stop.
     pub drain: Duration,
 }
@@ -74,7 +78,16 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let status = Status::new(settings.node.name.clone(), snapshot.clone());
     let access_log = AccessLog::start(&settings.access_log).context("starting the access log")?;
-    let telemetry = Telemetry::new(TelemetrySettings::default(), status.clone(), access_log);
+    let traces = match &settings.traces {
+        Some(traces) => {
+            let (traces, exporter) = Traces::new(traces)?;
+            // It ends with the runtime: what is left then has been waited for.
+            tokio::spawn(exporter.run());
+            traces
+        }
+        None => Traces::off(),
+    };
+    let telemetry = Telemetry::new(TelemetrySettings::default(), status.clone(), access_log, traces);
 
     // Whatever may fail comes before the kernel is touched, where an agent that runs already may be at work.
     let tunnel = settings.tunnel.as_ref();
@@ -156,6 +169,7 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
         () = in_background(background) => unreachable!("it runs for ever"),
     };
     telemetry.access_log().flush(LAST_LINES);
+    telemetry.traces().flush(LAST_LINES).await;
     ended
 }
 

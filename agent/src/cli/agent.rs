@@ -1,6 +1,7 @@
 //! `undermesh agent`: raw arguments, validated into settings once.
 
 mod identity;
+mod traces;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,7 +13,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::TcpKeepalive;
 use tracing::{error, info, warn};
 
-use self::identity::{IdentityArgs, Mistake};
+use self::identity::IdentityArgs;
+use self::traces::TraceArgs;
 use super::log::{LogFormat, start_log};
 use super::time::parse_time;
 use crate::agent::{self, AgentSettings, SourceSettings};
@@ -152,6 +154,17 @@ pub struct AgentArgs {
     /// File for the access log instead of standard output.
     #[arg(long, value_name = "FILE", env = "UNDERMESH_ACCESS_LOG_FILE")]
     access_log_file: Option<PathBuf>,
+    #[command(flatten)]
+    traces: TraceArgs,
+}
+
+/// Flags that cannot be meant as they are, in a sentence that names them.
+#[derive(Debug, thiserror::Error)]
+enum Mistake {
+    #[error(transparent)]
+    Identity(#[from] identity::Mistake),
+    #[error(transparent)]
+    Traces(#[from] traces::Mistake),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -244,6 +257,7 @@ impl AgentArgs {
             mtls,
             tunnel,
             access_log: self.access_log_settings(),
+            traces: self.traces.settings(&self.node_name)?,
             drain: self.drain,
         })
     }

@@ -18,8 +18,6 @@ use super::{CloseReason, HttpRequest, RefuseReason};
 const QUEUE: usize = 16_384;
 /// How much is written at once when there is much to write.
 const BATCH_BYTES: usize = 64 * 1024;
-/// How much of a method, an authority and a path is kept: a full queue of the longest ones is 96 MiB.
-const MOST_OF_TEXT: usize = 2_048;
 
 /// Where the access log goes and how it looks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,6 +94,10 @@ impl AccessLog {
         Ok(Self { queue: Some(sender), dropped })
     }
 
+    pub(super) fn is_on(&self) -> bool {
+        self.queue.is_some()
+    }
+
     /// Lines that were not written, because the queue was full or the output failed.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
@@ -111,7 +113,7 @@ impl AccessLog {
 
     pub(super) fn request(&self, mut request: HttpRequest) {
         self.offer(|at| {
-            shorten(&mut request);
+            request.shorten();
             Message::Request { request: Box::new(request), at }
         });
     }
@@ -150,21 +152,6 @@ enum Message {
     Refused { facts: Box<ConnectionFacts>, reason: RefuseReason, at: SystemTime },
     Request { request: Box<HttpRequest>, at: SystemTime },
     Flush(SyncSender<()>),
-}
-
-/// Gives back what is beyond the maximum, in memory too.
-fn shorten(request: &mut HttpRequest) {
-    for text in [&mut request.authority, &mut request.path] {
-        if text.len() > MOST_OF_TEXT {
-            text.truncate(text.floor_char_boundary(MOST_OF_TEXT));
-            text.shrink_to_fit();
-        }
-    }
-    // The beginning of a token is a token.
-    let beginning = request.method.as_str().get(..MOST_OF_TEXT).map(|text| text.parse());
-    if let Some(Ok(method)) = beginning {
-        request.method = method;
-    }
 }
 
 struct Writer<W> {

@@ -25,7 +25,7 @@ use super::kernel::{KernelCounters, PodTcp};
 use super::process::ProcessFigures;
 use super::series::{DestinationLabels, Series, SeriesLabels};
 use super::status::PodState;
-use super::{CloseReason, RefuseReason, Reporter, Telemetry, TunnelEnd, Tunnels};
+use super::{CloseReason, RefuseReason, Reporter, SpanDrop, Telemetry, TunnelEnd, Tunnels};
 use crate::snapshot::Snapshot;
 
 /// All metrics of the agent in OpenMetrics text, `# EOF` included.
@@ -61,6 +61,8 @@ struct Scrape {
     watch_failures: BTreeMap<&'static str, u64>,
     series_overflow: u64,
     access_log_dropped: u64,
+    spans_exported: u64,
+    spans_dropped: [(SpanDrop, u64); SpanDrop::ALL.len()],
 }
 
 impl Scrape {
@@ -96,6 +98,8 @@ impl Scrape {
             watch_failures: telemetry.watch_failures(),
             series_overflow: telemetry.series.overflow(),
             access_log_dropped: telemetry.access_log.dropped(),
+            spans_exported: telemetry.traces.exported(),
+            spans_dropped: telemetry.traces.dropped(),
         }
     }
 }
@@ -297,7 +301,15 @@ impl Scrape {
         let help = "Connections and requests counted under `other` because there are too many label sets.";
         out.one_counter("undermesh_metrics_series_overflow", help, self.series_overflow)?;
         let help = "Lines of the access log that were not written, for its output was too slow or broken.";
-        out.one_counter("undermesh_access_log_dropped", help, self.access_log_dropped)
+        out.one_counter("undermesh_access_log_dropped", help, self.access_log_dropped)?;
+        let help = "Spans that the traces' collector has taken.";
+        out.one_counter("undermesh_trace_spans_exported", help, self.spans_exported)?;
+        let help = "Spans that it has not, by why.";
+        let mut family = out.counter("undermesh_trace_spans_dropped", help)?;
+        for (why, count) in self.spans_dropped {
+            counter(&mut family, &[("reason", why.as_str())], count)?;
+        }
+        Ok(())
     }
 }
 

@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use ::http::HeaderMap;
+
 use super::series::Series;
-use super::{ConnectionFacts, RequestEnd, Telemetry};
+use super::{ConnectionFacts, RequestEnd, RequestTrace, Telemetry};
 use crate::model::{Name, ObjectRef};
 
 /// Where the requests between two workloads are counted, on behalf of one reporter. Cheap to clone; made to be kept
@@ -31,13 +33,13 @@ pub struct HttpRequest {
     /// The rule that it fell under.
     pub route: Option<RouteLabel>,
     /// What it asked to be done.
-    pub method: http::Method,
+    pub method: ::http::Method,
     /// What it was answered; `None` where the client left or the upstream broke before an answer.
     pub status: Option<u16>,
     /// The status of a gRPC call, if it was one and came so far.
     pub grpc_status: Option<u16>,
     /// The version that the client spoke.
-    pub version: http::Version,
+    pub version: ::http::Version,
     /// The host that was asked for, as the client wrote it.
     pub authority: String,
     /// The path without the query: queries carry secrets.
@@ -56,8 +58,8 @@ pub struct HttpRequest {
     pub facts: Arc<ConnectionFacts>,
     /// Where the agent sent it, for the access log.
     pub upstream: Option<SocketAddr>,
-    /// The trace that it belongs to.
-    pub trace_id: Option<Name>,
+    /// Where it stands in a trace, if it does.
+    pub trace: Option<RequestTrace>,
 }
 
 /// The rule of a route, as metrics and logs name it.
@@ -79,12 +81,38 @@ impl Telemetry {
         HttpCounters(self.series.find_or_make(facts))
     }
 
-    /// Counts the request with each of the counters, and logs it.
+    /// Where a request with these headers stands in a trace; None where nobody wants to know.
+    pub fn trace(&self, headers: &HeaderMap) -> Option<RequestTrace> {
+        self.traces.place(headers, self.access_log.is_on())
+    }
+
+    /// Counts the request with each of the counters, and traces and logs it.
     pub fn request_finished(&self, counters: &[HttpCounters], request: HttpRequest) {
         for counters in counters {
             self.series.count_request(&counters.0, &request);
         }
+        self.traces.ended(&request);
         self.access_log.request(request);
+    }
+}
+
+/// How much of a method, an authority and a path is kept: a full queue of the longest ones is 96 MiB.
+const MOST_OF_TEXT: usize = 2_048;
+
+impl HttpRequest {
+    /// Gives back what is beyond the maximum, in memory too: for queues.
+    pub(super) fn shorten(&mut self) {
+        for text in [&mut self.authority, &mut self.path] {
+            if text.len() > MOST_OF_TEXT {
+                text.truncate(text.floor_char_boundary(MOST_OF_TEXT));
+                text.shrink_to_fit();
+            }
+        }
+        // The beginning of a token is a token.
+        let beginning = self.method.as_str().get(..MOST_OF_TEXT).map(|text| text.parse());
+        if let Some(Ok(method)) = beginning {
+            self.method = method;
+        }
     }
 }
 

@@ -1,7 +1,7 @@
-//! What the proxy sees, for people and for Prometheus: metrics, the live table of connections, the access log.
+//! What the proxy sees, for people, Prometheus and collectors: metrics, the live table of connections, the access log, traces.
 //!
-//! Telemetry knows the model only. It opens no socket, reads no kernel map and takes part in no decision: the proxy
-//! reports each connection, the wiring reports the rest, `admin` asks.
+//! Telemetry knows the model only. It opens no socket but the one to the traces' collector, reads no kernel map and takes part in
+//! no decision: the proxy reports each connection, the wiring reports the rest, `admin` asks.
 
 mod access_log;
 mod certificates;
@@ -18,6 +18,7 @@ mod series;
 mod shared;
 mod status;
 mod table;
+mod traces;
 mod tunnels;
 
 pub use self::http::{ActiveRequest, HttpCounters, HttpRequest, RouteLabel};
@@ -28,6 +29,12 @@ pub use controller::{Checked, ControllerTelemetry, DenyReason, ReviewResult};
 pub use kernel::{KernelCounters, PodTcp};
 pub use reason::{CloseReason, RefuseReason, RequestEnd};
 pub use status::{NotEnrolledReason, PodReport, PodStanding, PodState, Rejection, Status};
+#[cfg(fuzzing)]
+pub use traces::fuzzing;
+pub use traces::{
+    RequestTrace, SpanDrop, TraceExporter, TraceHeader, TraceHeaderValue, TraceId, TraceProtocol,
+    TraceSettings, TraceSettingsError, Traces,
+};
 pub use tunnels::{OpenTunnel, TunnelEnd, Tunnels};
 
 use std::collections::BTreeMap;
@@ -66,6 +73,7 @@ pub struct Telemetry {
     table: Table,
     series: SeriesSet,
     access_log: AccessLog,
+    traces: Traces,
     status: Arc<Status>,
     tunnels: Arc<Tunnels>,
     kernel: Mutex<KernelCounters>,
@@ -97,11 +105,17 @@ impl MetricsFormat {
 
 impl Telemetry {
     /// Telemetry that has seen nothing yet.
-    pub fn new(settings: TelemetrySettings, status: Arc<Status>, access_log: AccessLog) -> Arc<Self> {
+    pub fn new(
+        settings: TelemetrySettings,
+        status: Arc<Status>,
+        access_log: AccessLog,
+        traces: Traces,
+    ) -> Arc<Self> {
         Arc::new(Self {
             table: Table::default(),
             series: SeriesSet::new(settings),
             access_log,
+            traces,
             status,
             tunnels: Arc::default(),
             kernel: Mutex::default(),
@@ -183,6 +197,11 @@ impl Telemetry {
     /// The access log, to flush it before the process ends.
     pub fn access_log(&self) -> &AccessLog {
         &self.access_log
+    }
+
+    /// The traces, to send what is left of them before the process ends.
+    pub fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     fn kernel_counters(&self) -> KernelCounters {

@@ -32,6 +32,7 @@ mod services;
 mod soak;
 mod sockets;
 mod telemetry;
+mod traces;
 mod traffic;
 mod transfers;
 mod trust_domains;

@@ -19,13 +19,17 @@ use super::retry::mark_in_vain;
 use super::talk::Told;
 use crate::model::{LoadGuard, ObjectRef, PortGuard};
 use crate::route::Rule;
-use crate::telemetry::{ActiveRequest, HttpCounters, HttpRequest, RequestEnd, RouteLabel, Telemetry};
+use crate::telemetry::{
+    ActiveRequest, HttpCounters, HttpRequest, RequestEnd, RequestTrace, RouteLabel, Telemetry,
+};
 
 /// A request that is being answered. Dropped before its answer has passed, it counts as one whose client has gone.
 #[derive(Debug)]
 pub(super) struct Exchange {
     telemetry: Arc<Telemetry>,
     began: Instant,
+    /// Where it stands in a trace, if it does and somebody wants to know.
+    pub(super) trace: Option<RequestTrace>,
     method: Method,
     version: Version,
     target: Uri,
@@ -65,6 +69,7 @@ impl Exchange {
         Box::new(Self {
             telemetry: telemetry.clone(),
             began: Instant::now(),
+            trace: telemetry.trace(request.headers()),
             method: request.method().clone(),
             version: request.version(),
             target: request.uri().clone(),
@@ -200,7 +205,7 @@ impl Drop for Exchange {
             response_bytes: self.response_bytes,
             facts: told.facts.clone(),
             upstream: self.upstream,
-            trace_id: None,
+            trace: self.trace.take(),
         };
         self.telemetry.request_finished(&told.counters, request);
     }

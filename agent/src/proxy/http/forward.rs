@@ -222,7 +222,7 @@ fn dialled<'s>(talk: &Talk, service: Option<&'s Service>) -> Way<'s> {
     }
 }
 
-/// The request without what was meant for this hop alone, and the client's end of what may become another protocol.
+/// The request without what was meant for this hop alone and with its place in a trace, and the client's end of what may become another protocol.
 pub(super) fn outgoing(
     exchange: &Exchange,
     request: Request<Incoming>,
@@ -233,6 +233,9 @@ pub(super) fn outgoing(
     let client_end = head::asks_for_upgrade(&request).then(|| ClientEnd::of(&mut request));
     let keeps_upgrade = client_end.is_some() && request.method() != Method::CONNECT;
     head::strip_hop_by_hop(request.headers_mut(), keeps_upgrade && dialect == Dialect::Http1);
+    if let Some(trace) = &exchange.trace {
+        trace.pass_on(request.headers_mut());
+    }
     (request, client_end)
 }
 

@@ -64,6 +64,10 @@ pub(super) fn send(
                 let way = Way::Service { service, port, kept: None };
                 let mut exchange = Exchange::begin(&talk.proxy.telemetry, &copy);
                 exchange.service = Some(id.clone());
+                // What it is a copy of is its parent.
+                if let Some(trace) = &exchange.trace {
+                    trace.pass_on(copy.headers_mut());
+                }
                 let sent = send::send(&talk, &snapshot, &mut exchange, way, copy, dialect, Wishes::default());
                 match sent.await {
                     Ok(response) => {

@@ -126,7 +126,7 @@ fn request(fields: &mut impl Fields, request: &HttpRequest) -> fmt::Result {
     }
     fields.text("rule", route.map(|route| &route.rule))?;
     fields.number("attempts", Some(&request.attempts))?;
-    fields.text("trace_id", request.trace_id.as_ref())
+    fields.text("trace_id", request.trace.as_ref())
 }
 
 /// As people write it: HTTP/2 and 3 have no minor version.

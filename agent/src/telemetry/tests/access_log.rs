@@ -26,7 +26,7 @@ impl Write for Output {
 
 fn with_access_log(format: AccessLogFormat, output: Output, queue: usize) -> Arc<Telemetry> {
     let log = AccessLog::write_to(output, format, queue).unwrap();
-    Telemetry::new(TelemetrySettings::default(), Status::new("node-1", Arc::default()), log)
+    Telemetry::new(TelemetrySettings::default(), Status::new("node-1", Arc::default()), log, Traces::off())
 }
 
 fn logged(format: AccessLogFormat) -> Vec<String> {
@@ -133,7 +133,7 @@ fn logged_requests(format: AccessLogFormat) -> Vec<String> {
         path: "/a \"b\"\u{9b}=\n".into(),
         attempts: 2,
         request_bytes: 10,
-        trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".into()),
+        trace: Some(traced("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00")),
         version: ::http::Version::HTTP_2,
         ..http::request("PURGE 200")
     };

@@ -13,7 +13,14 @@ use super::*;
 use crate::model::{Enrolment, MtlsMode, ObjectRef, Workload};
 
 fn telemetry(settings: TelemetrySettings) -> Arc<Telemetry> {
-    Telemetry::new(settings, Status::new("node-1", Arc::default()), AccessLog::off())
+    Telemetry::new(settings, Status::new("node-1", Arc::default()), AccessLog::off(), Traces::off())
+}
+
+/// Of a request that comes with this `traceparent`.
+fn traced(traceparent: &'static str) -> RequestTrace {
+    let mut headers = ::http::HeaderMap::new();
+    headers.insert("traceparent", ::http::HeaderValue::from_static(traceparent));
+    Traces::off().place(&headers, true).unwrap()
 }
 
 fn workload(namespace: &str, name: &str) -> Arc<Workload> {
@@ -263,7 +270,7 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         "web.yaml:3: Service shop/web: spec.ports[0].port: 70000 is no port: expected 1 to 65535"
     );
 
-    let telemetry = Telemetry::new(TelemetrySettings::default(), status, AccessLog::off());
+    let telemetry = Telemetry::new(TelemetrySettings::default(), status, AccessLog::off(), Traces::off());
     telemetry.on_scrape(|telemetry| {
         let pod = ObjectRef::new("shop", "web-0");
         telemetry.set_kernel_counters(KernelCounters {
@@ -300,6 +307,10 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         undermesh_kubernetes_watch_failures_total{resource="pods"} 2
         undermesh_metrics_series_overflow_total 0
         undermesh_access_log_dropped_total 0
+        undermesh_trace_spans_exported_total 0
+        undermesh_trace_spans_dropped_total{reason="queue_full"} 0
+        undermesh_trace_spans_dropped_total{reason="unavailable"} 0
+        undermesh_trace_spans_dropped_total{reason="rejected"} 0
     "#]]
     .assert_eq(&agent);
 }

@@ -33,6 +33,11 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- if and .Values.agent.mountBpffs.enabled (not .Values.agent.mountBpffs.image) -}}
 {{- fail "agent.mountBpffs.image is needed with agent.mountBpffs.enabled: an image with sh, grep and mount" -}}
 {{- end -}}
+{{- with .Values.agent.tracing -}}
+{{- if and (hasPrefix "https://" .endpoint) (not .caConfigMap.name) -}}
+{{- fail "agent.tracing.caConfigMap.name is needed with an endpoint that is https://: the image has no roots of its own" -}}
+{{- end -}}
+{{- end -}}
 {{- if has .Values.agent.admin.host (list "127.0.0.1" "::1" "[::1]") -}}
 {{- fail (printf "agent.admin.host is %s, where the kubelet cannot ask the agent how it is: its pod has a network of its own" .Values.agent.admin.host) -}}
 {{- end -}}
