@@ -204,16 +204,20 @@ impl<'s, 'r> Choice<'s, 'r> {
                 // Not all nodes begin with the same one.
                 None => scale(random as u32, count),
             };
-            let mut fit = (next..count).chain(0..next).filter_map(|place| self.fit(place));
-            let chosen = match fit.next() {
+            let places = || (next..count).chain(0..next);
+            let chosen = match places().filter_map(|place| self.fit(place)).next() {
                 None => self.rather_than_none(next),
+                // It is tried again now, or its chance is lost.
+                Some(first) if self.is_out(first) => Some(first),
                 Some(first) => {
                     let slow_start = self.port.traffic.balancing.slow_start;
                     let gives_way = |second: &&Endpoint| {
                         gives_way(first, second, slow_start, self.now, (random >> 32) as u32)
                     };
-                    let second = if slow_start.is_zero() { None } else { fit.next().filter(gives_way) };
-                    second.or(Some(first))
+                    let after = || places().filter_map(|place| self.allowed(place));
+                    let mut others = after().skip_while(|it| it.address != first.address).skip(1);
+                    let second = if slow_start.is_zero() { None } else { others.find(|it| !self.is_out(it)) };
+                    second.filter(gives_way).or(Some(first))
                 }
             };
             *last = chosen.map(|endpoint| endpoint.address).or(*last);

@@ -4,4 +4,4 @@
 
 mod rate;
 
-pub use rate::{Admission, Limits, Standing};
+pub use rate::{Admission, Limits, Standing, admit};

@@ -6,7 +6,7 @@
 //! leave room. So who floods has what is left, and nobody has less than his share.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::model::{Limited, Name, ObjectRef, RateLimit, SharedBy};
@@ -95,28 +95,25 @@ impl Limits {
     pub fn count(&self, what: Limited) -> bool {
         self.limits.iter().any(|limit| limit.rule.of == what)
     }
+}
 
-    /// Asks for one request or connection of a source: an identity, or the address of one that has none. What one limit has admitted
-    /// and the next refuses counts with the first.
-    pub fn admit(&self, what: Limited, source: &Name, now: Instant) -> Admission {
-        let mut least: Option<Standing> = None;
-        for limit in self.limits.iter().filter(|limit| limit.rule.of == what) {
-            match limit.admit(source, now) {
-                Admission::Admitted(Some(standing)) => {
-                    if least.is_none_or(|least| standing.left < least.left) {
-                        least = Some(standing);
-                    }
-                }
-                Admission::Admitted(None) => {}
-                refused @ Admission::Refused { .. } => return refused,
-            }
-        }
-        Admission::Admitted(least)
+/// Asks for one request or connection of a source: an identity, or the address of one that has none. All limits must let it in, and
+/// what one of them refuses counts with none.
+pub fn admit(all: &[Arc<Limits>], what: Limited, source: &Name, now: Instant) -> Admission {
+    let limits = || all.iter().flat_map(|limits| &limits.limits).filter(|limit| limit.rule.of == what);
+    // Threads that ask at the same moment may each get the last one: no lock is held over several limits.
+    if let Some((standing, wait)) = limits().find_map(|limit| limit.ask(source, now, false).err()) {
+        return Admission::Refused { standing, wait };
     }
+    let standings =
+        limits().map(|limit| limit.ask(source, now, true).unwrap_or_else(|(standing, _)| standing));
+    Admission::Admitted(standings.min_by_key(|standing| standing.left))
 }
 
 impl Limit {
-    fn admit(&self, source: &Name, now: Instant) -> Admission {
+    /// How the source stands with one more; else how it stands, and after what time there is room for it. Kept only if it is
+    /// `taken`.
+    fn ask(&self, source: &Name, now: Instant, is_taken: bool) -> Result<Standing, (Standing, Duration)> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let State { all, sources, swept } = &mut *state;
         let active_for = self.rule.per.max(Duration::from_secs(1)) * ACTIVE;
@@ -127,35 +124,29 @@ impl Limit {
         // One too many for a place of its own shares one with all such.
         let has_place = sources.contains_key(source) || sources.len() < MOST_SOURCES;
         let place = if has_place { source.clone() } else { Name::default() };
-        let own = sources.get(&place).copied();
-        let own_due = own.map_or(now, |own| own.due);
-        let sharers = match self.rule.by {
-            SharedBy::Everyone => sources.len() + usize::from(own.is_none()),
-            SharedBy::Source => 1,
-        };
+        let before = sources.entry(place.clone()).or_insert(Source { due: now, asked: now }).due;
+        let sharers = if self.rule.by == SharedBy::Everyone { sources.len() } else { 1 };
         let (share, whole) = (Pace::of(&self.rule, sharers as u32), Pace::of(&self.rule, 1));
 
-        let all_due = all.unwrap_or(now);
-        let (own_due, all_due, wait) = match (share.take(own_due, now), self.rule.by) {
+        let all_before = all.unwrap_or(now);
+        let (due, all_due, wait) = match (share.take(before, now), self.rule.by) {
             // Whatever the others have had: they wait for it.
-            (Ok(due), _) => (due, all_due.max(now) + whole.each, None),
-            (Err(wait), SharedBy::Source) => (own_due, all_due, Some(wait)),
-            (Err(wait), SharedBy::Everyone) => match whole.take(all_due, now) {
-                Ok(all_due) => (own_due, all_due, None),
-                Err(longer) => (own_due, all_due, Some(wait.min(longer))),
+            (Ok(due), _) => (due, all_before.max(now) + whole.each, None),
+            (Err(wait), SharedBy::Source) => (before, all_before, Some(wait)),
+            (Err(wait), SharedBy::Everyone) => match whole.take(all_before, now) {
+                Ok(all_due) => (before, all_due, None),
+                Err(longer) => (before, all_before, Some(wait.min(longer))),
             },
         };
-        let mut standing = share.standing(&self.rule, own_due, now);
+        let mut standing = share.standing(&self.rule, due, now);
         if self.rule.by == SharedBy::Everyone {
-            *all = Some(all_due);
             let of_all = whole.standing(&self.rule, all_due, now);
             standing = if of_all.left > standing.left { of_all } else { standing };
         }
-        sources.insert(place, Source { due: own_due, asked: now });
-        match wait {
-            None => Admission::Admitted(Some(standing)),
-            Some(wait) => Admission::Refused { standing, wait },
-        }
+        let kept = if is_taken { (due, Some(all_due)) } else { (before, *all) };
+        *all = kept.1.filter(|_| self.rule.by == SharedBy::Everyone);
+        sources.insert(place, Source { due: kept.0, asked: now });
+        wait.map_or(Ok(standing), |wait| Err((standing, wait)))
     }
 }
 
@@ -202,13 +193,17 @@ impl Pace {
 mod tests {
     use super::*;
 
-    fn limits(count: u32, burst: u32, by: SharedBy) -> Limits {
+    fn limits(count: u32, burst: u32, by: SharedBy) -> Arc<Limits> {
         let rule = RateLimit { of: Limited::Requests, count, per: Duration::from_secs(1), burst, by };
-        Limits::new(ObjectRef::new("shop", "web"), &[rule])
+        Arc::new(Limits::new(ObjectRef::new("shop", "web"), &[rule]))
+    }
+
+    fn ask(limits: &Arc<Limits>, source: &str, now: Instant) -> Admission {
+        admit(std::slice::from_ref(limits), Limited::Requests, &source.into(), now)
     }
 
     /// Sources that each ask at a pace of their own for so many seconds; how many a second each got in the second half.
-    fn rates(limits: &Limits, asks: &[(&str, u32)], seconds: u32) -> Vec<f64> {
+    fn rates(limits: &Arc<Limits>, asks: &[(&str, u32)], seconds: u32) -> Vec<f64> {
         let start = Instant::now();
         let mut all: Vec<(Duration, usize)> = Vec::new();
         for (index, (_, pace)) in asks.iter().enumerate() {
@@ -218,7 +213,7 @@ mod tests {
         all.sort();
         let mut got = vec![0_u32; asks.len()];
         for (at, index) in all {
-            let admission = limits.admit(Limited::Requests, &Name::from(asks[index].0), start + at);
+            let admission = ask(limits, asks[index].0, start + at);
             let counts = at >= Duration::from_secs(1) * seconds / 2;
             got[index] += u32::from(counts && matches!(admission, Admission::Admitted(_)));
         }
@@ -258,7 +253,7 @@ mod tests {
     #[test]
     fn who_is_refused_is_told_when_to_come_again_and_gets_it_then() {
         let (limits, start) = (limits(10, 3, SharedBy::Everyone), Instant::now());
-        let admit = |at: Duration| limits.admit(Limited::Requests, &"a".into(), start + at);
+        let admit = |at: Duration| ask(&limits, "a", start + at);
         let standing = |left, tenths: u64| Standing {
             quota: 10,
             per: Duration::from_secs(1),
@@ -273,11 +268,13 @@ mod tests {
         let almost = wait - Duration::from_millis(1);
         assert!(matches!(admit(almost), Admission::Refused { .. }));
         assert_eq!(admit(wait), Admission::Admitted(Some(standing(0, 3))));
-        assert_eq!(limits.admit(Limited::Connections, &"a".into(), start), Admission::Admitted(None));
+        let connection =
+            super::admit(std::slice::from_ref(&limits), Limited::Connections, &"a".into(), start);
+        assert_eq!(connection, Admission::Admitted(None));
     }
 
     #[test]
-    fn the_first_limit_in_the_way_is_the_one_that_is_told() {
+    fn the_limit_in_the_way_is_told_and_the_others_count_nothing() {
         let rule = |count, per| RateLimit {
             of: Limited::Requests,
             count,
@@ -285,15 +282,28 @@ mod tests {
             burst: count,
             by: SharedBy::Source,
         };
-        let limits = Limits::new(ObjectRef::new("shop", "web"), &[rule(10, 1), rule(5, 60)]);
+        let limits = |rules: &[RateLimit]| Arc::new(Limits::new(ObjectRef::new("shop", "web"), rules));
         let now = Instant::now();
-        for _ in 0..5 {
-            assert!(matches!(limits.admit(Limited::Requests, &"a".into(), now), Admission::Admitted(_)));
+        // In whichever order they stand, and whether of one Service or of two.
+        for all in [
+            vec![limits(&[rule(10, 1), rule(5, 60)])],
+            vec![limits(&[rule(5, 60), rule(10, 1)])],
+            vec![limits(&[rule(10, 1)]), limits(&[rule(5, 60)])],
+        ] {
+            let admit = |at: Duration| super::admit(&all, Limited::Requests, &"a".into(), now + at);
+            for left in (0..5).rev() {
+                let Admission::Admitted(Some(standing)) = admit(Duration::ZERO) else { panic!("refused") };
+                assert_eq!((standing.quota, standing.left), (5, left));
+            }
+            // What the one refuses does not count with the other, however often it is asked for.
+            for _ in 0..20 {
+                let Admission::Refused { standing, wait } = admit(Duration::ZERO) else { panic!("admitted") };
+                assert_eq!((standing.quota, standing.left, wait), (5, 0, Duration::from_secs(12)));
+            }
+            let others = all.iter().flat_map(|limits| &limits.limits).find(|limit| limit.rule.count == 10);
+            let standing = others.unwrap().ask(&"a".into(), now, false).unwrap();
+            assert_eq!(standing.left, 4, "five of ten, and this one");
         }
-        let Admission::Refused { standing, wait } = limits.admit(Limited::Requests, &"a".into(), now) else {
-            panic!("the sixth in a minute is admitted");
-        };
-        assert_eq!((standing.quota, standing.left, wait), (5, 0, Duration::from_secs(12)));
     }
 
     #[test]
@@ -301,10 +311,10 @@ mod tests {
         let (limits, start) = (limits(1_000_000, 1_000, SharedBy::Everyone), Instant::now());
         let known = || limits.limits[0].state.lock().unwrap().sources.len();
         for number in 0..3_000 {
-            limits.admit(Limited::Requests, &number.to_string().into(), start);
+            ask(&limits, &number.to_string(), start);
         }
         assert_eq!(known(), MOST_SOURCES + 1);
-        limits.admit(Limited::Requests, &"a".into(), start + Duration::from_secs(10));
+        ask(&limits, "a", start + Duration::from_secs(10));
         assert_eq!(known(), 1);
     }
 }

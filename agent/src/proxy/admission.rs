@@ -1,11 +1,11 @@
 //! What an endpoint of this node takes, asked wherever something is about to reach it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::model::{Limited, Name};
-use crate::policy::{Admission, Limits, Standing};
+use crate::policy::{self, Admission, Limits};
 use crate::snapshot::Snapshot;
 
 /// Whether anything of this kind is limited there.
@@ -22,7 +22,7 @@ pub(super) fn takes_connection(
     matches!(admit(snapshot, endpoint, Limited::Connections, source), Admission::Admitted(_))
 }
 
-/// Asks for one more of it. Where several Services limit the endpoint, all must let it in.
+/// Asks for one more of it.
 pub(super) fn admit(
     snapshot: &Snapshot,
     endpoint: SocketAddr,
@@ -33,17 +33,19 @@ pub(super) fn admit(
     if limits.is_empty() {
         return Admission::Admitted(None);
     }
-    let (source, now) = (source(), Instant::now());
-    let mut least: Option<Standing> = None;
-    for limits in limits {
-        match limits.admit(what, &source, now) {
-            Admission::Admitted(standing) => {
-                least = [least, standing].into_iter().flatten().min_by_key(|standing| standing.left);
-            }
-            refused @ Admission::Refused { .. } => return refused,
+    policy::admit(limits, what, &source(), Instant::now())
+}
+
+/// What a client is held to limits as that has proven no identity: its address. Of IPv6 it is the network that is one's own, as a rule,
+/// for a host may have all of its addresses.
+pub(super) fn unproven(client: IpAddr) -> Name {
+    match client.to_canonical() {
+        IpAddr::V4(address) => address.to_string().into(),
+        IpAddr::V6(address) => {
+            let network = address.to_bits() & !u128::from(u64::MAX);
+            format!("{}/64", Ipv6Addr::from_bits(network)).into()
         }
     }
-    Admission::Admitted(least)
 }
 
 fn limits(snapshot: &Snapshot, endpoint: SocketAddr) -> &[Arc<Limits>] {

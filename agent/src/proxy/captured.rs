@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::{Proxy, identity};
+use super::{Proxy, admission, identity};
 use crate::capture::{Code, PodNet, bound_source};
 use crate::model::Name;
 
@@ -46,6 +46,6 @@ impl Captured {
 
     /// What its pod is held to limits as: the identity that it would prove, else its address.
     pub(super) fn source(&self) -> Name {
-        identity(&self.net.workload).unwrap_or_else(|| self.client.ip().to_string().into())
+        identity(&self.net.workload).unwrap_or_else(|| admission::unproven(self.client.ip()))
     }
 }

@@ -5,19 +5,18 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tracing::error;
 
 use undermesh_common::lookup::TUNNEL_PORT;
 
-use super::detect::{Speech, detect};
-use super::http::{Inbound, Stream};
+use super::http::Inbound;
+use super::reach::Upstream;
 use super::relay::{Meter, relay};
 use super::upstream::{self, Target};
 use super::worker::{Fate, Here};
 use super::{Proxy, admission};
 use crate::capture::PodNet;
-use crate::model::{Limited, Name};
-use crate::telemetry::{CloseReason, ConnectionFacts, RefuseReason, Reporter, Security};
+use crate::model::Limited;
+use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 
 /// Hands the connection on to the application, which sees the client that called.
 pub(super) async fn serve(
@@ -40,7 +39,7 @@ pub(super) async fn serve(
     }
     let Some(place) = proxy.enter() else { return refuse(facts, RefuseReason::Limit) };
     // An address is all that is known of who calls in plaintext.
-    let source = || Name::from(caller.ip().to_string());
+    let source = || admission::unproven(caller.ip());
     if !admission::takes_connection(&proxy.snapshot.load(), dialled, source) {
         return refuse(facts, RefuseReason::RateLimited);
     }
@@ -51,9 +50,9 @@ pub(super) async fn serve(
         Ok(application) => {
             facts.upstream = Some(dialled);
             if admission::is_limited(&proxy.snapshot.load(), dialled, Limited::Requests) {
-                let source = source();
-                let inbound = Inbound { proxy: proxy.clone(), here, net, to: dialled, source, facts, fate };
-                Box::pin(requests(inbound, client, application)).await;
+                let (source, facts) = (source(), vec![facts]);
+                let inbound = Inbound { proxy: proxy.clone(), here, to: dialled, source, facts, fate };
+                Box::pin(inbound.carry(Upstream::Socket(client), application)).await;
             } else {
                 let meter = Meter::new(vec![proxy.telemetry.connection_opened(facts)]);
                 let reason = relay(client, application, &meter).await;
@@ -63,24 +62,6 @@ pub(super) async fn serve(
         Err(reason) => refuse(facts, reason),
     }
     drop(place);
-}
-
-/// Carries the connection request by request, if that is what it consists of.
-async fn requests(inbound: Inbound, client: TcpStream, application: TcpStream) {
-    let meter = inbound.meter();
-    match detect(client, None).await {
-        Ok((speech @ (Speech::Http1 | Speech::Http2), client)) => {
-            inbound.serve((Stream::socket(client), speech), application, meter).await;
-        }
-        Ok((Speech::Opaque | Speech::Silence, client)) => {
-            let reason = relay(client, application, &meter).await;
-            meter.close(reason);
-        }
-        Err(error) => {
-            error!(pod = %inbound.net.pod, %error, "cannot go on with a connection");
-            meter.close(CloseReason::Internal);
-        }
-    }
 }
 
 fn facts(proxy: &Proxy, net: &PodNet, caller: SocketAddr, dialled: SocketAddr) -> ConnectionFacts {

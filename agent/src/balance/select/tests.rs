@@ -97,6 +97,19 @@ fn turns_are_taken_by_all_however_endpoints_come_and_go() {
 }
 
 #[test]
+fn whose_turn_it_is_before_one_that_is_to_be_tried_again_does_not_cost_that_its_chance() {
+    for before in [1, 3, 4] {
+        let service = ready_with(by(Algorithm::RoundRobin), 4);
+        let mut asker = Asker::of(Carries::Request);
+        eject(&service, 1, asker.now);
+        while asker.turns(&service, 1) != [before] {}
+        asker.now += Duration::from_secs(12);
+        let turns = asker.turns(&service, 4);
+        assert_eq!(turns.iter().filter(|turn| **turn == 2).count(), 1, "after {before}: {turns:?}");
+    }
+}
+
+#[test]
 fn two_threads_that_take_turns_share_the_port_evenly() {
     let service = ready_with(by(Algorithm::RoundRobin), 5);
     let counts = std::thread::scope(|scope| {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 
-use crate::model::{Endpoint, NodeInfo, ObjectRef, RateLimit, Service};
+use crate::model::{Declared, Endpoint, Limited, NodeInfo, ObjectRef, RateLimit, Service};
 use crate::policy::Limits;
 
 /// By endpoint, those of each Service that has it.
@@ -29,9 +29,9 @@ pub(super) fn update(
     for (address, rules) in now {
         let those = limits.entry(address).or_default();
         match those.iter_mut().find(|it| *it.service() == service.id) {
-            Some(same) if same.are_of(rules) => {}
-            Some(other) => *other = Arc::new(Limits::new(service.id.clone(), rules)),
-            None => those.push(Arc::new(Limits::new(service.id.clone(), rules))),
+            Some(same) if same.are_of(&rules) => {}
+            Some(other) => *other = Arc::new(Limits::new(service.id.clone(), &rules)),
+            None => those.push(Arc::new(Limits::new(service.id.clone(), &rules))),
         }
     }
 }
@@ -45,12 +45,18 @@ fn take_out(limits: &mut LimitsByEndpoint, address: SocketAddr, service: &Object
 }
 
 /// The endpoints of this node that the Service limits. Where two of its ports lead to one, the first one's limits are the endpoint's.
-fn limited<'s>(service: &'s Service, node: &NodeInfo) -> BTreeMap<SocketAddr, &'s [RateLimit]> {
+/// A port that is said to carry something else has no requests, and nobody is to look for some.
+fn limited(service: &Service, node: &NodeInfo) -> BTreeMap<SocketAddr, Arc<[RateLimit]>> {
     let is_here = |endpoint: &&Endpoint| endpoint.node.as_ref().is_none_or(|name| *name == node.name);
     let mut limited = BTreeMap::new();
-    for port in service.ports.iter().filter(|port| !port.traffic.rate_limits.is_empty()) {
-        for endpoint in port.endpoints.iter().filter(is_here) {
-            limited.entry(endpoint.address).or_insert(&*port.traffic.rate_limits);
+    for port in &service.ports {
+        let is_of_port =
+            |limit: &&RateLimit| limit.of == Limited::Connections || port.declared() != Declared::Opaque;
+        let rules: Arc<[RateLimit]> = port.traffic.rate_limits.iter().filter(is_of_port).cloned().collect();
+        if !rules.is_empty() {
+            for endpoint in port.endpoints.iter().filter(is_here) {
+                limited.entry(endpoint.address).or_insert_with(|| rules.clone());
+            }
         }
     }
     limited

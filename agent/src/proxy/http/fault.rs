@@ -8,9 +8,9 @@ use crate::model::Fault;
 use crate::telemetry::RequestEnd;
 
 /// Has a request that is about to be sent there wait or fail, if it is one of those that are to.
-pub(super) async fn inject(way: &Way<'_>, headers: &HeaderMap) -> Result<(), Refusal> {
+pub(super) async fn inject(way: Way<'_>, headers: &HeaderMap) -> Result<(), Refusal> {
     let Way::Service { service, port, .. } = way else { return Ok(()) };
-    let faults = service.port(*port).map_or(&[][..], |port| &port.traffic.faults);
+    let faults = service.port(port).map_or(&[][..], |port| &port.traffic.faults);
     let Some(fault) = meant(faults, headers, || fastrand::f64() * 100.0) else { return Ok(()) };
     if let Some(delay) = fault.delay {
         tokio::time::sleep(delay).await;

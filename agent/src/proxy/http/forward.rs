@@ -15,7 +15,7 @@ use super::send::{self, Way, Wishes};
 use super::session::Session;
 use super::talk::{Dialect, Talk};
 use super::upgrade::{Bridge, ClientEnd};
-use super::{fault, head, mirror};
+use super::{head, mirror};
 use crate::model::Service;
 use crate::proxy::reach::Assurance;
 use crate::route::{Backend, Matched, RequestHead, Rule, UrlRewrite};
@@ -91,7 +91,6 @@ async fn carry(
         let session = Session::among(None, ways, request.headers());
         let kept = session.as_ref().and_then(Session::way);
         let way = kept.map_or_else(|| dialled(talk, service), |((), way)| way);
-        fault::inject(&way, request.headers()).await?;
         let (request, client_end) = outgoing(exchange, request, dialect);
         let request = aimed(request, authority, None, dialect)?;
         let mut response =
@@ -114,7 +113,6 @@ async fn carry(
         Some(kept) => kept,
         None => chosen(talk, matched.rule, snapshot)?,
     };
-    fault::inject(&way, request.headers()).await?;
     let (mut request, client_end) = outgoing(exchange, request, dialect);
     mirror::send(talk, snapshot, matched.rule, &mut request, authority.as_ref(), dialect);
     let request = modified(request, &matched, backend, authority, dialect)?;

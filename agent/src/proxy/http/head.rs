@@ -5,7 +5,7 @@ use http::header::{
     TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderValue, Method, Request, Uri, Version};
+use http::{HeaderValue, Method, Request, Response, Uri, Version};
 
 use super::talk::Dialect;
 
@@ -93,6 +93,16 @@ pub(super) fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
         || request.version() == Version::HTTP_11
             && request.headers().contains_key(UPGRADE)
             && request.headers().get_all(CONNECTION).iter().any(says)
+}
+
+/// Whether the connection ends with this answer (RFC 9112, section 9.3).
+pub(super) fn closes<B>(response: &Response<B>) -> bool {
+    let mut options = response.headers().get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let says = |word: &str, value: &str| value.split(',').any(|it| it.trim().eq_ignore_ascii_case(word));
+    match response.version() {
+        Version::HTTP_10 => !options.any(|value| says("keep-alive", value)),
+        _ => options.any(|value| says("close", value)),
+    }
 }
 
 /// Whether the client sends its body only when it is told to.

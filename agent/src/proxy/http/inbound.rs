@@ -1,4 +1,4 @@
-//! HTTP at the server's side: each request is held to what the endpoint takes, and handed to the application as it came.
+//! HTTP where an endpoint's requests are limited: each is held to what the endpoint takes, and handed to the application as it came.
 //!
 //! One connection of a client is one connection to the application, as it would be without the agent: what becomes of the one
 //! becomes of the other. Nothing is routed, retried or pooled here; that was for the client's side to do.
@@ -8,11 +8,13 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, oneshot, watch};
-use tracing::debug;
+use tracing::{debug, error};
 
 use super::answer::Refusal;
 use super::body::{RequestBody, ResponseBody};
@@ -23,54 +25,82 @@ use super::limit;
 use super::pool::Sender;
 use super::talk::{Dialect, Told};
 use super::{connect, head, send, serve};
-use crate::capture::PodNet;
 use crate::model::{Limited, Name};
-use crate::proxy::admission;
-use crate::proxy::reach::Assurance;
-use crate::proxy::relay::Meter;
+use crate::proxy::detect::{self, Speech};
+use crate::proxy::reach::{Assurance, Upstream};
+use crate::proxy::relay::{Meter, relay};
 use crate::proxy::tasks::Tasks;
+use crate::proxy::tunnel::stream::{self, Ends};
 use crate::proxy::worker::{Fate, Here};
-use crate::proxy::{Proxy, detect::Speech};
-use crate::telemetry::{ConnectionFacts, RequestEnd};
+use crate::proxy::{Proxy, admission};
+use crate::telemetry::{CloseReason, ConnectionFacts, RequestEnd};
 
-/// A connection that a client has made to an application of a pod, and on which it speaks HTTP.
+/// A connection that a client has made to an endpoint whose requests are limited.
 #[derive(Debug)]
 pub(in crate::proxy) struct Inbound {
     pub(in crate::proxy) proxy: Arc<Proxy>,
     pub(in crate::proxy) here: Arc<Here>,
-    pub(in crate::proxy) net: Arc<PodNet>,
-    /// The application's address.
+    /// The endpoint.
     pub(in crate::proxy) to: SocketAddr,
     /// What the client is held to its limits as.
     pub(in crate::proxy) source: Name,
-    pub(in crate::proxy) facts: ConnectionFacts,
+    /// For each side that reports, one at least.
+    pub(in crate::proxy) facts: Vec<ConnectionFacts>,
+    /// That of the pod for which this agent carries it.
     pub(in crate::proxy) fate: watch::Receiver<Fate>,
 }
 
 impl Inbound {
-    /// Counts the connection from here on.
-    pub(in crate::proxy) fn meter(&self) -> Meter {
-        Meter::new(vec![self.proxy.telemetry.connection_opened(self.facts.clone())])
+    /// Carries the connection until one of the two ends it: request by request, if that is what it consists of, else as bytes. To know
+    /// it, the client is waited for, however long it takes.
+    pub(in crate::proxy) async fn carry(self, client: Upstream, application: TcpStream) {
+        let open = |facts: &ConnectionFacts| self.proxy.telemetry.connection_opened(facts.clone());
+        let meter = Meter::new(self.facts.iter().map(open).collect());
+        match client {
+            Upstream::Socket(client) => match detect::detect(client, None).await {
+                Ok((speech @ (Speech::Http1 | Speech::Http2), client)) => {
+                    self.requests((Stream::socket(client), speech), application, meter).await;
+                }
+                Ok((Speech::Opaque | Speech::Silence, client)) => {
+                    let reason = relay(client, application, &meter).await;
+                    meter.close(reason);
+                }
+                Err(error) => {
+                    error!(to = %self.to, %error, "cannot go on with a connection");
+                    meter.close(CloseReason::Internal);
+                }
+            },
+            Upstream::Tunnel(ends) => self.carry_stream(ends, application, meter).await,
+        }
     }
 
-    /// Carries the requests of the client to the application, until one of the two ends its connection.
-    pub(in crate::proxy) async fn serve(
-        self,
-        (client, speech): (Stream, Speech),
-        application: TcpStream,
-        meter: Meter,
-    ) {
+    async fn carry_stream(self, mut ends: Ends, mut application: TcpStream, meter: Meter) {
+        match detect::first_frames(&mut ends.recv).await {
+            (speech @ (Speech::Http1 | Speech::Http2), seen) => {
+                let client = Stream::tunnel(ends, seen, &self.here.upstreams.tasks);
+                self.requests((client, speech), application, meter).await;
+            }
+            (Speech::Opaque | Speech::Silence, seen) => {
+                // What is in the way of it shows again when the rest is relayed.
+                _ = application.write_all(&seen).await;
+                _ = ends.recv.flow_control().release_capacity(seen.len());
+                meter.sent(seen.len());
+                let reason = stream::relay(application, stream::Side::Server, ends, &meter).await;
+                meter.close(reason);
+            }
+        }
+    }
+
+    async fn requests(self, (client, speech): (Stream, Speech), application: TcpStream, meter: Meter) {
         let application = Counted::new(Stream::socket(application), meter, None);
         let (sender, is_over) = match begun(&self.here.upstreams.tasks, speech, application).await {
             Ok(begun) => begun,
-            Err(error) => {
-                return debug!(pod = %self.net.pod, %error, "an application does not begin to speak HTTP");
-            }
+            Err(error) => return debug!(to = %self.to, %error, "an application does not begin to speak HTTP"),
         };
-        let assurance =
-            Assurance { security: self.facts.security, identity: self.facts.source.identity.clone() };
-        let told = Told::new(&self.proxy.telemetry, self.to, assurance, vec![self.facts.clone()]);
-        let (pod, mut fate) = (self.net.pod.clone(), self.fate.clone());
+        let Some(first) = self.facts.first() else { return };
+        let assurance = Assurance { security: first.security, identity: first.source.identity.clone() };
+        let told = Told::new(&self.proxy.telemetry, self.to, assurance, self.facts.clone());
+        let (to, mut fate) = (self.to, self.fate.clone());
         let application =
             Arc::new(Application { inbound: self, told: Arc::new(told), sender: Mutex::new(sender) });
         let answer = move |request| {
@@ -88,7 +118,7 @@ impl Inbound {
             return serve::http2(client, answer, leave).await;
         }
         // Closed between two requests, it could take one with it: until the application ends it, it is left.
-        serve::http1(&pod, client, answer, is_over).await;
+        serve::http1(to, client, answer, is_over).await;
     }
 }
 
@@ -99,22 +129,19 @@ async fn begun(
     application: Counted,
 ) -> hyper::Result<(Sender, oneshot::Receiver<Infallible>)> {
     let (over, is_over) = oneshot::channel();
-    let sender = if speech == Speech::Http2 {
+    if speech == Speech::Http2 {
         let (sender, connection) = connect::http2(tasks, application).await?;
-        tasks.spawn(async move {
-            connection.await;
-            drop(over);
-        });
-        Sender::Http2(sender)
-    } else {
-        let (sender, connection) = connect::http1(application).await?;
-        tasks.spawn(async move {
-            connection.await;
-            drop(over);
-        });
-        Sender::Http1(sender)
-    };
-    Ok((sender, is_over))
+        tasks.spawn(until_over(connection, over));
+        return Ok((Sender::Http2(sender), is_over));
+    }
+    let (sender, connection) = connect::http1(application).await?;
+    tasks.spawn(until_over(connection, over));
+    Ok((Sender::Http1(sender), is_over))
+}
+
+async fn until_over(connection: impl Future<Output = ()>, over: oneshot::Sender<Infallible>) {
+    connection.await;
+    drop(over);
 }
 
 /// The application at the other end of the connection.
@@ -127,7 +154,7 @@ struct Application {
 
 impl Application {
     /// Answers the request; an error where the application gave none, which ends the client's connection or stream as it ended.
-    async fn answer(&self, request: Request<Incoming>) -> Result<Response<ResponseBody>, hyper::Error> {
+    async fn answer(&self, request: Request<Incoming>) -> Result<Response<ResponseBody>, BrokenOff> {
         let mut exchange = Exchange::begin(&self.inbound.proxy.telemetry, &request);
         exchange.tell(self.told.clone());
         exchange.upstream = Some(self.inbound.to);
@@ -141,7 +168,12 @@ impl Application {
             Err(Unanswered::Refused(refusal)) => Ok(exchange.refused(&refusal)),
             Err(Unanswered::Broken(error)) => {
                 exchange.broke(send::blamed(&error));
-                Err(error)
+                Err(error.into())
+            }
+            // The application has said that it takes no more, and knows nothing of this one: its client may send it again.
+            Err(Unanswered::Unsent) => {
+                exchange.broke(RequestEnd::UpstreamReset);
+                Err(h2::Error::from(h2::Reason::REFUSED_STREAM).into())
             }
         }
     }
@@ -154,7 +186,7 @@ impl Application {
         let authority =
             head::authority(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
         exchange.authority = authority.clone();
-        let snapshot = self.inbound.proxy.snapshot.load_full();
+        let snapshot = self.inbound.proxy.snapshot.load();
         let source = || self.inbound.source.clone();
         let admission = admission::admit(&snapshot, self.inbound.to, Limited::Requests, source);
         let standing = limit::admitted(admission)?;
@@ -171,28 +203,51 @@ impl Application {
         if let Some(standing) = standing {
             limit::tell(&standing, response.headers_mut());
         }
-        Ok(passed(response, client_end))
+        let closes = dialect == Dialect::Http1 && head::closes(&response);
+        let mut outcome = passed(response, client_end);
+        if let Outcome::Passed(response) = &mut outcome
+            && closes
+        {
+            // The connection to the application goes, and with it this one.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(outcome)
     }
 
-    async fn send(&self, request: Request<RequestBody>) -> hyper::Result<Response<Incoming>> {
-        let response: Pin<Box<dyn Future<Output = _> + Send>> = match &mut *self.sender.lock().await {
+    async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Unanswered> {
+        let answer: Pin<Box<dyn Future<Output = _> + Send>> = match &mut *self.sender.lock().await {
             Sender::Http1(sender) => {
                 sender.ready().await?;
-                Box::pin(sender.send_request(request))
+                Box::pin(sender.try_send_request(request))
             }
             Sender::Http2(sender) => {
                 sender.ready().await?;
-                Box::pin(sender.send_request(request))
+                Box::pin(sender.try_send_request(request))
             }
         };
-        response.await
+        answer.await.map_err(|mut failed| match failed.take_message() {
+            Some(_unsent) => Unanswered::Unsent,
+            None => Unanswered::Broken(failed.into_error()),
+        })
     }
+}
+
+/// Why a client's connection or stream is broken off.
+#[derive(Debug, thiserror::Error)]
+enum BrokenOff {
+    #[error("the application broke off")]
+    Application(#[from] hyper::Error),
+    /// A stream is reset with the reason that this has.
+    #[error("the application takes no more")]
+    Reset(#[from] h2::Error),
 }
 
 /// A request that the application has not answered.
 enum Unanswered {
     Refused(Refusal),
     Broken(hyper::Error),
+    /// The connection is gone, and nothing of the request was sent.
+    Unsent,
 }
 
 impl From<Refusal> for Unanswered {

@@ -36,9 +36,14 @@ pub(super) fn admitted(admission: Admission) -> Result<Option<Standing>, Refusal
 }
 
 impl TooSoon {
+    /// When asking again is worth it, as a client is told.
+    pub(super) fn retry_after(&self) -> Duration {
+        Duration::from_secs(whole_seconds(self.wait))
+    }
+
     pub(super) fn tell(&self, headers: &mut HeaderMap) {
         tell(&self.standing, headers);
-        headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(self.wait)));
+        headers.insert(RETRY_AFTER, HeaderValue::from(self.retry_after().as_secs()));
     }
 }
 
@@ -50,7 +55,8 @@ pub(super) fn tell(standing: &Standing, headers: &mut HeaderMap) {
     for (name, value) in [(&RATE_LIMIT_POLICY, policy), (&RATE_LIMIT, now)] {
         // Digits and letters: it never fails.
         if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(name, value);
+            // The application may have some of its own.
+            headers.append(name, value);
         }
     }
 }

@@ -42,7 +42,6 @@ use super::captured::Captured;
 use super::relay::close_in_order;
 use super::worker::{Fate, Here};
 pub(super) use inbound::Inbound;
-pub(super) use io::Stream;
 pub(super) use pool::Pool;
 use talk::{Dialect, Talk};
 
@@ -96,7 +95,7 @@ pub(super) async fn serve_http1(client: Client) {
         let talk = talk.clone();
         async move { Ok::<_, Infallible>(forward::answer(talk, request, Dialect::Http1).await) }
     };
-    serve::http1(&pod, watched(&talk, socket), answer, leave).await;
+    serve::http1(pod, watched(&talk, socket), answer, leave).await;
 }
 
 /// Carries the requests of a client that speaks HTTP/2, until it ends the connection or its pod leaves.

@@ -123,7 +123,10 @@ impl<'a> Retries<'a> {
         // Not all at the same moment: what failed for one has failed for others.
         let backoff = least.mul_f64(1.0 + fastrand::f64());
         let now = Instant::now();
-        let asked_for = headers.and_then(|headers| retry_after(headers, SystemTime::now()));
+        let asked_for = match answer {
+            Ok(response) => retry_after(response.headers(), SystemTime::now()),
+            Err(refusal) => refusal.too_soon.as_ref().map(|too_soon| too_soon.retry_after()),
+        };
         if let Some(asked_for) = asked_for
             && (asked_for > LONGEST_WAIT || self.until.is_some_and(|until| now + asked_for >= until))
         {

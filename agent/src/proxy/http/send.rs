@@ -19,7 +19,7 @@ use super::mirror::MIRRORED;
 use super::pool::{Lease, Loan, Sender};
 use super::retry::{Retries, Wish, mark_in_vain};
 use super::talk::{Dialect, Talk};
-use super::{deadline, hashed, head, limit};
+use super::{deadline, fault, hashed, head, limit};
 use crate::balance::outlier::Verdict;
 use crate::balance::{budget, caps, latency};
 use crate::model::{Limited, LoadGuard, Service, ServiceLoad, ServicePort, TrafficSettings, UnderWay};
@@ -92,9 +92,9 @@ impl<'s> Patience<'s> {
         let after = |limit: Duration| began + limit;
         let ports = settings.map(|settings| settings.timeouts).unwrap_or_default();
         // Nobody waits for the answer to a copy.
-        let is_copy = request.headers().contains_key(MIRRORED);
+        let is_copy = || request.headers().contains_key(MIRRORED);
         let wish =
-            || settings.and_then(|it| Wish::of_port(&it.retries, request.method())).filter(|_| !is_copy);
+            || settings.and_then(|it| Wish::of_port(&it.retries, request.method())).filter(|_| !is_copy());
         let until = timeouts.request.or(ports.request).map(after);
         let asked = deadline::asked(request.headers(), is_grpc).map(after);
         Self {
@@ -137,9 +137,18 @@ pub(super) async fn send(
     }
     let sending = Sending { talk, snapshot, dialect, patience };
     let mut endpoints = Endpoints::of(talk, way, &request);
-    let answer = sending.answer(exchange, &mut endpoints, request);
+    let is_copy = request.headers().contains_key(MIRRORED);
+    let answer = async {
+        // It counts as time that the request takes.
+        if !is_copy {
+            fault::inject(way, request.headers()).await?;
+        }
+        sending.answer(exchange, &mut endpoints, request).await
+    };
     match patience.until {
         None => answer.await,
+        // Nobody waits for what would be sent now.
+        Some(until) if until <= Instant::now() => Err(out_of_time()),
         Some(until) => timeout_at(until.into(), answer).await.unwrap_or_else(|_elapsed| {
             if patience.is_clients() {
                 endpoints.no_verdict();
@@ -147,12 +156,13 @@ pub(super) async fn send(
                 // Where it was with none, between two attempts, there is none to blame.
                 endpoints.judge(Verdict::GatewayFailure);
             }
-            Err(Refusal::new(
-                RequestEnd::RequestTimeout,
-                "no answer within the time that the request is given",
-            ))
+            Err(out_of_time())
         }),
     }
+}
+
+fn out_of_time() -> Refusal {
+    Refusal::new(RequestEnd::RequestTimeout, "no answer within the time that the request is given")
 }
 
 /// What stays the same from one attempt to the next.

@@ -1,6 +1,7 @@
 //! A connection on which a client speaks HTTP, carried until one of the two has had enough. Who answers its requests is told.
 
 use std::error::Error;
+use std::fmt::Display;
 use std::sync::Arc;
 
 use http::{Request, Response};
@@ -16,12 +17,11 @@ use super::slow::Heads;
 use super::{
     HEADER_LIST, HTTP2_CONNECTION_WINDOW, HTTP2_STREAM_WINDOW, HTTP2_STREAMS, MOST_BUFFERED, MOST_HEADERS,
 };
-use crate::model::ObjectRef;
 use crate::proxy::tasks::Tasks;
 
-/// HTTP/1 with a client of the pod, or with one that calls it. Told to `leave`, it ends after the answer that is under way.
+/// HTTP/1 with a client of a pod, or with one that calls an endpoint: `whom` the log names. Told to `leave`, it ends after the answer that is under way.
 pub(super) async fn http1<S, F, E>(
-    pod: &ObjectRef,
+    whom: impl Display,
     client: S,
     answer: impl Fn(Request<Incoming>) -> F,
     leave: impl Future<Output = ()>,
@@ -55,14 +55,14 @@ pub(super) async fn http1<S, F, E>(
     tokio::select! {
         biased;
         result = &mut connection => return ended(result),
-        () = heads.overdue() => return debug!(%pod, "a client does not get on with its request"),
+        () = heads.overdue() => return debug!(%whom, "a client does not get on with its request"),
         () = leave => {}
     }
     connection.as_mut().graceful_shutdown();
     tokio::select! {
         biased;
         result = connection => ended(result),
-        () = heads.overdue() => debug!(%pod, "a client does not get on with its request"),
+        () = heads.overdue() => debug!(%whom, "a client does not get on with its request"),
     }
 }
 

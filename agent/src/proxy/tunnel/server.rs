@@ -10,7 +10,6 @@ use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::header::{FORWARDED, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinError, JoinSet};
@@ -27,8 +26,8 @@ use super::{HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, TUNNEL_PORT, Tunnel, clie
 use crate::capture::PodNet;
 use crate::identity::{HandshakeError, HandshakeReason, PeerIdentity, Standing};
 use crate::model::{Limited, Workload};
-use crate::proxy::detect::{self, Speech};
-use crate::proxy::http::{Inbound, Stream};
+use crate::proxy::http::Inbound;
+use crate::proxy::reach::Upstream;
 use crate::proxy::relay::Meter;
 use crate::proxy::upstream::{self, Target};
 use crate::proxy::worker::{Fate, Here};
@@ -310,39 +309,21 @@ impl Server {
         let tunnel = Ends { send, recv: request.into_body(), place: counted };
         if admission::is_limited(&self.proxy.snapshot.load(), to, Limited::Requests) {
             // On the heap, too: most streams carry what nobody looks at.
-            Box::pin(self.requests(application, tunnel, facts)).await;
+            let inbound = Inbound {
+                proxy: self.proxy.clone(),
+                here: self.here.clone(),
+                to,
+                source: self.peer.id().to_name(),
+                facts: vec![facts],
+                fate: self.fate.clone(),
+            };
+            Box::pin(inbound.carry(Upstream::Tunnel(tunnel), application)).await;
         } else {
             let meter = Meter::new(vec![self.proxy.telemetry.connection_opened(facts)]);
             let reason = stream::relay(application, stream::Side::Server, tunnel, &meter).await;
             meter.close(reason);
         }
         drop(place);
-    }
-
-    /// Carries the stream request by request, if that is what it consists of.
-    async fn requests(&self, mut application: TcpStream, mut tunnel: Ends, facts: ConnectionFacts) {
-        let inbound = Inbound {
-            proxy: self.proxy.clone(),
-            here: self.here.clone(),
-            net: self.net.clone(),
-            to: facts.dialled,
-            source: self.peer.id().to_name(),
-            facts,
-            fate: self.fate.clone(),
-        };
-        let meter = inbound.meter();
-        let (speech, seen) = detect::first_frames(&mut tunnel.recv).await;
-        if let Speech::Opaque | Speech::Silence = speech {
-            let n = seen.len();
-            // What is in the way of it shows again when the rest is relayed.
-            _ = application.write_all(&seen).await;
-            _ = tunnel.recv.flow_control().release_capacity(n);
-            meter.sent(n);
-            let reason = stream::relay(application, stream::Side::Server, tunnel, &meter).await;
-            return meter.close(reason);
-        }
-        let client = Stream::tunnel(tunnel, seen, &self.here.upstreams.tasks);
-        inbound.serve((client, speech), application, meter).await;
     }
 
     /// Ends a stream that leads nowhere; without a reason the request made no sense.
@@ -366,6 +347,8 @@ impl Server {
         let authority = request.uri().authority().ok_or("it names no destination")?;
         let to: SocketAddr =
             authority.as_str().parse().map_err(|_| format!("{authority:?} is no address and port"))?;
+        // A zone, which names no other pod, would make it another one to whoever looks it up.
+        let to = SocketAddr::new(to.ip(), to.port());
         if !self.net.addresses.contains(&to.ip()) {
             return Err(format!("{to} is not an address of this pod"));
         }
