@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::model::{
-    Candidates, Endpoint, EndpointLoad, Enrolment, MtlsMode, ObjectRef, Service, ServicePort,
+    Candidates, DialledPods, Endpoint, EndpointLoad, Enrolment, MtlsMode, ObjectRef, Service, ServicePort,
     SessionAffinity, TrafficDistribution, TrafficScope, Workload,
 };
 use crate::snapshot::{Destination, Snapshot};
@@ -65,6 +65,7 @@ fn workload() -> Arc<Workload> {
         node: Some("node-1".into()),
         enrolment: Enrolment::Wanted,
         mtls: MtlsMode::Strict,
+        dialled_pods: DialledPods::Pod,
         paths: None,
     })
 }

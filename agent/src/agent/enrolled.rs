@@ -288,7 +288,7 @@ mod tests {
     use expect_test::{Expect, expect};
 
     use super::*;
-    use crate::model::{Enrolment, ObjectRef};
+    use crate::model::{DialledPods, Enrolment, ObjectRef};
 
     /// A node's agent, one of its pods, since when, and the pod's addresses.
     type Told<'a> = (&'a str, &'a str, u64, &'a [&'a str]);
@@ -369,6 +369,7 @@ mod tests {
             node: Some("n1".into()),
             enrolment: Enrolment::Wanted,
             mtls: MtlsMode::Permissive,
+            dialled_pods: DialledPods::Pod,
             paths: None,
         });
         let told = read(&publisher.path).unwrap().pods;

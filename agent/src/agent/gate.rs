@@ -91,7 +91,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::model::{MtlsMode, ObjectRef, Workload};
+    use crate::model::{DialledPods, MtlsMode, ObjectRef, Workload};
     use crate::telemetry::{NotEnrolledReason, PodReport};
 
     fn pod(enrolment: Enrolment) -> Arc<Workload> {
@@ -105,6 +105,7 @@ mod tests {
             node: Some("node-1".into()),
             enrolment,
             mtls: MtlsMode::Permissive,
+            dialled_pods: DialledPods::Pod,
             paths: None,
         })
     }

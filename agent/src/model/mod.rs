@@ -4,6 +4,7 @@
 //! documents they were made from (`config` does) nor how they reach the kernel (`capture` does).
 
 mod endpoint_load;
+mod front;
 mod node;
 mod port_load;
 mod service;
@@ -14,6 +15,7 @@ mod traffic;
 mod workload;
 
 pub use endpoint_load::{Ejection, EndpointLoad, Health, Latency, LoadGuard, Outcomes, Standing, WaitGuard};
+pub use front::Front;
 pub use node::NodeInfo;
 pub use port_load::{Looked, PortGuard, PortLoad, UnderWay};
 pub use service::{
@@ -27,7 +29,7 @@ pub use traffic::{
     Algorithm, Balancing, Caps, Fault, HashKey, Limited, Outliers, RateLimit, RetryBudget, RetrySettings,
     SharedBy, SuccessRate, TrafficSettings, TrafficTimeouts,
 };
-pub use workload::{Enrolment, MtlsMode, PodPaths, PublishedPod, Workload, WorkloadUid};
+pub use workload::{DialledPods, Enrolment, MtlsMode, PodPaths, PublishedPod, Workload, WorkloadUid};
 
 use std::fmt;
 use std::sync::Arc;

@@ -32,6 +32,8 @@ pub struct Workload {
     pub enrolment: Enrolment,
     /// Whether the pod takes plaintext from outside of the mesh.
     pub mtls: MtlsMode,
+    /// What the pod gets that dials another pod's address.
+    pub dialled_pods: DialledPods,
     /// Where the pod's namespace and cgroup are, if its manifest says so.
     pub paths: Option<PodPaths>,
 }
@@ -73,6 +75,16 @@ pub enum MtlsMode {
     Permissive,
     /// Plaintext is refused from the first SYN, also while the agent is down.
     Strict,
+}
+
+/// The `undermesh.io/dialled-pods` annotation of a pod or its namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DialledPods {
+    /// Whoever dials a pod gets that pod.
+    #[default]
+    Pod,
+    /// Whoever dials an endpoint of a Service gets what that Service makes of it, routes and all.
+    Service,
 }
 
 /// Where a pod of this node lives (annotations `undermesh.io/netns` and `undermesh.io/cgroup`).

@@ -7,7 +7,8 @@ use tokio::net::TcpStream;
 
 use super::{Proxy, admission, identity};
 use crate::capture::{Code, PodNet, bound_source};
-use crate::model::Name;
+use crate::model::{DialledPods, Front, Name, Service};
+use crate::snapshot::Snapshot;
 
 /// A captured connection, with what its application knows of it.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub(super) struct Captured {
     pub(super) client: SocketAddr,
     /// The source address that the application had bound.
     pub(super) bound: Option<IpAddr>,
+    /// The Service that the application means by the pod that it dialled, where its own pod says that it means one.
+    front: Option<Box<Front>>,
 }
 
 impl Captured {
@@ -35,17 +38,48 @@ impl Captured {
             return None;
         }
         let client_ip = bound.or_else(|| net.address_like(code.address)).unwrap_or(peer_ip);
+        let dialled = SocketAddr::new(code.address, local.port());
         Some(Self {
             net: net.clone(),
-            dialled: SocketAddr::new(code.address, local.port()),
+            dialled,
             _code: code,
             client: SocketAddr::new(client_ip, peer.port()),
             bound,
+            front: front(&proxy.snapshot.load(), net, dialled),
         })
+    }
+
+    /// The Service that the connection is for; none where it is for the pod that was dialled.
+    pub(super) fn service<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s Service> {
+        match &self.front {
+            // What has lost the port since is not it any more.
+            Some(front) => snapshot
+                .services
+                .get(&front.service)
+                .map(Arc::as_ref)
+                .filter(|it| it.port(front.port).is_some()),
+            None => snapshot.service(self.dialled.ip()),
+        }
+    }
+
+    /// The port of that Service.
+    pub(super) fn port(&self) -> u16 {
+        self.front.as_ref().map_or(self.dialled.port(), |front| front.port)
     }
 
     /// What its pod is held to limits as: the identity that it would prove, else its address.
     pub(super) fn source(&self) -> Name {
         identity(&self.net.workload).unwrap_or_else(|| admission::unproven(self.client.ip()))
     }
+}
+
+/// Found out once: a client that keeps its connection stays with the Service when the pod that it dialled has gone.
+fn front(snapshot: &Snapshot, net: &PodNet, dialled: SocketAddr) -> Option<Box<Front>> {
+    if snapshot.fronts.is_empty() || snapshot.service(dialled.ip()).is_some() {
+        return None;
+    }
+    // As the pod is marked now, and not when it was enrolled.
+    let client = snapshot.workloads.get(&net.workload.uid)?;
+    let wants_services = client.dialled_pods == DialledPods::Service;
+    snapshot.front(dialled).filter(|_| wants_services).cloned().map(Box::new)
 }

@@ -45,7 +45,7 @@ pub(super) async fn carriage(
 ) -> io::Result<(Carriage, TcpStream)> {
     let snapshot = proxy.snapshot.load_full();
     let namespace = &captured.net.workload.pod.namespace;
-    let (service, port) = (snapshot.service(captured.dialled.ip()), captured.dialled.port());
+    let (service, port) = (captured.service(&snapshot), captured.port());
     let routes = service.and_then(|service| snapshot.routes.get(&service.id)?.of_port(port, namespace));
     match routes.map(|routes| &routes.table) {
         // Without a route nothing but the metrics would need to know of requests.

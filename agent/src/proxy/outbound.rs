@@ -54,7 +54,7 @@ pub(super) async fn serve(
 /// Carries bytes that nobody looks at.
 async fn relayed(proxy: &Arc<Proxy>, here: &Arc<Here>, captured: &Captured, bound: Bound, client: TcpStream) {
     let snapshot = proxy.snapshot.load_full();
-    let service = snapshot.service(captured.dialled.ip()).map(|service| &service.id);
+    let service = captured.service(&snapshot).map(|service| &service.id);
     // On the heap, so that a connection that stands does not carry the room for finding its way.
     match Box::pin(reached(proxy, here, &snapshot, captured, bound, &client)).await {
         Ok(Reached { upstream, assurance, address, idle, _counted }) => {
@@ -97,7 +97,7 @@ async fn reached(
     client: &TcpStream,
 ) -> Result<Reached, Unreached> {
     let dial = |to, port| reach::dial(proxy, here, snapshot, captured, (to, port), upstream::gone(client));
-    let (service, dialled) = match goal(here, snapshot, captured.dialled, &bound)? {
+    let (service, dialled) = match goal(here, snapshot, captured, &bound)? {
         Goal::Service(service, dialled) => (service, dialled),
         Goal::Pod(address) => {
             return match dial(address, None).await {
@@ -138,21 +138,22 @@ enum Goal<'s> {
 fn goal<'s>(
     here: &Here,
     snapshot: &'s Snapshot,
-    dialled: SocketAddr,
+    captured: &Captured,
     bound: &Bound,
 ) -> Result<Goal<'s>, Unreached> {
     let nowhere = |reason| Unreached { reason, tried: None, assurance: Assurance::NONE };
     let rule = match bound {
         Bound::Dialled => {
-            let service = snapshot.service(dialled.ip());
-            return Ok(service.map_or(Goal::Pod(dialled), |service| Goal::Service(service, dialled)));
+            let to =
+                |service| Goal::Service(service, SocketAddr::new(captured.dialled.ip(), captured.port()));
+            return Ok(captured.service(snapshot).map_or(Goal::Pod(captured.dialled), to));
         }
         Bound::Nowhere => return Err(nowhere(RefuseReason::NoRoute)),
         Bound::By(rule) => rule,
     };
     let backend = rule.backend(here.shares.next()).and_then(|backend| snapshot.backend(&backend.target).ok());
     let (service, port) = backend.ok_or_else(|| nowhere(RefuseReason::InvalidBackend))?;
-    Ok(Goal::Service(service, SocketAddr::new(dialled.ip(), port)))
+    Ok(Goal::Service(service, SocketAddr::new(captured.dialled.ip(), port)))
 }
 
 /// Whatever reached the listener without a code that means something, or found the agent full.

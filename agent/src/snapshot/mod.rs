@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
-use crate::model::{ObjectRef, Service, Workload, WorkloadUid};
+use crate::model::{Front, ObjectRef, Service, Workload, WorkloadUid};
 use crate::policy::Limits;
 use crate::route::{InvalidBackend, ServiceRoutes, Target};
 
@@ -31,6 +31,8 @@ pub struct Snapshot {
     pub routes: OrdMap<ObjectRef, Arc<ServiceRoutes>>,
     /// How much the endpoints of this node take, each by what the Services say that have it.
     pub limits: OrdMap<SocketAddr, Vec<Arc<Limits>>>,
+    /// The Services of each endpoint, while a pod of this node wants those that it dials to be taken for them; else empty.
+    pub fronts: OrdSet<Front>,
 }
 
 /// What a destination address stands for.
@@ -68,6 +70,13 @@ impl Snapshot {
             },
             Target::Invalid(why) => Err(why.clone()),
         }
+    }
+
+    /// The Service port that the endpoint is one of; of several the first. Found only while somebody asks for it
+    /// ([`Self::fronts`]).
+    pub fn front(&self, endpoint: SocketAddr) -> Option<&Front> {
+        let first = Front { endpoint, service: ObjectRef::new("", ""), port: 0 };
+        self.fronts.range(first..).next().filter(|front| front.endpoint == endpoint)
     }
 
     /// The pod that has the address.

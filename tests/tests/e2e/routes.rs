@@ -198,6 +198,62 @@ fn routes_of_consumers_are_theirs_alone() -> Result<()> {
 }
 
 #[test]
+fn a_client_that_dials_pods_gets_the_routes_of_their_service_if_it_asks_for_them() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-dialled-pods")?;
+    let pod = SocketAddr::new(stage.servers[0].ip(), 8080);
+    let url = format!("http://{pod}/");
+    let server = || -> Result<String> {
+        let answer = ask(&stage.client, &url, &["--host", "echo"])?.answered(200)?;
+        Ok(answer["headers"]["x-server"].as_str().context("nobody has answered")?.to_owned())
+    };
+    // Of the Services and ports that lead to the pod's 8080, the first by name and number counts.
+    let rules = json!([{ "backendRefs": [backend("echo-v2")] }]);
+    let routes = on_echo(rules.clone());
+    stage.route(&routes)?;
+    eventually(SOON, "the route is in force", || {
+        let served = stage.ask("echo", "/", &["--count", "10"])?.all(200)?;
+        ensure!(served.keys().eq(["echo-v2"]), "{served:?}");
+        Ok(())
+    })?;
+    ensure!(server()? == "echo-v1", "who does not ask for it does not get the pod");
+    let says = |value| stage.client.update(|it| it.set_annotation("undermesh.io/dialled-pods", value));
+    says(Some("service"))?;
+    eventually(SOON, "the route's answer", || {
+        let found = server()?;
+        ensure!(found == "echo-v2", "{found} answers");
+        Ok(())
+    })?;
+    // What carries bytes as well, and without any route the Service's own endpoints.
+    stage.unroute(&routes)?;
+    eventually(SOON, "both servers answer without a route", || {
+        let served = ask(&stage.client, &url, &["--host", "echo", "--count", "40"])?.all(200)?;
+        ensure!(served.len() == 2, "{served:?}");
+        Ok(())
+    })?;
+    stage.route(&[(
+        "TCPRoute",
+        SHOP,
+        json!({ "parentRefs": [service_port("echo", 80)], "rules": rules }),
+    )])?;
+    eventually(SOON, "the TCPRoute's answers", || {
+        let served = ask(&stage.client, &url, &["--host", "echo", "--count", "10", "--fresh"])?.all(200)?;
+        ensure!(served.keys().eq(["echo-v2"]), "{served:?}");
+        Ok(())
+    })?;
+    let metrics = stage.mesh.agents[0].metrics()?;
+    let routed = [("destination_service", "echo"), ("destination_workload", "echo-v2")];
+    let counted = metrics.sum("undermesh_tcp_connections_opened_total", &routed);
+    ensure!(counted > 0.0, "they are not counted as the Service's");
+    says(None)?;
+    eventually(SOON, "the pod's answer again", || {
+        let found = server()?;
+        ensure!(found == "echo-v1", "{found} answers");
+        Ok(())
+    })
+}
+
+#[test]
 fn what_is_wrong_with_a_route_shows_and_costs_its_own_share_alone() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let stage = Stage::set("um-e2e-wrong-routes")?;

@@ -9,8 +9,8 @@ use serde::{Serialize, Serializer};
 use super::status::RejectionView;
 use super::to_json;
 use crate::model::{
-    Endpoint, Enrolment, MtlsMode, Name, ObjectRef, Service, ServicePort, SessionAffinity, SpiffeId,
-    Standing, TrafficDistribution, TrafficScope, Workload,
+    DialledPods, Endpoint, Enrolment, MtlsMode, Name, ObjectRef, Service, ServicePort, SessionAffinity,
+    SpiffeId, Standing, TrafficDistribution, TrafficScope, Workload,
 };
 use crate::snapshot::{Destination, Snapshot};
 use crate::telemetry::Telemetry;
@@ -94,6 +94,7 @@ struct WorkloadView<'a> {
     enrolment: &'static str,
     enrolment_impossible: Option<&'a str>,
     mtls: &'static str,
+    dialled_pods: &'static str,
     netns: Option<String>,
     cgroup: Option<String>,
 }
@@ -119,6 +120,10 @@ impl<'a> WorkloadView<'a> {
             mtls: match workload.mtls {
                 MtlsMode::Permissive => "permissive",
                 MtlsMode::Strict => "strict",
+            },
+            dialled_pods: match workload.dialled_pods {
+                DialledPods::Pod => "pod",
+                DialledPods::Service => "service",
             },
             netns: workload.paths.as_ref().map(|paths| paths.netns.display().to_string()),
             cgroup: workload.paths.as_ref().map(|paths| paths.cgroup.display().to_string()),

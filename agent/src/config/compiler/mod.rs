@@ -3,6 +3,7 @@
 
 mod claims;
 mod endpoints;
+mod fronts;
 mod index;
 mod last_good;
 mod limits;
@@ -21,6 +22,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use self::claims::{Claimant, Claims};
+use self::fronts::Askers;
 use self::loads::Loads;
 use self::pods::{Pods, Surroundings};
 use self::policies::Policies;
@@ -45,6 +47,7 @@ pub struct Compiler {
     policies: Policies,
     claims: Claims,
     loads: Loads,
+    askers: Askers,
     snapshot: Snapshot,
     problems: BTreeMap<Key, Vec<Problem>>,
     restated: BTreeSet<Key>,
@@ -96,6 +99,7 @@ impl Compiler {
             policies: Policies::default(),
             claims: Claims::default(),
             loads: Loads::default(),
+            askers: Askers::default(),
             snapshot: Snapshot::default(),
             problems: BTreeMap::new(),
             restated: BTreeSet::new(),
@@ -289,6 +293,8 @@ impl Compiler {
         if old == new {
             return false;
         }
+        let Snapshot { services, fronts, .. } = &mut self.snapshot;
+        self.askers.note(id, new.as_deref(), &self.node, services, fronts);
         affected.services.extend(self.services.of_pod(id, &self.pods));
         if let Some(old) = old.filter(|old| new.as_ref().is_none_or(|new| new.uid != old.uid)) {
             self.snapshot.workloads.remove(&old.uid);
@@ -322,6 +328,7 @@ impl Compiler {
         }
         addresses.extend(old_addresses.into_iter().chain(new_addresses));
         limits::update(&mut self.snapshot.limits, &self.node, old.as_deref(), new.as_deref());
+        self.askers.update(&mut self.snapshot.fronts, old.as_deref(), new.as_deref());
         match new {
             Some(new) => drop(self.snapshot.services.insert(id.clone(), new)),
             None => drop(self.snapshot.services.remove(id)),

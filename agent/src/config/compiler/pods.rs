@@ -115,6 +115,7 @@ fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
         node: pod.node.clone(),
         enrolment,
         mtls: pod.marks.mtls.or(defaults.mtls).unwrap_or_default(),
+        dialled_pods: pod.marks.dialled_pods.or(defaults.dialled_pods).unwrap_or_default(),
         paths: pod.paths.clone(),
     }
 }

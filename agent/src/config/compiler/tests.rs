@@ -1,5 +1,7 @@
 //! Documents in, snapshot out.
 
+mod fronts;
+
 use expect_test::{Expect, expect};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde_json::Value;
@@ -246,7 +248,7 @@ metadata: {name: mesh, labels: {undermesh.io/mesh: enabled}, annotations: {under
 ---
 {kind: Namespace, metadata: {name: kube-system, labels: {undermesh.io/mesh: enabled}}}
 ---
-{kind: Namespace, metadata: {name: typo, labels: {undermesh.io/mesh: 'on'}, annotations: {undermesh.io/mtls: Strict}}}
+{kind: Namespace, metadata: {name: typo, labels: {undermesh.io/mesh: 'on'}, annotations: {undermesh.io/mtls: Strict, undermesh.io/dialled-pods: Service}}}
 ---
 {kind: Pod, metadata: {name: a, namespace: mesh}}
 ---
@@ -303,6 +305,7 @@ metadata: {name: mesh, labels: {undermesh.io/mesh: enabled}, annotations: {under
         10.1.0.9: default/a
         ! metadata.labels[undermesh.io/mesh]: expected enabled or disabled, found "on"
         ! metadata.annotations[undermesh.io/mtls]: expected permissive or strict (strict is in force until then), found "Strict"
+        ! metadata.annotations[undermesh.io/dialled-pods]: expected pod or service (pod is in force until then), found "Service"
         ! metadata.annotations[undermesh.io/netns]: expected the annotation undermesh.io/cgroup beside it
         ! status.podIPs[0].ip: expected an IP address, found "10.1"
     "#]]);

@@ -3,10 +3,11 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::super::{FieldPath, Problem};
-use crate::model::MtlsMode;
+use crate::model::{DialledPods, MtlsMode};
 
 const MESH: &str = "undermesh.io/mesh";
 const MTLS: &str = "undermesh.io/mtls";
+const DIALLED_PODS: &str = "undermesh.io/dialled-pods";
 
 /// What a Pod or a Namespace says about itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct Marks {
     pub mesh: Option<MeshLabel>,
     /// Annotation `undermesh.io/mtls`.
     pub mtls: Option<MtlsMode>,
+    /// Annotation `undermesh.io/dialled-pods`.
+    pub dialled_pods: Option<DialledPods>,
 }
 
 /// The label `undermesh.io/mesh`.
@@ -53,6 +56,14 @@ impl Marks {
                 MtlsMode::Strict
             }
         });
-        Self { mesh, mtls }
+        let dialled_pods = value(&meta.annotations, DIALLED_PODS).map(|value| match value.as_str() {
+            "pod" => DialledPods::Pod,
+            "service" => DialledPods::Service,
+            other => {
+                refuse("annotations", DIALLED_PODS, other, "pod or service (pod is in force until then)");
+                DialledPods::Pod
+            }
+        });
+        Self { mesh, mtls, dialled_pods }
     }
 }

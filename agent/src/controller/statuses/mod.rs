@@ -26,7 +26,7 @@ use tracing::{debug, warn};
 
 use super::api::{self, FIELD_MANAGER};
 use super::while_leading;
-use crate::config::{Custom, Key, Kind};
+use crate::config::{Custom, Key};
 use crate::kubernetes::{self, AskError, Optional};
 use world::{World, Write};
 
@@ -37,12 +37,6 @@ const AT_ONCE: usize = 16;
 /// After the first write that has failed; twice as long after each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// What is followed beside the Services: without one of them something might seem to be for what is not there, or to refer to it.
-fn followed() -> impl Iterator<Item = Custom> {
-    // Of the kinds of routes, those for requests.
-    Custom::ALL.into_iter().filter(|custom| !matches!(custom.kind, Kind::TlsRoute | Kind::TcpRoute))
-}
 
 /// Objects whose writes have failed: how often, and until when they are left alone.
 #[derive(Default)]
@@ -72,7 +66,8 @@ pub(super) async fn lead(client: &Client, leader: watch::Receiver<bool>) {
             };
             optional.follow(client.clone()).for_each(on_event).await;
         };
-        tokio::join!(services, join_all(followed().map(follow)), write(client, &world, &news),);
+        // All of them: without one, something might seem to be for what is not there, to refer to it, or to have a port.
+        tokio::join!(services, join_all(Custom::ALL.map(follow)), write(client, &world, &news),);
     })
     .await;
 }
@@ -113,12 +108,12 @@ async fn write(client: &Client, world: &RefCell<World>, news: &Notify) {
 
 /// Replaces the list as it was when we looked: what somebody else has written since is not lost.
 async fn send(client: &Client, write: &Write) -> Result<(), AskError> {
-    let Write { key, resource_version, list, entries } = write;
+    let Write { key, version, resource_version, list, entries } = write;
     // What is not followed has nothing to be written.
-    let Some(Custom { plural, .. }) = followed().find(|custom| custom.kind == key.kind) else {
+    let Some(Custom { plural, .. }) = Custom::ALL.into_iter().find(|custom| custom.kind == key.kind) else {
         return Ok(());
     };
-    let kind = GroupVersionKind::gvk(key.kind.group(), key.kind.versions()[0], key.kind.as_str());
+    let kind = GroupVersionKind::gvk(key.kind.group(), version, key.kind.as_str());
     let resource = ApiResource::from_gvk_with_plural(&kind, plural);
     let objects = Api::<DynamicObject>::namespaced_with(client.clone(), &key.namespace, &resource);
     let options = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };

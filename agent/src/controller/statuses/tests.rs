@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::*;
+use crate::config::Kind;
 use crate::kubernetes::testkit::{FakeApi, failure};
 
 fn objects<K: DeserializeOwned>(yaml: &str, kind: &str) -> Vec<K> {
@@ -24,7 +25,7 @@ fn list<K: DeserializeOwned>(yaml: &str, kind: &str) -> Vec<Event<K>> {
 
 fn world_of(yaml: &str) -> World {
     let mut world = World::new();
-    for custom in followed() {
+    for custom in Custom::ALL {
         let events = list(yaml, custom.kind.as_str());
         events.into_iter().for_each(|event| world.take_object(&custom, event));
     }
@@ -36,7 +37,7 @@ fn world_of(yaml: &str) -> World {
 /// One event of the only object of the kind.
 fn tell(world: &mut World, kind: Kind, yaml: &str, event: fn(DynamicObject) -> Event<DynamicObject>) {
     let object = objects(yaml, kind.as_str()).remove(0);
-    let custom = followed().find(|custom| custom.kind == kind).expect("a kind that is followed");
+    let custom = Custom::ALL.into_iter().find(|custom| custom.kind == kind).expect("a kind that is followed");
     world.take_object(&custom, event(object));
 }
 
@@ -174,6 +175,110 @@ spec: {parentRefs: [{group: '', kind: Service, name: web}], rules: [{}]}
 }
 
 #[test]
+fn a_status_says_who_has_the_connections_to_a_port() {
+    let route = |kind: &str, version: &str, name: &str, day: u32| {
+        format!(
+            "
+---
+apiVersion: gateway.networking.k8s.io/{version}
+kind: {kind}
+metadata: {{name: {name}, namespace: shop, generation: 1, resourceVersion: '5', creationTimestamp: '2026-01-0{day}T00:00:00Z'}}
+spec:
+  parentRefs: [{{group: '', kind: Service, name: two}}, {{group: '', kind: Service, name: web, port: 80}}]
+  rules: [{{backendRefs: [{{name: web, port: 80}}, {{name: none, port: 80}}]}}]
+"
+        )
+    };
+    let tls = route("TLSRoute", "v1alpha3", "names", 1);
+    let (first, second) =
+        (route("TCPRoute", "v1alpha2", "first", 1), route("TCPRoute", "v1alpha2", "second", 2));
+    let http = "
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: requests, namespace: shop, generation: 1, resourceVersion: '5'}
+spec: {parentRefs: [{group: '', kind: Service, name: two, port: 81}, {group: '', kind: Service, name: web}]}
+";
+    let services = "
+{kind: Service, metadata: {name: web, namespace: shop}, spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}}
+---
+{kind: Service, metadata: {name: two, namespace: shop}, spec: {clusterIP: 10.0.0.2, ports: [{port: 80, name: a}, {port: 81, name: b}]}}
+";
+    let mut world = world_of(&[services, &tls, &first, &second, http].concat());
+    let written = writes(&mut world);
+    let versions: Vec<(&str, &str)> = written.iter().map(|it| (&*it.key.name, it.version)).collect();
+    // What the API server has of them, be it not the newest.
+    assert_eq!(
+        versions,
+        [("requests", "v1"), ("names", "v1alpha3"), ("first", "v1alpha2"), ("second", "v1alpha2")]
+    );
+    written.into_iter().for_each(|write| world.look_again(write.key));
+    check(
+        &mut world,
+        &expect![[r#"
+        HTTPRoute shop/requests at two: Accepted ResolvedRefs
+        HTTPRoute shop/requests at web: Accepted ResolvedRefs
+        TLSRoute shop/names at two: Accepted
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+        TLSRoute shop/names at web:
+          not Accepted: Conflicted: the port 80 is HTTPRoute shop/requests's, beside which no TLSRoute is in force on it
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+        TCPRoute shop/first at two:
+          not Accepted: Conflicted: the port 80 is TLSRoute shop/names's, beside which no TCPRoute is in force on it
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+        TCPRoute shop/first at web:
+          not Accepted: Conflicted: the port 80 is HTTPRoute shop/requests's, beside which no TCPRoute is in force on it
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+        TCPRoute shop/second at two:
+          not Accepted: Conflicted: the port 80 is TLSRoute shop/names's, beside which no TCPRoute is in force on it
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+        TCPRoute shop/second at web:
+          not Accepted: Conflicted: the port 80 is HTTPRoute shop/requests's, beside which no TCPRoute is in force on it
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+    "#]],
+    );
+    // Without the HTTPRoute the TLSRoute has all that it asks for, and comes before those that go by nothing.
+    tell(&mut world, Kind::HttpRoute, http.trim_start_matches("\n---"), Event::Delete);
+    check(
+        &mut world,
+        &expect![[r#"
+        TLSRoute shop/names at two: Accepted
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+        TLSRoute shop/names at web: Accepted
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+        TCPRoute shop/first at two:
+          not Accepted: Conflicted: the port 80 is TLSRoute shop/names's, beside which no TCPRoute is in force on it
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+        TCPRoute shop/first at web:
+          not Accepted: Conflicted: the port 80 is TLSRoute shop/names's, beside which no TCPRoute is in force on it
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+        TCPRoute shop/second at two:
+          not Accepted: Conflicted: the port 80 is TLSRoute shop/names's, beside which no TCPRoute is in force on it
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+        TCPRoute shop/second at web:
+          not Accepted: Conflicted: the port 80 is TLSRoute shop/names's, beside which no TCPRoute is in force on it
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+    "#]],
+    );
+    tell(&mut world, Kind::TlsRoute, tls.trim_start_matches("\n---"), Event::Delete);
+    check(
+        &mut world,
+        &expect![[r#"
+        TCPRoute shop/first at two: Accepted
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+        TCPRoute shop/first at web: Accepted
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+        TCPRoute shop/second at two:
+          not Accepted: Conflicted: the port 80 is TCPRoute shop/first's, beside which no other TCPRoute is in force on it
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+        TCPRoute shop/second at web:
+          not Accepted: Conflicted: the port 80 is TCPRoute shop/first's, beside which no other TCPRoute is in force on it
+          not ResolvedRefs: BackendNotFound: there is no Service shop/none
+    "#]],
+    );
+}
+
+#[test]
 fn a_status_says_which_of_several_policies_a_service_goes_by() {
     let policy = |kind: &str, name: &str, created: &str, spec: &str| {
         let group = if kind == "TrafficPolicy" { "undermesh.io" } else { "gateway.networking.x-k8s.io" };
@@ -220,6 +325,25 @@ fn a_status_says_which_of_several_policies_a_service_goes_by() {
     );
 }
 
+/// The API server may have no newer one.
+#[tokio::test]
+async fn a_status_is_written_in_the_version_that_the_object_was_read_in() {
+    let api = FakeApi::new(|question| {
+        let path = "/apis/gateway.networking.k8s.io/v1alpha2/namespaces/shop/tcproutes/db/status";
+        assert_eq!((question.method.as_str(), question.path.as_str()), ("PATCH", path));
+        Some((200, json!({ "metadata": { "name": "db", "namespace": "shop" } })))
+    });
+    let key = Key { kind: Kind::TcpRoute, namespace: "shop".into(), name: "db".into() };
+    let write = Write {
+        key,
+        version: "v1alpha2",
+        resource_version: "5".into(),
+        list: "parents",
+        entries: Vec::new(),
+    };
+    send(&api.client(), &write).await.unwrap();
+}
+
 #[test]
 fn a_route_is_left_alone_for_longer_each_time() {
     let (mut failures, now) = (Failures::default(), Instant::now());
@@ -264,6 +388,8 @@ async fn a_status_is_written_onto_the_route_as_it_is_and_again_after_a_failure()
             (
                 "GET",
                 "/apis/gateway.networking.k8s.io/v1beta1"
+                | "/apis/gateway.networking.k8s.io/v1alpha3"
+                | "/apis/gateway.networking.k8s.io/v1alpha2"
                 | "/apis/gateway.networking.x-k8s.io/v1alpha1"
                 | "/apis/undermesh.io/v1alpha1",
             ) => failure(404, "NotFound"),

@@ -11,7 +11,6 @@ use kube::core::DynamicObject;
 use kube::runtime::watcher::Event;
 use serde_json::Value;
 
-use super::followed;
 use super::status::{self, Form, Standing, Written};
 use crate::config::{Change, Compiler, Custom, Document, Key, Kind, Problem};
 use crate::model::NodeInfo;
@@ -21,8 +20,8 @@ use crate::route::RouteRef;
 pub(super) struct World {
     compiler: Compiler,
     changes: Vec<Change>,
-    /// What has a status, with its resourceVersion.
-    written: HashMap<Key, (String, Written)>,
+    /// What has a status.
+    held: HashMap<Key, Held>,
     /// The objects of each kind that is known as a whole, and of one that is being listed those that have come so far.
     known: HashMap<Kind, HashSet<Key>>,
     listing: HashMap<Kind, HashSet<Key>>,
@@ -30,10 +29,19 @@ pub(super) struct World {
     unsaid: BTreeSet<Key>,
 }
 
+/// An object that has a status.
+struct Held {
+    /// That which it was read in: the API server may not have the newest.
+    version: &'static str,
+    resource_version: String,
+    written: Written,
+}
+
 /// A status that is to be written, onto the object as it was when this was found and no other.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Write {
     pub(super) key: Key,
+    pub(super) version: &'static str,
     pub(super) resource_version: String,
     /// Where in the status the entries stand.
     pub(super) list: &'static str,
@@ -46,7 +54,7 @@ impl World {
             // What they come to is the same on every node.
             compiler: Compiler::new(NodeInfo { name: "".into(), zone: None }),
             changes: Vec::new(),
-            written: HashMap::new(),
+            held: HashMap::new(),
             known: HashMap::new(),
             listing: HashMap::new(),
             unsaid: BTreeSet::new(),
@@ -75,7 +83,7 @@ impl World {
 
     /// What is to be written, of the objects that are not to be left alone. Nothing as long as not all is known.
     pub(super) fn writes(&mut self, now: Timestamp, is_left_alone: impl Fn(&Key) -> bool) -> Vec<Write> {
-        let mut kinds = followed().map(|custom| custom.kind).chain([Kind::Service]);
+        let mut kinds = Custom::ALL.into_iter().map(|custom| custom.kind).chain([Kind::Service]);
         if kinds.any(|kind| !self.known.contains_key(&kind)) {
             return Vec::new();
         }
@@ -84,7 +92,7 @@ impl World {
         let unsaid: BTreeSet<_>;
         (self.unsaid, unsaid) = std::mem::take(&mut self.unsaid).into_iter().partition(is_left_alone);
         let write = |key: Key| {
-            let (resource_version, written) = self.written.get(&key)?;
+            let Held { version, resource_version, written } = self.held.get(&key)?;
             let standing: Vec<Standing> = match key.kind.route() {
                 Some(kind) => {
                     let route = RouteRef { kind, id: key.id() };
@@ -94,7 +102,7 @@ impl World {
             };
             let entries = status::next(written, &standing, now)?;
             let resource_version = resource_version.clone();
-            Some(Write { key, resource_version, list: written.form.list, entries })
+            Some(Write { key, version, resource_version, list: written.form.list, entries })
         };
         unsaid.into_iter().filter_map(write).collect()
     }
@@ -135,6 +143,10 @@ impl World {
     ) {
         let generation = object.metadata.generation.unwrap_or_default();
         let resource_version = object.metadata.resource_version.clone().unwrap_or_default();
+        let api_version = object.types.as_ref().map_or("", |types| &types.api_version);
+        let version = api_version.rsplit('/').next().unwrap_or_default();
+        let versions = kind.versions();
+        let version = versions.iter().find(|known| **known == version).unwrap_or(&versions[0]);
         let object = serde_json::to_value(object).unwrap_or_default();
         let mut problems = Vec::new();
         // What cannot be told from others has no status.
@@ -151,14 +163,14 @@ impl World {
                 problems,
                 status: list(&object["status"][form.list]),
             };
-            self.written.insert(document.key(), (resource_version, written));
+            self.held.insert(document.key(), Held { version, resource_version, written });
             self.unsaid.insert(document.key());
         }
         self.changes.push(Change::Put(document));
     }
 
     fn forget(&mut self, key: &Key) {
-        self.written.remove(key);
+        self.held.remove(key);
         self.changes.push(Change::Remove(key.clone()));
     }
 }

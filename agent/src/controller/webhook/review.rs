@@ -139,6 +139,13 @@ mod tests {
                 undermesh: metadata.labels[undermesh.io/mesh]: expected enabled or disabled, found "on"
                 undermesh: metadata.annotations[undermesh.io/mtls]: expected permissive or strict (strict is in force until then), found "Strict""#]],
         );
+        let dials = json!({ "annotations": { "undermesh.io/dialled-pods": "services" } });
+        check(
+            "Namespace",
+            types("Namespace", named(dials), json!({})),
+            &expect![[r#"
+            undermesh: metadata.annotations[undermesh.io/dialled-pods]: expected pod or service (pod is in force until then), found "services""#]],
+        );
         let containers = json!({ "hostNetwork": true, "containers": [] });
         let mut made = marked("enabled", "strict");
         made["generateName"] = "web-".into();

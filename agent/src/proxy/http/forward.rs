@@ -81,13 +81,13 @@ async fn carry(
     let authority =
         head::authority(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
     exchange.authority = authority.clone();
-    let service = snapshot.service(talk.captured.dialled.ip());
+    let service = talk.captured.service(snapshot);
     exchange.service = service.map(|service| service.id.clone());
     let matched = matched(talk, snapshot, service, &request, authority.as_ref())?;
     exchange.rule = matched.map(|matched| matched.rule.clone());
     let Some(matched) = matched else {
         // No route says anything: it goes where it was sent.
-        let ways = service.into_iter().map(|service| ((), service, talk.captured.dialled.port()));
+        let ways = service.into_iter().map(|service| ((), service, talk.captured.port()));
         let session = Session::among(None, ways, request.headers());
         let kept = session.as_ref().and_then(Session::way);
         let way = kept.map_or_else(|| dialled(talk, service), |((), way)| way);
@@ -144,7 +144,7 @@ fn matched<'s>(
     let routed = || {
         let service = service?;
         let namespace = &talk.captured.net.workload.pod.namespace;
-        Some((service, snapshot.routes.get(&service.id)?.http(talk.captured.dialled.port(), namespace)?))
+        Some((service, snapshot.routes.get(&service.id)?.http(talk.captured.port(), namespace)?))
     };
     let Some((service, table)) = routed() else { return Ok(None) };
     match table.find(&request_head(request, authority)) {
@@ -186,8 +186,7 @@ fn own_answer(
     let redirect = filters.redirect.as_ref()?;
     let head = request_head(request, authority);
     let host = authority.map_or("", Authority::as_str);
-    let (status, location) =
-        redirect.answer(&head, host, "http", talk.captured.dialled.port(), matched.prefix);
+    let (status, location) = redirect.answer(&head, host, "http", talk.captured.port(), matched.prefix);
     let mut response = Response::new(ResponseBody::Own(None));
     *response.status_mut() = status;
     response.headers_mut().insert(LOCATION, location);
@@ -212,11 +211,10 @@ fn chosen<'s>(
 
 /// Where the client sent it.
 fn dialled<'s>(talk: &Talk, service: Option<&'s Service>) -> Way<'s> {
-    let dialled = talk.captured.dialled;
     match service {
-        Some(service) => Way::Service { service, port: dialled.port(), kept: None },
+        Some(service) => Way::Service { service, port: talk.captured.port(), kept: None },
         // A pod's own address: that pod and no other, ready or not.
-        None => Way::Pod(dialled),
+        None => Way::Pod(talk.captured.dialled),
     }
 }
 

@@ -73,8 +73,8 @@ impl Talk {
         fate: watch::Receiver<Fate>,
     ) -> Self {
         let limit = || {
-            let (snapshot, dialled) = (proxy.snapshot.load(), captured.dialled);
-            snapshot.service(dialled.ip())?.port(dialled.port())?.traffic.timeouts.idle
+            let snapshot = proxy.snapshot.load();
+            captured.service(&snapshot)?.port(captured.port())?.traffic.timeouts.idle
         };
         let quiet = limit().map(|limit| Arc::new(Quiet::new(limit)));
         Self { proxy, here, captured, fate, quiet, told: Mutex::default() }

@@ -10,7 +10,7 @@ use std::sync::Barrier;
 use expect_test::{Expect, expect};
 
 use super::*;
-use crate::model::{Enrolment, MtlsMode, ObjectRef, Workload};
+use crate::model::{DialledPods, Enrolment, MtlsMode, ObjectRef, Workload};
 
 fn telemetry(settings: TelemetrySettings) -> Arc<Telemetry> {
     Telemetry::new(settings, Status::new("node-1", Arc::default()), AccessLog::off(), Traces::off())
@@ -34,6 +34,7 @@ fn workload(namespace: &str, name: &str) -> Arc<Workload> {
         node: Some("node-1".into()),
         enrolment: Enrolment::Wanted,
         mtls: MtlsMode::Permissive,
+        dialled_pods: DialledPods::Pod,
         paths: None,
     })
 }
