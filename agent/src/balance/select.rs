@@ -214,10 +214,14 @@ impl<'s, 'r> Choice<'s, 'r> {
                     let gives_way = |second: &&Endpoint| {
                         gives_way(first, second, slow_start, self.now, (random >> 32) as u32)
                     };
-                    let after = || places().filter_map(|place| self.allowed(place));
-                    let mut others = after().skip_while(|it| it.address != first.address).skip(1);
-                    let second = if slow_start.is_zero() { None } else { others.find(|it| !self.is_out(it)) };
-                    second.filter(gives_way).or(Some(first))
+                    let is_other = |place: &usize| self.at(self.indices[*place]).address != first.address;
+                    let after = || places().skip_while(is_other).skip(1);
+                    let mut usable =
+                        after().filter_map(|place| self.allowed(place)).filter(|it| !self.is_out(it));
+                    let second = if slow_start.is_zero() { None } else { usable.next() };
+                    // Between the two there may be one that is to be tried again.
+                    let next = || after().find_map(|place| self.fit(place));
+                    second.filter(gives_way).and_then(|_| next()).or(Some(first))
                 }
             };
             *last = chosen.map(|endpoint| endpoint.address).or(*last);

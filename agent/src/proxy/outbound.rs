@@ -8,18 +8,18 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tracing::error;
 
-use super::Proxy;
 use super::captured::Captured;
 use super::carriage::{Bound, Carriage, carriage};
-use super::http;
+use super::http::{self, Inbound};
 use super::reach::{self, Assurance, Attempts, Unreached, Upstream};
 use super::relay::relay;
 use super::tunnel::stream;
 use super::upstream;
 use super::worker::{Fate, Here};
+use super::{Proxy, admission};
 use crate::balance::caps;
 use crate::capture::PodNet;
-use crate::model::{LoadGuard, PortGuard, Service, UnderWay};
+use crate::model::{Limited, LoadGuard, PortGuard, Service, UnderWay};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 
@@ -45,18 +45,37 @@ pub(super) async fn serve(
             let client = http::Client::new((proxy.clone(), here), captured, client, fate);
             Box::pin(http::serve_http2(client)).await
         }
-        Ok((Carriage::Bytes(bound), client)) => relayed(&proxy, &here, &captured, bound, client).await,
+        Ok((Carriage::Bytes(bound), client)) => {
+            relayed(&proxy, &here, &captured, bound, (client, fate)).await
+        }
         Err(error) => error!(pod = %net.pod, %error, "cannot go on with a connection"),
     }
     drop(place);
 }
 
 /// Carries bytes that nobody looks at.
-async fn relayed(proxy: &Arc<Proxy>, here: &Arc<Here>, captured: &Captured, bound: Bound, client: TcpStream) {
+async fn relayed(
+    proxy: &Arc<Proxy>,
+    here: &Arc<Here>,
+    captured: &Captured,
+    bound: Bound,
+    (client, fate): (TcpStream, watch::Receiver<Fate>),
+) {
     let snapshot = proxy.snapshot.load_full();
     let service = captured.service(&snapshot).map(|service| &service.id);
     // On the heap, so that a connection that stands does not carry the room for finding its way.
     match Box::pin(reached(proxy, here, &snapshot, captured, bound, &client)).await {
+        // On one node nobody else asks whether the endpoint takes what this may turn out to carry.
+        Ok(Reached { upstream: Upstream::Socket(application), assurance, address, .. })
+            if assurance.security == Security::SameNode
+                && admission::is_limited(&snapshot, address, Limited::Requests) =>
+        {
+            let facts = reach::all_facts(proxy, &snapshot, captured, address, service, &assurance).collect();
+            let (proxy, here, source) = (proxy.clone(), here.clone(), captured.source());
+            let inbound = Inbound { proxy, here, to: address, source, facts, fate };
+            drop(snapshot);
+            Box::pin(inbound.carry(Upstream::Socket(client), application)).await;
+        }
         Ok(Reached { upstream, assurance, address, idle, _counted }) => {
             let meter = reach::record(proxy, &snapshot, captured, address, service, &assurance);
             let meter = meter.ending_when_idle(idle);

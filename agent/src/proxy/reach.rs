@@ -388,12 +388,23 @@ pub(super) fn record(
     service: Option<&ObjectRef>,
     assurance: &Assurance,
 ) -> Meter {
-    let open = |reporter: &Reporter| {
-        let mut facts = facts(proxy, snapshot, captured, to, service, assurance, *reporter);
-        facts.upstream = Some(to);
-        proxy.telemetry.connection_opened(facts)
-    };
-    Meter::new(reporters(assurance).iter().map(open).collect())
+    let all = all_facts(proxy, snapshot, captured, to, service, assurance);
+    Meter::new(all.map(|facts| proxy.telemetry.connection_opened(facts)).collect())
+}
+
+/// What telemetry is told of a connection that stands, on behalf of each side that this agent sees it for.
+pub(super) fn all_facts(
+    proxy: &Proxy,
+    snapshot: &Snapshot,
+    captured: &Captured,
+    to: SocketAddr,
+    service: Option<&ObjectRef>,
+    assurance: &Assurance,
+) -> impl Iterator<Item = ConnectionFacts> {
+    reporters(assurance).iter().map(move |reporter| {
+        let facts = facts(proxy, snapshot, captured, to, service, assurance, *reporter);
+        ConnectionFacts { upstream: Some(to), ..facts }
+    })
 }
 
 /// On whose behalf this agent sees a connection.

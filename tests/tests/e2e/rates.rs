@@ -120,6 +120,31 @@ fn requests_that_are_too_many_are_refused_wherever_they_come_from() -> Result<()
     Ok(())
 }
 
+/// A client that says nothing at first, as one does that waits for the server to speak, is held to its limit all the same.
+#[test]
+fn who_says_nothing_at_first_passes_no_limit_by() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-rates-silent", &[])?;
+    stage.say(json!({ "rateLimits": [{ "requests": 3, "per": "10m", "by": "Source" }] }))?;
+    for (client, url) in stage.clients() {
+        let to: SocketAddr = url.trim_start_matches("http://").trim_end_matches('/').parse()?;
+        let request = "GET / HTTP/1.1\\r\\nhost: web\\r\\n\\r\\n";
+        let last = "GET / HTTP/1.1\\r\\nhost: web\\r\\nconnection: close\\r\\n\\r\\n";
+        let script = format!(
+            "exec 3<>/dev/tcp/{}/{}; sleep 0.3; printf '{}{last}' >&3; cat <&3",
+            to.ip(),
+            to.port(),
+            request.repeat(7)
+        );
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &script]);
+        let said = client.run(bash, Duration::from_secs(20))?.success()?;
+        let of = |status: &str| said.matches(&format!("HTTP/1.1 {status}")).count();
+        ensure!((of("200"), of("429")) == (3, 5), "{}: {said}", client.name());
+    }
+    Ok(())
+}
+
 #[test]
 fn what_passes_a_limit_passes_as_it_is() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
@@ -221,6 +246,13 @@ fn requests_fail_and_wait_on_purpose() -> Result<()> {
         let failed = of_status(&half, 418);
         ensure!((140..=260).contains(&failed) && failed + of_status(&half, 200) == 400, "{whom}: {half:?}");
     }
+    // What a request waits for on purpose is of its time, and not the endpoint's fault.
+    stage.say(json!({ "faults": [{ "delay": "2s" }], "timeouts": { "request": "200ms" } }))?;
+    let began = std::time::Instant::now();
+    ask(near, &url, &["--count", "10", "--connections", "10"])?.all(504)?;
+    ensure!(began.elapsed() < Duration::from_secs(2), "the delay was waited for: {:?}", began.elapsed());
+    let ejected = stage.mesh.agents[0].metrics()?.sum("undermesh_http_ejections_total", &[]);
+    ensure!(ejected == 0.0, "the endpoint is blamed");
     let injected = |agent: usize| -> Result<f64> {
         Ok(stage.mesh.agents[agent].metrics()?.sum(REQUESTS, &[("reason", "fault_injected")]))
     };

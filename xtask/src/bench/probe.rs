@@ -30,6 +30,7 @@ pub fn open_loop(column: &Column, to: SocketAddr, rate: u32, length: Duration) -
     let rate = rate.to_string();
     let figures = ask(column, &["open-loop", "--to", &to.to_string(), "--rate", &rate], length)?;
     let number = |name: &str| figures[name].as_f64().with_context(|| format!("no {name} in {figures}"));
+    ensure!(number("refused")? == 0.0, "not every request was answered well: {figures}");
     let read = vec![
         Figure { name: "requests/s", value: number("requests_per_second")? },
         Figure { name: "p50 us", value: number("p50_us")? },
@@ -54,7 +55,7 @@ impl Flood {
     pub fn end(mut self, length: Duration) -> Result<()> {
         let status = self.0.wait(length + Duration::from_secs(20))?;
         let asked: Value = serde_json::from_str(self.0.output().trim()).context("the flood says nothing")?;
-        ensure!(status.success() && asked["count"].as_u64() > Some(1_000), "that was no flood: {asked}");
+        ensure!(status.success() && asked["refused"].as_u64() > Some(1_000), "that was no flood: {asked}");
         Ok(())
     }
 }

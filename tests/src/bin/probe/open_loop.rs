@@ -32,7 +32,7 @@ impl OpenLoop {
         ensure!(self.rate > 0 && self.connections > 0, "a rate and connections are more than 0");
         let streams = (0..self.connections).map(|_| self.connect()).collect::<Result<Vec<_>>>()?;
         let start = Instant::now() + Duration::from_millis(20);
-        let times: Vec<Duration> = std::thread::scope(|scope| {
+        let answers: Vec<(Duration, bool)> = std::thread::scope(|scope| {
             let turns = streams.into_iter().enumerate();
             let threads: Vec<_> =
                 turns.map(|(turn, io)| scope.spawn(move || self.ask(io, start, turn))).collect();
@@ -40,7 +40,9 @@ impl OpenLoop {
             joined.collect::<Result<Vec<_>>>().map(|times| times.concat())
         })?;
         let took = start.elapsed().as_secs_f64();
-        let mut figures = crate::percentiles(times);
+        let refused = answers.iter().filter(|(_, is_good)| !is_good).count();
+        let mut figures = crate::percentiles(answers.into_iter().map(|(took, _)| took).collect());
+        figures["refused"] = json!(refused);
         figures["requests_per_second"] = json!(figures["count"].as_f64().unwrap_or(0.0) / took);
         Ok(figures)
     }
@@ -54,7 +56,7 @@ impl OpenLoop {
     }
 
     /// This connection's share of the schedule: every so-manieth request.
-    fn ask(&self, mut stream: TcpStream, start: Instant, turn: usize) -> Result<Vec<Duration>> {
+    fn ask(&self, mut stream: TcpStream, start: Instant, turn: usize) -> Result<Vec<(Duration, bool)>> {
         let interval = Duration::from_secs(1) / self.rate;
         let end = start + Duration::from_secs(self.seconds);
         let request = format!("GET / HTTP/1.1\r\nhost: {}\r\n\r\n", self.to);
@@ -66,15 +68,15 @@ impl OpenLoop {
             }
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             stream.write_all(request.as_bytes())?;
-            read_answer(&mut stream)?;
-            times.push(due.elapsed());
+            let is_good = read_answer(&mut stream)?;
+            times.push((due.elapsed(), is_good));
         }
         Ok(times)
     }
 }
 
-/// Reads a head with a length, and as long a body.
-fn read_answer(stream: &mut TcpStream) -> Result<()> {
+/// Reads a head with a length, and as long a body; whether it is 200.
+fn read_answer(stream: &mut TcpStream) -> Result<bool> {
     let mut buffer = [0; 4096];
     let mut filled = 0;
     loop {
@@ -89,7 +91,7 @@ fn read_answer(stream: &mut TcpStream) -> Result<()> {
             .lines()
             .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
         if body.len() >= wanted.context("an answer without a length")? {
-            return Ok(());
+            return Ok(head.starts_with("HTTP/1.1 200"));
         }
     }
 }

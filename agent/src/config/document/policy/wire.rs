@@ -101,8 +101,7 @@ pub(super) struct OutlierDetection {
     pub(super) max_ejection: Option<String>,
     /// At most this share of the endpoints is ejected, in percent. 50 unless given.
     pub(super) max_ejected_percent: Option<i64>,
-    /// When more than this share is ejected or not ready nevertheless, in percent, all of them are used. 50 unless given; 100:
-    /// never.
+    /// When more than this share is ejected nevertheless, in percent, all of them are used. 50 unless given; 100: never.
     pub(super) panic_percent: Option<i64>,
 }
 
@@ -144,7 +143,7 @@ pub(super) struct Retry {
     pub(super) codes: Option<Vec<i64>>,
     /// Whether requests that are not idempotent, such as POST, are sent again, too.
     pub(super) any_method: Option<bool>,
-    /// At least so long between two attempts.
+    /// At least so long between two attempts, and up to twice that. 25ms unless given.
     pub(super) backoff: Option<String>,
     /// How many retries there may be in all, of one node to the Service.
     pub(super) budget: Option<Budget>,
