@@ -443,3 +443,35 @@ async fn a_collector_with_a_certificate_is_believed_by_the_given_roots() {
         format!("the roots of the traces' collector: {}: there is no certificate in it", no_roots.display());
     assert_eq!(error.to_string(), expected);
 }
+
+/// `cargo test --release -p undermesh --lib -- --ignored --nocapture traces::tests::cost`
+#[test]
+#[ignore = "a measurement"]
+fn cost() {
+    const ROUNDS: u32 = 2_000_000;
+    let (off, (never, _waiting)) = (Traces::off(), traces(0.0));
+    let plain = headers(&[("host", "db"), ("accept", "*/*"), ("user-agent", "a"), ("x-request-id", "b")]);
+    let mut came = plain.clone();
+    came.extend(headers(&[("traceparent", &format!("00-{TRACE}-{CALLER}-00"))]));
+    let cases = [
+        ("off", &off, &plain, false),
+        ("off, logged", &off, &plain, true),
+        ("off, logged, with a context", &off, &came, true),
+        ("on, unsampled by the caller", &never, &came, false),
+        ("on, unsampled by us", &never, &plain, false),
+    ];
+    for (what, traces, headers, is_asked_for) in cases {
+        let mut headers = headers.clone();
+        let began = std::time::Instant::now();
+        for _ in 0..ROUNDS {
+            let place = std::hint::black_box(traces).place(&headers, is_asked_for);
+            if let Some(place) = std::hint::black_box(place) {
+                place.pass_on(&mut headers);
+                if matches!(place.part, Part::Begun) {
+                    headers.remove(&TRACEPARENT);
+                }
+            }
+        }
+        println!("{what}: {:.1} ns", began.elapsed().as_nanos() as f64 / f64::from(ROUNDS));
+    }
+}
