@@ -264,7 +264,9 @@ fn of_grpc(status: &Status) -> Failure {
     );
     match status.source() {
         Some(cause) => Failure { is_passing: true, why: chain(cause) },
-        None => Failure { is_passing, why: format!("it answers {:?}: {}", status.code(), status.message()) },
+        None => {
+            Failure { is_passing, why: format!("it answers {:?}: {:?}", status.code(), status.message()) }
+        }
     }
 }
 

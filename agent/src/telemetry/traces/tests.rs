@@ -7,8 +7,10 @@ use ::http::HeaderName;
 use expect_test::expect;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use rustls_pki_types::PrivateKeyDer;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::model::{ObjectRef, SpiffeId};
@@ -331,38 +333,66 @@ async fn spans_for_a_collector_that_is_not_there_are_given_up_after_a_while() {
     running.abort();
 }
 
-/// A collector that answers its first request so; what it was asked, without the body.
-async fn asked(answer: &'static str, header: TraceHeader) -> (String, u64, String) {
+/// What it takes to be a connection of a collector.
+trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
+
+/// Reads a request and answers it so; its head.
+async fn answered(mut client: Box<dyn Connection>, answer: &str) -> String {
+    let mut asked = Vec::new();
+    let head = loop {
+        let mut some = [0; 4096];
+        let n = client.read(&mut some).await.unwrap();
+        assert!(n > 0, "the exporter ends its connection");
+        asked.extend_from_slice(&some[..n]);
+        let text = String::from_utf8_lossy(&asked).to_ascii_lowercase();
+        if let Some((head, _)) = text.split_once("\r\n\r\n") {
+            break head.to_owned();
+        }
+    };
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    let mut left = length.parse::<usize>().unwrap() + head.len() + 4 - asked.len();
+    while left > 0 {
+        left -= client.read(&mut [0; 4096]).await.unwrap();
+    }
+    client.write_all(answer.as_bytes()).await.unwrap();
+    client.flush().await.unwrap();
+    head
+}
+
+/// Sends one span to a collector that answers so: what the collector was asked, and what was counted. With TLS, by the roots in
+/// this file.
+async fn sent(
+    answer: &'static str,
+    header: TraceHeader,
+    tls: Option<(TlsAcceptor, PathBuf)>,
+) -> (String, u64, String) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let headers = vec![header];
-    let (traces, exporter) = Traces::new(&TraceSettings { headers, ..settings(&endpoint, 0.0) }).unwrap();
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
+    let (acceptor, ca) = tls.unzip();
+    let settings = TraceSettings { headers: vec![header], ca, ..settings(&endpoint, 0.0) };
+    let (traces, exporter) = Traces::new(&settings).unwrap();
     let running = tokio::spawn(exporter.run());
     let collector = tokio::spawn(async move {
-        let (mut client, _) = listener.accept().await.unwrap();
-        let mut asked = Vec::new();
-        let head = loop {
-            let mut some = [0; 4096];
-            let n = client.read(&mut some).await.unwrap();
-            asked.extend_from_slice(&some[..n]);
-            let text = String::from_utf8_lossy(&asked).to_ascii_lowercase();
-            if let Some((head, _)) = text.split_once("\r\n\r\n") {
-                break head.to_owned();
-            }
+        let (socket, _) = listener.accept().await.unwrap();
+        let client: Box<dyn Connection> = match acceptor {
+            Some(acceptor) => Box::new(acceptor.accept(socket).await.unwrap()),
+            None => Box::new(socket),
         };
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
-        let mut left = length.parse::<usize>().unwrap() + head.len() + 4 - asked.len();
-        while left > 0 {
-            left -= client.read(&mut [0; 4096]).await.unwrap();
-        }
-        client.write_all(answer.as_bytes()).await.unwrap();
-        head
+        answered(client, answer).await
     });
     traces.ended(&request(recorded()));
     traces.flush(Duration::from_secs(10)).await;
     running.abort();
-    let asked = collector.await.unwrap();
-    (asked, traces.exported(), dropped(&traces))
+    (collector.await.unwrap(), traces.exported(), dropped(&traces))
+}
+
+const TAKEN: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+
+fn authorization(value: TraceHeaderValue) -> TraceHeader {
+    TraceHeader { name: HeaderName::from_static("authorization"), value }
 }
 
 #[tokio::test]
@@ -370,20 +400,78 @@ async fn a_collector_is_shown_the_headers_and_its_answer_is_counted() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
     std::fs::write(&file, "Bearer hush\n").unwrap();
-    let name = HeaderName::from_static("authorization");
-    let of_file = TraceHeader { name: name.clone(), value: TraceHeaderValue::File(file) };
-    let (head, exported, lost) = asked("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", of_file).await;
+    let (head, exported, lost) = sent(TAKEN, authorization(TraceHeaderValue::File(file)), None).await;
     assert!(head.starts_with("post /v1/traces http/1.1\r\n"), "{head}");
     assert!(head.contains("\r\nauthorization: bearer hush"), "{head}");
     assert!(head.contains("\r\ncontent-type: application/x-protobuf"), "{head}");
     assert_eq!((exported, &*lost), (1, "queue_full=0 unavailable=0 rejected=0"));
 
-    let given = TraceHeader { name, value: TraceHeaderValue::Given(HeaderValue::from_static("x")) };
+    let given = authorization(TraceHeaderValue::Given(HeaderValue::from_static("x")));
     // A partial success: one span is not wanted.
     let partial = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n\u{a}\u{2}\u{8}\u{1}";
-    let (_, exported, lost) = asked(partial, given.clone()).await;
+    let (_, exported, lost) = sent(partial, given.clone(), None).await;
     assert_eq!((exported, &*lost), (0, "queue_full=0 unavailable=0 rejected=1"));
     let refusal = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n";
-    let (_, exported, lost) = asked(refusal, given).await;
+    let (_, exported, lost) = sent(refusal, given, None).await;
     assert_eq!((exported, &*lost), (0, "queue_full=0 unavailable=0 rejected=1"));
+}
+
+#[tokio::test]
+async fn a_collector_with_a_certificate_is_believed_by_the_given_roots() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let roots = folder.path().join("roots.pem");
+    std::fs::write(&roots, own.cert.pem()).unwrap();
+    let key = PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![own.cert.der().clone()], key)
+        .unwrap();
+    let tls = Some((TlsAcceptor::from(Arc::new(server)), roots));
+    let given = authorization(TraceHeaderValue::Given(HeaderValue::from_static("x")));
+    let (_, exported, lost) = sent(TAKEN, given, tls).await;
+    assert_eq!((exported, &*lost), (1, "queue_full=0 unavailable=0 rejected=0"));
+
+    let no_roots = folder.path().join("no-roots.pem");
+    std::fs::write(&no_roots, "nothing").unwrap();
+    let ca = Some(no_roots.clone());
+    let error = Traces::new(&TraceSettings { ca, ..settings("https://127.0.0.1:1", 0.0) }).unwrap_err();
+    let expected =
+        format!("the roots of the traces' collector: {}: there is no certificate in it", no_roots.display());
+    assert_eq!(error.to_string(), expected);
+}
+
+/// `cargo test --release -p undermesh --lib -- --ignored --nocapture traces::tests::cost`
+#[test]
+#[ignore = "a measurement"]
+fn cost() {
+    const ROUNDS: u32 = 2_000_000;
+    let (off, (never, _waiting)) = (Traces::off(), traces(0.0));
+    let plain = headers(&[("host", "db"), ("accept", "*/*"), ("user-agent", "a"), ("x-request-id", "b")]);
+    let mut came = plain.clone();
+    came.extend(headers(&[("traceparent", &format!("00-{TRACE}-{CALLER}-00"))]));
+    let cases = [
+        ("off", &off, &plain, false),
+        ("off, logged", &off, &plain, true),
+        ("off, logged, with a context", &off, &came, true),
+        ("on, unsampled by the caller", &never, &came, false),
+        ("on, unsampled by us", &never, &plain, false),
+    ];
+    for (what, traces, headers, is_asked_for) in cases {
+        let mut headers = headers.clone();
+        let began = std::time::Instant::now();
+        for _ in 0..ROUNDS {
+            let place = std::hint::black_box(traces).place(&headers, is_asked_for);
+            if let Some(place) = std::hint::black_box(place) {
+                place.pass_on(&mut headers);
+                if matches!(place.part, Part::Begun) {
+                    headers.remove(&TRACEPARENT);
+                }
+            }
+        }
+        println!("{what}: {:.1} ns", began.elapsed().as_nanos() as f64 / f64::from(ROUNDS));
+    }
 }
