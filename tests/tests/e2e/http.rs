@@ -194,7 +194,7 @@ fn messages_pass_as_they_are() -> Result<()> {
 }
 
 /// Asks for another protocol and says something in it; what came back.
-fn upgrade(client: &Pod, to: SocketAddr) -> Result<String> {
+pub fn upgrade(client: &Pod, to: SocketAddr) -> Result<String> {
     let script = format!(
         "import socket\ns = socket.create_connection(('{}', {}), 10)\n\
          s.sendall(b'GET /chat HTTP/1.1\\r\\nHost: chat\\r\\nConnection: Upgrade\\r\\nUpgrade: echo\\r\\n\\r\\n')\n\

@@ -11,6 +11,7 @@ use undermesh_tests::lab::{Manifest, Pod, PodSpec, Process, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
+use crate::http::upgrade;
 use crate::kit::{Mesh, SHOP, SOON};
 use crate::requests::{Asked, ask, serve_requests};
 use crate::traffic::in_force;
@@ -166,6 +167,13 @@ fn what_passes_a_limit_passes_as_it_is() -> Result<()> {
         }
         let many = ask(client, &url, &["--count", "2000", "--connections", "8"])?;
         many.all(200)?;
+        // An application that closes after an answer says so, and no request is lost for it.
+        let closing = ["--count", "50", "--method", "POST", "--body", "10"];
+        ask(client, &format!("{url}?header=connection:close"), &closing)?.all(200)?;
+        // What becomes another protocol does.
+        let to: SocketAddr = url.trim_start_matches("http://").trim_end_matches('/').parse()?;
+        let said = upgrade(client, to)?;
+        ensure!(said.starts_with("HTTP/1.1 101") && said.ends_with("are you there?"), "{whom}: {said}");
         // An application that breaks off does so to its client.
         let broken = ask(client, &format!("{url}?break=1"), &["--fresh"])?;
         ensure!(!broken.by_status.contains_key("200"), "{whom}: {broken:?}");

@@ -48,11 +48,7 @@ impl Policies {
         let keys = self.by_service.get(id).into_iter().flatten();
         let policies = keys.filter_map(|key| self.entries.get(key)?.document().map(Arc::as_ref));
         let mut new = resolve::settle(id, service, policies);
-        let old = match new == Settled::default() {
-            true => self.settled.remove(id),
-            false => self.settled.insert(id.clone(), Settled::default()),
-        };
-        let old = old.unwrap_or_default();
+        let old = self.settled.remove(id).unwrap_or_default();
         if old.remarks != new.remarks {
             let remarks = old.remarks.iter().chain(&new.remarks);
             self.unsaid.extend(remarks.map(|remark| remark.policy.clone()));
@@ -64,8 +60,8 @@ impl Policies {
             }
         }
         let is_new = old.ports != new.ports;
-        if let Some(settled) = self.settled.get_mut(id) {
-            *settled = new;
+        if new != Settled::default() {
+            self.settled.insert(id.clone(), new);
         }
         is_new
     }

@@ -90,6 +90,11 @@ impl<'a> Place<'a> {
         duration.filter(|duration| !duration.is_zero())
     }
 
+    /// The duration of a member, if it has one.
+    pub(super) fn duration_of(&self, key: &str, text: &Option<String>) -> Option<Duration> {
+        self.key(key).duration(text.as_ref()?)
+    }
+
     /// A duration of no less and no more than this.
     pub(super) fn duration_within(&self, text: &str, bounds: RangeInclusive<Duration>) -> Option<Duration> {
         let read = duration(text).filter(|duration| bounds.contains(duration));

@@ -60,8 +60,7 @@ impl Wire {
                 return None;
             }
         };
-        let read =
-            |key: &str, text: &Option<String>| text.as_ref().and_then(|text| place.key(key).duration(text));
+        let read = |key: &str, text: &Option<String>| place.duration_of(key, text);
         let absolute_timeout = read("absoluteTimeout", &self.absolute_timeout);
         if lifetime == SessionLifetime::Permanent && self.absolute_timeout.is_none() {
             place

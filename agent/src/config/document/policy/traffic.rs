@@ -196,8 +196,7 @@ fn retries(wire: &wire::Retry, place: &Place<'_>) -> RetrySettings {
 }
 
 fn timeouts(wire: &wire::Timeouts, place: &Place<'_>) -> TrafficTimeouts {
-    let read =
-        |key: &str, text: &Option<String>| text.as_ref().and_then(|text| place.key(key).duration(text));
+    let read = |key: &str, text: &Option<String>| place.duration_of(key, text);
     let (request, per_try) = (read("request", &wire.request), read("perTry", &wire.per_try));
     if request.is_some_and(|request| per_try > Some(request)) {
         place.key("perTry").refuse("expected no longer than the timeout of the whole request");
