@@ -8,7 +8,10 @@ use super::*;
 
 /// A template, and the sources that have the flags which it gives.
 const FLAGS: &[(&str, &[&str])] = &[
-    ("templates/agent/daemonset.yaml", &["agent/src/cli/agent.rs", "agent/src/cli/agent/identity.rs"]),
+    (
+        "templates/agent/daemonset.yaml",
+        &["agent/src/cli/agent.rs", "agent/src/cli/agent/identity.rs", "agent/src/cli/agent/traces.rs"],
+    ),
     ("templates/controller/deployment.yaml", &["agent/src/cli/controller.rs"]),
 ];
 
