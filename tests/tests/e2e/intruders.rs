@@ -246,7 +246,7 @@ fn nobody_speaks_in_the_name_of_another_pod() -> Result<()> {
 #[test]
 fn only_the_workload_that_was_meant_is_believed() -> Result<()> {
     require!(Feature::Lab, Feature::Agent, Feature::Program("openssl"));
-    let mut mesh = running("um-e2e-impostor")?;
+    let mut mesh = running("um-e2e-intruders-impostor")?;
     mesh.agents[1].terminate(SOON)?;
     // No agent serves it, but one could have said that it does.
     let impostor = mesh.nodes[1].add_pod(PodSpec::new("shop", "impostor"))?;

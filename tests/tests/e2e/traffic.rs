@@ -32,7 +32,7 @@ impl Stage {
     fn set_with(name: &'static str, nodes: &[usize], service: &[(&str, Value)]) -> Result<Self> {
         let args = ["--zone", "a", "--connect-timeout", "60"];
         let last = nodes.iter().max().copied().unwrap_or_default();
-        let mut mesh = Mesh::start(&format!("um-e2e-{name}"), last + 1, &args)?;
+        let mut mesh = Mesh::start(&format!("um-e2e-traffic-{name}"), last + 1, &args)?;
         let client = mesh.pod(0, "client")?;
         let server = |(index, &node): (usize, &usize)| {
             let spec = PodSpec::new(SHOP, format!("s{index}").as_str()).label("app", "web");
