@@ -204,29 +204,29 @@ impl<'s, 'r> Choice<'s, 'r> {
                 // Not all nodes begin with the same one.
                 None => scale(random as u32, count),
             };
-            let places = || (next..count).chain(0..next);
-            let chosen = match places().filter_map(|place| self.fit(place)).next() {
-                None => self.rather_than_none(next),
-                // It is tried again now, or its chance is lost.
-                Some(first) if self.is_out(first) => Some(first),
-                Some(first) => {
-                    let slow_start = self.port.traffic.balancing.slow_start;
-                    let gives_way = |second: &&Endpoint| {
-                        gives_way(first, second, slow_start, self.now, (random >> 32) as u32)
-                    };
-                    let is_other = |place: &usize| self.at(self.indices[*place]).address != first.address;
-                    let after = || places().skip_while(is_other).skip(1);
-                    let mut usable =
-                        after().filter_map(|place| self.allowed(place)).filter(|it| !self.is_out(it));
-                    let second = if slow_start.is_zero() { None } else { usable.next() };
-                    // Between the two there may be one that is to be tried again.
-                    let next = || after().find_map(|place| self.fit(place));
-                    second.filter(gives_way).and_then(|_| next()).or(Some(first))
-                }
-            };
+            let chosen = self.from(next, (random >> 32) as u32).or_else(|| self.rather_than_none(next));
             *last = chosen.map(|endpoint| endpoint.address).or(*last);
             chosen
         })
+    }
+
+    /// The first from this place on that is fit, or the one after that where it gives way as one that is new.
+    fn from(&self, next: usize, random: u32) -> Option<&'s Endpoint> {
+        let count = self.indices.len();
+        let mut places = (next..count).chain(0..next);
+        let first = places.find_map(|place| self.fit(place))?;
+        // One that is tried again is so now, or its chance is lost.
+        if self.is_out(first) {
+            return Some(first);
+        }
+        let usable = |place| self.allowed(place).filter(|endpoint| !self.is_out(endpoint));
+        let second = places.clone().find_map(usable);
+        let slow_start = self.port.traffic.balancing.slow_start;
+        if second.is_some_and(|second| gives_way(first, second, slow_start, self.now, random)) {
+            // Before that second one there may be one that is to be tried again.
+            return places.find_map(|place| self.fit(place));
+        }
+        Some(first)
     }
 
     /// The one that the hash leads to, or where that is not fit, the one that it is the most for of the others: so that what leads

@@ -101,13 +101,22 @@ impl Limits {
 /// what one of them refuses counts with none.
 pub fn admit(all: &[Arc<Limits>], what: Limited, source: &Name, now: Instant) -> Admission {
     let limits = || all.iter().flat_map(|limits| &limits.limits).filter(|limit| limit.rule.of == what);
-    // Threads that ask at the same moment may each get the last one: no lock is held over several limits.
-    if let Some((standing, wait)) = limits().find_map(|limit| limit.ask(source, now, false).err()) {
-        return Admission::Refused { standing, wait };
+    let count = limits().count();
+    let mut least: Option<Standing> = None;
+    for (place, limit) in limits().enumerate() {
+        // What the last one takes, all do. Threads that ask at the same moment may each get the last of it: no lock is held over
+        // several limits.
+        match limit.ask(source, now, place + 1 == count) {
+            Ok(standing) => {
+                least = [least, Some(standing)].into_iter().flatten().min_by_key(|standing| standing.left);
+            }
+            Err((standing, wait)) => return Admission::Refused { standing, wait },
+        }
     }
-    let standings =
-        limits().map(|limit| limit.ask(source, now, true).unwrap_or_else(|(standing, _)| standing));
-    Admission::Admitted(standings.min_by_key(|standing| standing.left))
+    for limit in limits().take(count.saturating_sub(1)) {
+        _ = limit.ask(source, now, true);
+    }
+    Admission::Admitted(least)
 }
 
 impl Limit {

@@ -4,7 +4,7 @@
 
 mod series;
 
-pub(super) use series::{DurationLabels, HttpSeries, HttpSet, RequestFigures, Sizes};
+pub(super) use series::{DurationLabels, HttpSeries, HttpSet, RequestFigures, Sizes, is_named};
 
 use std::net::SocketAddr;
 use std::sync::Arc;

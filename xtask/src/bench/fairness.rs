@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use super::case::Span;
 use super::column::{Column, HTTP_PORT, Http, Mesh};
 use super::probe;
+use super::report::summary;
 
 /// What the endpoint takes in a second.
 pub const LIMIT: u32 = 1_000;
@@ -38,7 +39,7 @@ pub fn run(agent: PathBuf, probe: PathBuf, rounds: usize, length: Duration) -> R
             beside.push(modest(&column, to, length)?);
             flood.end(length)?;
         }
-        let (alone, beside) = (median(alone), median(beside));
+        let [[alone, ..], [beside, ..]] = [alone, beside].map(|samples| summary(&samples));
         let times = beside / alone;
         println!(
             "{}: p99 of {MODEST} requests/s: {alone:.0} us alone, {beside:.0} us beside {FLOOD}/s of another on an endpoint that takes {LIMIT}/s: {times:.2} times",
@@ -55,9 +56,4 @@ fn modest(column: &Column, to: SocketAddr, length: Duration) -> Result<f64> {
     let p99 = figures.iter().find(|figure| figure.name == "p99 us").context("no p99")?;
     ensure!(answered > 0.0, "nothing was answered");
     Ok(p99.value)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -140,7 +140,7 @@ pub fn brief(figures: &[Figure]) -> String {
 }
 
 /// Median, minimum, maximum.
-fn summary(samples: &[f64]) -> [f64; 3] {
+pub fn summary(samples: &[f64]) -> [f64; 3] {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted[..] {

@@ -49,7 +49,7 @@ fn take_out(limits: &mut LimitsByEndpoint, address: SocketAddr, service: &Object
 fn limited(service: &Service, node: &NodeInfo) -> BTreeMap<SocketAddr, Arc<[RateLimit]>> {
     let is_here = |endpoint: &&Endpoint| endpoint.node.as_ref().is_none_or(|name| *name == node.name);
     let mut limited = BTreeMap::new();
-    for port in &service.ports {
+    for port in service.ports.iter().filter(|port| !port.traffic.rate_limits.is_empty()) {
         let is_of_port =
             |limit: &&RateLimit| limit.of == Limited::Connections || port.declared() != Declared::Opaque;
         let rules: Arc<[RateLimit]> = port.traffic.rate_limits.iter().filter(is_of_port).cloned().collect();

@@ -3,14 +3,16 @@
 use http::HeaderMap;
 
 use super::answer::Refusal;
-use super::send::Way;
-use crate::model::Fault;
+use super::mirror::MIRRORED;
+use crate::model::{Fault, Service};
 use crate::telemetry::RequestEnd;
 
-/// Has a request that is about to be sent there wait or fail, if it is one of those that are to.
-pub(super) async fn inject(way: Way<'_>, headers: &HeaderMap) -> Result<(), Refusal> {
-    let Way::Service { service, port, .. } = way else { return Ok(()) };
-    let faults = service.port(port).map_or(&[][..], |port| &port.traffic.faults);
+/// Has a request that is about to be sent to the Service wait or fail, if it is one of those that are to. Copies of requests are none
+/// of them: nobody would see it.
+pub(super) async fn inject(service: &Service, faults: &[Fault], headers: &HeaderMap) -> Result<(), Refusal> {
+    if faults.is_empty() || headers.contains_key(MIRRORED) {
+        return Ok(());
+    }
     let Some(fault) = meant(faults, headers, || fastrand::f64() * 100.0) else { return Ok(()) };
     if let Some(delay) = fault.delay {
         tokio::time::sleep(delay).await;

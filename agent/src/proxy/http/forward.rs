@@ -14,7 +14,7 @@ use super::quiet::Quiet;
 use super::send::{self, Way, Wishes};
 use super::session::Session;
 use super::talk::{Dialect, Talk};
-use super::upgrade::{Bridge, ClientEnd};
+use super::upgrade::{ClientEnd, Passed};
 use super::{head, mirror};
 use crate::model::Service;
 use crate::proxy::reach::Assurance;
@@ -31,12 +31,12 @@ pub(super) async fn answer(
     let mut exchange = Exchange::begin(&talk.proxy.telemetry, &request);
     exchange.noise = talk.quiet.as_ref().map(Quiet::begun);
     let snapshot = talk.proxy.snapshot.load_full();
-    let mut response = match carry(&talk, &snapshot, &mut exchange, request, dialect).await {
-        Ok(Outcome::Passed(response)) => response.map(|body| ResponseBody::of(body, exchange)),
-        Ok(Outcome::Upgraded(response, bridge)) => {
-            talk.here.upstreams.tasks.spawn(bridge.carry(exchange));
-            return response.map(|_no_body| ResponseBody::Own(None));
+    let outcome = carry(&talk, &snapshot, &mut exchange, request, dialect).await;
+    let mut response = match outcome {
+        Ok(Outcome::Passed(passed @ Passed::Upgraded(..))) => {
+            return passed.answer(exchange, &talk.here.upstreams.tasks);
         }
+        Ok(Outcome::Passed(passed)) => passed.answer(exchange, &talk.here.upstreams.tasks),
         Ok(Outcome::Own(end, response)) => {
             told_of_service(&talk, &snapshot, &mut exchange);
             exchange.answered(end, response)
@@ -62,11 +62,9 @@ fn told_of_service(talk: &Talk, snapshot: &Snapshot, exchange: &mut Exchange) {
 }
 
 /// What becomes of a request that is not refused.
-pub(super) enum Outcome {
+enum Outcome {
     /// An upstream answers.
-    Passed(Response<Incoming>),
-    /// It does, and goes on with another protocol.
-    Upgraded(Response<Incoming>, Bridge),
+    Passed(Passed),
     /// The rule itself is the answer.
     Own(RequestEnd, Response<ResponseBody>),
 }
@@ -98,7 +96,7 @@ async fn carry(
         if let (Some(session), Some(endpoint)) = (session, exchange.upstream) {
             session.keep(way, endpoint, response.headers_mut());
         }
-        return Ok(passed(response, client_end));
+        return Ok(Outcome::Passed(Passed::of(response, client_end)));
     };
     if let Some((end, response)) = own_answer(talk, &matched, &request, authority.as_ref()) {
         return Ok(Outcome::Own(end, response));
@@ -130,7 +128,7 @@ async fn carry(
     if let (Some(session), Some(endpoint)) = (session, exchange.upstream) {
         session.keep(way, endpoint, headers);
     }
-    Ok(passed(response, client_end))
+    Ok(Outcome::Passed(Passed::of(response, client_end)))
 }
 
 /// The rule that the request falls under; none where no route says anything of its port.
@@ -287,20 +285,4 @@ fn unwritable(text: &str) -> Refusal {
         RequestEnd::InvalidBackend,
         format!("the rule makes {text:?} of the request, which is no address"),
     )
-}
-
-/// The answer as it is passed on; with the end of HTTP on the connection, if that is what it says.
-pub(super) fn passed(mut response: Response<Incoming>, client_end: Option<ClientEnd>) -> Outcome {
-    match client_end.filter(|client| client.is_upgraded_by(response.status())) {
-        Some(client) => {
-            let bridge = client.meets(&mut response);
-            let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-            head::strip_hop_by_hop(response.headers_mut(), is_switching);
-            Outcome::Upgraded(response, bridge)
-        }
-        None => {
-            head::strip_hop_by_hop(response.headers_mut(), false);
-            Outcome::Passed(response)
-        }
-    }
 }

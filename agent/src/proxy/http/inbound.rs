@@ -5,7 +5,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, HeaderValue};
@@ -19,11 +18,12 @@ use tracing::{debug, error};
 use super::answer::Refusal;
 use super::body::{RequestBody, ResponseBody};
 use super::exchange::Exchange;
-use super::forward::{Outcome, aimed, outgoing, passed};
+use super::forward::{aimed, outgoing};
 use super::io::{Counted, Stream};
 use super::limit;
 use super::pool::Sender;
 use super::talk::{Dialect, Told};
+use super::upgrade::Passed;
 use super::{connect, head, send, serve};
 use crate::model::{Limited, Name};
 use crate::proxy::detect::{self, Speech};
@@ -159,12 +159,7 @@ impl Application {
         exchange.tell(self.told.clone());
         exchange.upstream = Some(self.inbound.to);
         match self.carry(&mut exchange, request).await {
-            Ok(Outcome::Passed(response)) => Ok(response.map(|body| ResponseBody::of(body, exchange))),
-            Ok(Outcome::Upgraded(response, bridge)) => {
-                self.inbound.here.upstreams.tasks.spawn(bridge.carry(exchange));
-                Ok(response.map(|_no_body| ResponseBody::Own(None)))
-            }
-            Ok(Outcome::Own(end, response)) => Ok(exchange.answered(end, response)),
+            Ok(passed) => Ok(passed.answer(exchange, &self.inbound.here.upstreams.tasks)),
             Err(Unanswered::Refused(refusal)) => Ok(exchange.refused(&refusal)),
             Err(Unanswered::Broken(error)) => {
                 exchange.broke(send::blamed(&error));
@@ -178,11 +173,7 @@ impl Application {
         }
     }
 
-    async fn carry(
-        &self,
-        exchange: &mut Exchange,
-        request: Request<Incoming>,
-    ) -> Result<Outcome, Unanswered> {
+    async fn carry(&self, exchange: &mut Exchange, request: Request<Incoming>) -> Result<Passed, Unanswered> {
         let authority =
             head::authority(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
         exchange.authority = authority.clone();
@@ -204,26 +195,21 @@ impl Application {
             limit::tell(&standing, response.headers_mut());
         }
         let closes = dialect == Dialect::Http1 && head::closes(&response);
-        let mut outcome = passed(response, client_end);
-        if let Outcome::Passed(response) = &mut outcome
+        let mut passed = Passed::of(response, client_end);
+        if let Passed::Plain(response) = &mut passed
             && closes
         {
             // The connection to the application goes, and with it this one.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        Ok(outcome)
+        Ok(passed)
     }
 
     async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, Unanswered> {
-        let answer: Pin<Box<dyn Future<Output = _> + Send>> = match &mut *self.sender.lock().await {
-            Sender::Http1(sender) => {
-                sender.ready().await?;
-                Box::pin(sender.try_send_request(request))
-            }
-            Sender::Http2(sender) => {
-                sender.ready().await?;
-                Box::pin(sender.try_send_request(request))
-            }
+        let answer = {
+            let mut sender = self.sender.lock().await;
+            sender.ready().await?;
+            sender.send(request)
         };
         answer.await.map_err(|mut failed| match failed.take_message() {
             Some(_unsent) => Unanswered::Unsent,

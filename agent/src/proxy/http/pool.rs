@@ -8,7 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::{http1, http2};
+use futures_util::future::Either;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::body::RequestBody;
@@ -46,6 +49,30 @@ pub(super) struct Key {
 pub(super) enum Sender {
     Http1(http1::SendRequest<RequestBody>),
     Http2(http2::SendRequest<RequestBody>),
+}
+
+/// What a connection says that has brought no answer; with the request, if nothing of it was sent.
+pub(super) type Unsent = TrySendError<Request<RequestBody>>;
+
+impl Sender {
+    /// Waits until the connection takes another request.
+    pub(super) async fn ready(&mut self) -> hyper::Result<()> {
+        match self {
+            Self::Http1(sender) => sender.ready().await,
+            Self::Http2(sender) => sender.ready().await,
+        }
+    }
+
+    /// Hands the request over. Its answer may be waited for while others are handed over.
+    pub(super) fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, Unsent>> + use<> {
+        match self {
+            Self::Http1(sender) => Either::Left(sender.try_send_request(request)),
+            Self::Http2(sender) => Either::Right(sender.try_send_request(request)),
+        }
+    }
 }
 
 /// A connection, lent for one request.

@@ -16,7 +16,7 @@ use super::answer::Refusal;
 use super::body::{BodyError, RequestBody};
 use super::exchange::Exchange;
 use super::mirror::MIRRORED;
-use super::pool::{Lease, Loan, Sender};
+use super::pool::{Lease, Loan};
 use super::retry::{Retries, Wish, mark_in_vain};
 use super::talk::{Dialect, Talk};
 use super::{deadline, fault, hashed, head, limit};
@@ -128,20 +128,20 @@ pub(super) async fn send(
     dialect: Dialect,
     wishes: Wishes<'_>,
 ) -> Result<Response<Incoming>, Refusal> {
-    let settings = way.port().map(|(_, port)| &*port.traffic);
+    let port = way.port();
+    let settings = port.map(|(_, port)| &*port.traffic);
     let patience = Patience::of(wishes, settings, &request, (exchange.began(), exchange.is_grpc));
-    if let Some((service, port)) = way.port() {
+    if let Some((service, port)) = port {
         exchange.place = caps::enter(port, UnderWay::Requests).map_err(|full| {
             Refusal::new(RequestEnd::Overloaded, format!("{}:{}: {full}", service.id, port.port))
         })?;
     }
     let sending = Sending { talk, snapshot, dialect, patience };
     let mut endpoints = Endpoints::of(talk, way, &request);
-    let is_copy = request.headers().contains_key(MIRRORED);
     let answer = async {
-        // It counts as time that the request takes.
-        if !is_copy {
-            fault::inject(way, request.headers()).await?;
+        if let Some((service, port)) = port {
+            // It counts as time that the request takes.
+            fault::inject(service, &port.traffic.faults, request.headers()).await?;
         }
         sending.answer(exchange, &mut endpoints, request).await
     };
@@ -310,12 +310,7 @@ impl Sending<'_> {
         mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Unanswered> {
         let_go_on(&mut request);
-        let answer = async {
-            match &mut lease.sender {
-                Sender::Http1(sender) => sender.try_send_request(request).await,
-                Sender::Http2(sender) => sender.try_send_request(request).await,
-            }
-        };
+        let answer = lease.sender.send(request);
         let answer = match self.patience.attempt {
             None => answer.await,
             Some(limit) => timeout(limit, answer).await.map_err(|_elapsed| Unanswered::TooSlow)?,

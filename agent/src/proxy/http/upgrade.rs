@@ -1,12 +1,15 @@
 //! Connections that stop being HTTP: WebSocket, CONNECT, whatever else two programs agree upon.
 
 use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
-use super::body::RequestBody;
+use super::body::{RequestBody, ResponseBody};
 use super::exchange::Exchange;
+use super::head;
+use crate::proxy::tasks::Tasks;
 
 /// The client's end of a connection that may be upgraded.
 #[derive(Debug)]
@@ -22,6 +25,43 @@ pub(super) struct Bridge {
     upstream: OnUpgrade,
 }
 
+/// The answer of an upstream, as it is passed on.
+pub(super) enum Passed {
+    /// HTTP goes on after it.
+    Plain(Response<Incoming>),
+    /// The connection goes on with another protocol.
+    Upgraded(Response<Incoming>, Bridge),
+}
+
+impl Passed {
+    /// By what the answer says, where the client's end may be upgraded; without what was meant for one hop alone.
+    pub(super) fn of(mut response: Response<Incoming>, client_end: Option<ClientEnd>) -> Self {
+        match client_end.filter(|client| client.is_upgraded_by(response.status())) {
+            Some(client) => {
+                let bridge = client.meets(&mut response);
+                let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                head::strip_hop_by_hop(response.headers_mut(), is_switching);
+                Self::Upgraded(response, bridge)
+            }
+            None => {
+                head::strip_hop_by_hop(response.headers_mut(), false);
+                Self::Plain(response)
+            }
+        }
+    }
+
+    /// The answer for the client. What its connection becomes is carried among the tasks.
+    pub(super) fn answer(self, exchange: Box<Exchange>, tasks: &Tasks) -> Response<ResponseBody> {
+        match self {
+            Self::Plain(response) => response.map(|body| ResponseBody::of(body, exchange)),
+            Self::Upgraded(response, bridge) => {
+                tasks.spawn(bridge.carry(exchange));
+                response.map(|_no_body| ResponseBody::Own(None))
+            }
+        }
+    }
+}
+
 impl ClientEnd {
     /// Taken from the request before that is sent on.
     pub(super) fn of(request: &mut Request<RequestBody>) -> Self {
@@ -29,19 +69,19 @@ impl ClientEnd {
     }
 
     /// Whether this status ends HTTP on the connection: 101, or any success of CONNECT (RFC 9110, section 9.3.6).
-    pub(super) fn is_upgraded_by(&self, status: StatusCode) -> bool {
+    fn is_upgraded_by(&self, status: StatusCode) -> bool {
         if self.is_connect { status.is_success() } else { status == StatusCode::SWITCHING_PROTOCOLS }
     }
 
     /// The way to the upstream's end.
-    pub(super) fn meets<B>(self, response: &mut Response<B>) -> Bridge {
+    fn meets<B>(self, response: &mut Response<B>) -> Bridge {
         Bridge { client: self.end, upstream: hyper::upgrade::on(response) }
     }
 }
 
 impl Bridge {
     /// Carries bytes both ways until both ends have ended. The request lasts as long.
-    pub(super) async fn carry(self, mut exchange: Box<Exchange>) {
+    async fn carry(self, mut exchange: Box<Exchange>) {
         let (client, upstream) = match tokio::try_join!(self.client, self.upstream) {
             Ok(ends) => ends,
             Err(error) => return debug!(%error, "a connection was not upgraded after all"),

@@ -321,6 +321,11 @@ impl RequestKind {
     }
 }
 
+/// Whether the method is one of those that have names.
+pub(in crate::telemetry) fn is_named(method: &http::Method) -> bool {
+    Method::of(method) != Method::Other
+}
+
 impl Method {
     fn of(method: &http::Method) -> Self {
         match *method {

@@ -5,8 +5,8 @@
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
+use ::http::Version;
 use ::http::uri::Authority;
-use ::http::{Method, Version};
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
@@ -14,6 +14,7 @@ use opentelemetry_proto::tonic::trace::v1::{Span, Status};
 
 use super::context::TraceContext;
 use super::{Lineage, Part, RequestTrace};
+use crate::telemetry::http::is_named;
 use crate::telemetry::{HttpRequest, Peer, Reporter, RequestEnd};
 
 /// OTLP: the flags say whether the parent is another process's, and it is.
@@ -49,27 +50,11 @@ pub(super) fn of(request: &HttpRequest, at: SystemTime) -> Option<Span> {
 
 /// `GET shop/orders`: what was asked for, and the route that it fell under.
 fn name(request: &HttpRequest) -> String {
-    let method = if is_known(&request.method) { request.method.as_str() } else { "HTTP" };
+    let method = if is_named(&request.method) { request.method.as_str() } else { "HTTP" };
     match &request.route {
         Some(route) => format!("{method} {}", route.id),
         None => method.to_owned(),
     }
-}
-
-/// Others are the client's own invention, and could be as many as it likes.
-fn is_known(method: &Method) -> bool {
-    const KNOWN: [Method; 9] = [
-        Method::CONNECT,
-        Method::DELETE,
-        Method::GET,
-        Method::HEAD,
-        Method::OPTIONS,
-        Method::PATCH,
-        Method::POST,
-        Method::PUT,
-        Method::TRACE,
-    ];
-    KNOWN.contains(method)
 }
 
 /// What the span failed by, if it did: our reason, else the answer's status. What the client did wrong is no failure of the server.
@@ -91,7 +76,7 @@ fn error(request: &HttpRequest) -> Option<Cow<'static, str>> {
 fn attributes(request: &HttpRequest, error: Option<&str>) -> Vec<KeyValue> {
     let facts = &request.facts;
     let mut out = Attributes(Vec::with_capacity(32));
-    if is_known(&request.method) {
+    if is_named(&request.method) {
         out.text("http.request.method", request.method.as_str());
     } else {
         out.text("http.request.method", "_OTHER");
