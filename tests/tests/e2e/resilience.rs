@@ -222,11 +222,14 @@ fn an_endpoint_that_fails_is_left_alone_and_comes_back() -> Result<()> {
     // The others bear it, the second one is spared no more.
     let served = stage.spread("/", &["--count", "100"])?;
     ensure!(served.keys().eq(["s0", "s2"]), "{served:?}");
-    let failed = stage.ask("/?status=500&by=s2", &["--count", "100"])?;
-    ensure!(
-        failed.by_status.get("500").is_some_and(|count| *count > 20),
-        "more than half are left alone: {failed:?}"
-    );
+    // How much of it, the latencies say; five failures would have the second one ejected, if it might be.
+    let mut failures = 0;
+    eventually(Duration::from_secs(5), "the second one goes on failing", || {
+        let failed = stage.ask("/?status=500&by=s2", &["--count", "100"])?;
+        failures += failed.by_status.get("500").copied().unwrap_or_default();
+        ensure!(failures > 20, "more than half are left alone, after {failures} failures: {failed:?}");
+        Ok(())
+    })?;
     ensure!(stage.counted(EJECTED, &[])? == 1.0, "more than half are left alone");
     // After its time one request tries it again, and finds it as it was.
     std::thread::sleep((began + Duration::from_millis(11_100)).saturating_duration_since(Instant::now()));
