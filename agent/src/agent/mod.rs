@@ -30,7 +30,7 @@ use crate::model::{MtlsMode, NodeInfo};
 use crate::proxy::{Proxy, ProxySettings, Workers};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{
-    AccessLog, AccessLogSettings, Status, Telemetry, TelemetrySettings, TraceSettings, Traces,
+    AccessLog, AccessLogSettings, Logs, Status, Telemetry, TelemetrySettings, TraceSettings, Traces,
 };
 
 use gate::Gate;
@@ -67,6 +67,8 @@ pub struct AgentSettings {
     pub tunnel: Option<TunnelSettings>,
     /// Where access-log lines go.
     pub access_log: AccessLogSettings,
+    /// Where it is written what policies have denied or want to know of.
+    pub audit_log: AccessLogSettings,
     /// Where spans of requests go; none: nowhere.
     pub traces: Option<TraceSettings>,
     /// How long connections may go on that are open when the agent is to stop.
@@ -77,7 +79,10 @@ pub struct AgentSettings {
 pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let status = Status::new(settings.node.name.clone(), snapshot.clone());
-    let access_log = AccessLog::start(&settings.access_log).context("starting the access log")?;
+    let logs = Logs {
+        access: AccessLog::start(&settings.access_log).context("starting the access log")?,
+        audit: AccessLog::start(&settings.audit_log).context("starting the audit log")?,
+    };
     let traces = match &settings.traces {
         Some(traces) => {
             let (traces, exporter) = Traces::new(traces)?;
@@ -87,7 +92,7 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
         }
         None => Traces::off(),
     };
-    let telemetry = Telemetry::new(TelemetrySettings::default(), status.clone(), access_log, traces);
+    let telemetry = Telemetry::new(TelemetrySettings::default(), status.clone(), logs, traces);
 
     // Whatever may fail comes before the kernel is touched, where an agent that runs already may be at work.
     let tunnel = settings.tunnel.as_ref();
@@ -168,7 +173,9 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
         error = source => Err(error),
         () = in_background(background) => unreachable!("it runs for ever"),
     };
-    telemetry.access_log().flush(LAST_LINES);
+    for log in telemetry.logs() {
+        log.flush(LAST_LINES);
+    }
     telemetry.traces().flush(LAST_LINES).await;
     ended
 }

@@ -32,10 +32,22 @@ pub struct Workload {
     pub enrolment: Enrolment,
     /// Whether the pod takes plaintext from outside of the mesh.
     pub mtls: MtlsMode,
+    /// Its ports of which that is not so, ascending.
+    pub mtls_ports: Vec<(u16, MtlsMode)>,
+    /// Whether policies say who may call it: nobody may while there is no agent to ask them.
+    pub guarded: bool,
     /// What the pod gets that dials another pod's address.
     pub dialled_pods: DialledPods,
     /// Where the pod's namespace and cgroup are, if its manifest says so.
     pub paths: Option<PodPaths>,
+}
+
+impl Workload {
+    /// Whether the port takes plaintext from outside of the mesh.
+    pub fn mtls_at(&self, port: u16) -> MtlsMode {
+        let exception = self.mtls_ports.binary_search_by_key(&port, |(port, _)| *port);
+        exception.map_or(self.mtls, |index| self.mtls_ports[index].1)
+    }
 }
 
 /// A pod that another node's agent has published as enrolled: it takes tunnels.

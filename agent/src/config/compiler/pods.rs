@@ -115,6 +115,8 @@ fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
         node: pod.node.clone(),
         enrolment,
         mtls: pod.marks.mtls.or(defaults.mtls).unwrap_or_default(),
+        mtls_ports: Vec::new(),
+        guarded: false,
         dialled_pods: pod.marks.dialled_pods.or(defaults.dialled_pods).unwrap_or_default(),
         paths: pod.paths.clone(),
     }
