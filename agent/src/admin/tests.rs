@@ -65,6 +65,8 @@ fn workload() -> Arc<Workload> {
         node: Some("node-1".into()),
         enrolment: Enrolment::Wanted,
         mtls: MtlsMode::Strict,
+        mtls_ports: Vec::new(),
+        mtls_by: Vec::new(),
         dialled_pods: DialledPods::Pod,
         paths: None,
     })

@@ -369,6 +369,8 @@ mod tests {
             node: Some("n1".into()),
             enrolment: Enrolment::Wanted,
             mtls: MtlsMode::Permissive,
+            mtls_ports: Vec::new(),
+            mtls_by: Vec::new(),
             dialled_pods: DialledPods::Pod,
             paths: None,
         });

@@ -10,6 +10,7 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::model::{Front, ObjectRef, Service, Workload, WorkloadUid};
 use crate::policy::Limits;
+use crate::policy::authorization::Access;
 use crate::route::{InvalidBackend, ServiceRoutes, Target};
 
 /// Everything that a connection's decisions are made from, immutable. The maps are persistent: the next snapshot
@@ -22,6 +23,8 @@ pub struct Snapshot {
     pub destinations: OrdMap<IpAddr, Destination>,
     /// Every pod that has not finished, with or without an address.
     pub workloads: OrdMap<WorkloadUid, Arc<Workload>>,
+    /// What the callers of this node's pods are judged by: an entry for each pod that wants enrolment, also where no policy is for it.
+    pub access: OrdMap<WorkloadUid, Arc<Access>>,
     /// The addresses known to the mesh, hence captured: those of pods that want enrolment, and of Services with at
     /// least one such endpoint or with a route. Never that of the API server's own Service (`default/kubernetes`).
     pub captured: OrdSet<IpAddr>,

@@ -6,8 +6,12 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use super::claims::Rank;
+use super::mesh_policies::MeshPolicies;
 use crate::config::document::{self, Marks, MeshLabel};
-use crate::model::{Enrolment, Name, NodeInfo, ObjectRef, SpiffeId, TrustDomain, Workload, WorkloadUid};
+use crate::config::resolve::{Level, Verdict, mtls};
+use crate::model::{
+    Enrolment, MtlsMode, MtlsSource, Name, NodeInfo, ObjectRef, SpiffeId, TrustDomain, Workload, WorkloadUid,
+};
 
 /// All pods, by namespace and name. A pod that is gone stays until its workload has been taken away too.
 #[derive(Debug, Default)]
@@ -23,8 +27,13 @@ struct Entry {
 pub(super) struct Surroundings<'a> {
     /// The node of this agent.
     pub(super) node: &'a NodeInfo,
-    /// What holds where the pod says nothing.
+    /// What its namespace says.
     pub(super) marks: Marks,
+    /// The MeshPolicies, and the namespace that the mesh is installed in.
+    pub(super) policies: &'a MeshPolicies,
+    pub(super) mesh: Option<&'a Name>,
+    /// The mTLS mode where nobody says one.
+    pub(super) mtls: MtlsMode,
     /// The trust domain of the mesh, where it has an authority.
     pub(super) trust_domain: Option<&'a TrustDomain>,
     /// The uids that pods have already.
@@ -103,6 +112,7 @@ fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
         (Some(MeshLabel::Enabled), Some(obstacle)) => Enrolment::Impossible(obstacle),
         _ => Enrolment::NotWanted,
     };
+    let Verdict { mode, ports, by } = surroundings.mtls(pod);
     // A manifest that was copied with its uid is a pod of its own all the same.
     let free = |uid: &Name| taken.get(uid).is_none_or(|other| other.pod == pod.id);
     Workload {
@@ -114,7 +124,9 @@ fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
         addresses: if pod.host_network { Vec::new() } else { pod.addresses.clone() },
         node: pod.node.clone(),
         enrolment,
-        mtls: pod.marks.mtls.or(defaults.mtls).unwrap_or_default(),
+        mtls: mode,
+        mtls_ports: ports,
+        mtls_by: by,
         dialled_pods: pod.marks.dialled_pods.or(defaults.dialled_pods).unwrap_or_default(),
         paths: pod.paths.clone(),
     }
@@ -126,6 +138,17 @@ impl Surroundings<'_> {
         let own = self.trust_domain?;
         let domain = pod.trust_domain.as_ref().unwrap_or(own);
         SpiffeId::new(domain, &pod.id.namespace, &pod.service_account).ok()
+    }
+
+    fn mtls(&self, pod: &document::Pod) -> Verdict {
+        if pod.node.as_ref() == Some(&self.node.name) {
+            return self.policies.of_pod(pod, self.marks.mtls, self.mtls, self.mesh);
+        }
+        let annotations = [
+            Level::Annotation(pod.marks.mtls, MtlsSource::Pod),
+            Level::Annotation(self.marks.mtls, MtlsSource::Namespace),
+        ];
+        mtls(&annotations, self.mtls)
     }
 
     /// A pod of this node would have to show a certificate that our authority cannot give.

@@ -5,6 +5,6 @@
 mod rule;
 
 pub use rule::{
-    Action, Condition, GrpcMethod, Matcher, Operation, PathPattern, Pattern, Policy, Rule, Segment,
-    ServiceAccount, Source,
+    Access, Action, Applied, Condition, GrpcMethod, Matcher, Operation, PathPattern, Pattern, Policy, Rule,
+    Segment, ServiceAccount, Source,
 };

@@ -34,6 +34,8 @@ fn workload(namespace: &str, name: &str) -> Arc<Workload> {
         node: Some("node-1".into()),
         enrolment: Enrolment::Wanted,
         mtls: MtlsMode::Permissive,
+        mtls_ports: Vec::new(),
+        mtls_by: Vec::new(),
         dialled_pods: DialledPods::Pod,
         paths: None,
     })
