@@ -372,6 +372,7 @@ mod tests {
             mtls: MtlsMode::Permissive,
             mtls_ports: Vec::new(),
             guarded: false,
+            mtls_by: Vec::new(),
             dialled_pods: DialledPods::Pod,
             paths: None,
         });

@@ -63,6 +63,8 @@ pub struct AgentSettings {
     pub proxy: ProxySettings,
     /// The mTLS mode of pods that do not choose.
     pub mtls: MtlsMode,
+    /// The namespace that the mesh is installed in, of which policies may be for the whole mesh.
+    pub mesh_namespace: String,
     /// Mutual TLS between the nodes; none: plaintext.
     pub tunnel: Option<TunnelSettings>,
     /// Where access-log lines go.
@@ -97,7 +99,8 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     // Whatever may fail comes before the kernel is touched, where an agent that runs already may be at work.
     let tunnel = settings.tunnel.as_ref();
     let trust_domain = tunnel.map(|tunnel| tunnel.trust_domain.clone());
-    let defaults = Defaults { mtls: settings.mtls, trust_domain };
+    let mesh_namespace = Some(settings.mesh_namespace.as_str().into());
+    let defaults = Defaults { mtls: settings.mtls, trust_domain, mesh_namespace };
     let mut admin = Admin::bind(settings.admin_address, telemetry.clone()).await?;
     // An API server that does not answer is waited for, and that is to be seen.
     let source = Source::open(&settings.source, settings.node.clone(), defaults).await?;

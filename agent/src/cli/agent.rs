@@ -47,6 +47,9 @@ pub struct AgentArgs {
     /// Zone of this node, for Services with a traffic distribution.
     #[arg(long, env = "UNDERMESH_ZONE")]
     zone: Option<String>,
+    /// Namespace that the mesh is installed in: policies of it may be for the whole mesh.
+    #[arg(long, value_name = "NAME", default_value = "undermesh-system", env = "UNDERMESH_MESH_NAMESPACE")]
+    mesh_namespace: String,
     /// Directory of Kubernetes manifests to follow.
     #[arg(
         long,
@@ -261,6 +264,7 @@ impl AgentArgs {
                 names_policies: self.policy.names_policies(),
             },
             mtls,
+            mesh_namespace: self.mesh_namespace.clone(),
             tunnel,
             access_log: self.access_log_settings(),
             audit_log: self.policy.audit_log(),

@@ -1,8 +1,7 @@
 //! Who may call whom: policies at the server's node, wherever the caller is, and whatever it speaks.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
