@@ -39,7 +39,7 @@ pub use tunnels::{OpenTunnel, TunnelEnd, Tunnels};
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -79,6 +79,7 @@ pub struct Telemetry {
     kernel: Mutex<KernelCounters>,
     certificates: Mutex<CertificateFigures>,
     watch_failures: Mutex<BTreeMap<&'static str, u64>>,
+    mtls_downgrades: AtomicU64,
     on_scrape: Mutex<Vec<Arc<ScrapeHook>>>,
 }
 
@@ -121,6 +122,7 @@ impl Telemetry {
             kernel: Mutex::default(),
             certificates: Mutex::default(),
             watch_failures: Mutex::default(),
+            mtls_downgrades: AtomicU64::new(0),
             on_scrape: Mutex::default(),
         })
     }
@@ -144,6 +146,11 @@ impl Telemetry {
     /// An attempt to watch objects of this kind, by its plural name, has failed.
     pub fn watch_failed(&self, resource: &'static str) {
         *self.watch_failures.lock().unwrap_or_else(PoisonError::into_inner).entry(resource).or_default() += 1;
+    }
+
+    /// A pod takes plaintext that refused it.
+    pub fn mtls_downgraded(&self) {
+        self.mtls_downgrades.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Where the tunnels between nodes are counted.
