@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use super::Kind;
 use super::policy::GROUP;
+use super::{Kind, selector};
 
 /// RFC 9110, section 5.6.2.
 pub(super) const HEADER: &str = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$";
@@ -107,6 +107,29 @@ pub(super) fn list(least: usize, most: usize) -> Value {
         0 => json!({ "maxItems": most, "x-kubernetes-list-type": "atomic" }),
         _ => json!({ "minItems": least, "maxItems": most, "x-kubernetes-list-type": "atomic" }),
     }
+}
+
+/// Adds what the type of a label selector does not tell.
+pub(super) fn add_selector(spec: &mut Value, field: &str) {
+    let label = json!({ "type": "string", "maxLength": 63 });
+    add(spec, field, json!({ "minProperties": 1 }));
+    let labels = json!({ "maxProperties": selector::MOST, "additionalProperties": label });
+    let matching = format!("{field}.matchLabels");
+    schema_of(spec, &matching).unwrap_or_else(|| panic!("no {matching}")).remove("additionalProperties");
+    add(spec, &matching, labels);
+    let expressions = format!("{field}.matchExpressions");
+    add(spec, &expressions, list(0, selector::MOST));
+    let takes_values = "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)";
+    add(
+        spec,
+        &format!("{expressions}[]"),
+        rule(takes_values, "values are for In and NotIn, which need them"),
+    );
+    add(spec, &format!("{expressions}[].key"), name(317));
+    let operators = json!({ "enum": ["In", "NotIn", "Exists", "DoesNotExist"] });
+    add(spec, &format!("{expressions}[].operator"), operators);
+    add(spec, &format!("{expressions}[].values"), list(0, selector::MOST));
+    add(spec, &format!("{expressions}[].values[]"), json!({ "maxLength": 63 }));
 }
 
 /// The conditions of a status.
@@ -236,7 +259,7 @@ pub(super) fn place_of<'a>(spec: &'a mut Value, field: &str) -> &'a mut Value {
         (false, Some(rest)) => place_of(value, rest),
         (true, None) => &mut value[0],
         (true, Some(rest)) => {
-            let key = rest.split('.').next().unwrap_or_default();
+            let key = rest.split('.').next().unwrap_or_default().trim_end_matches("[]");
             let elements = value.as_array_mut().unwrap();
             let element = elements.iter_mut().find(|element| element.get(key).is_some());
             place_of(element.unwrap_or_else(|| panic!("no {field}")), rest)
