@@ -90,7 +90,10 @@ pub(crate) fn the_definitions_refuse_what_makes_no_sense(cluster: &Cluster) -> R
         cluster.apply(&policy(kind, "default", spec)?.to_string())?;
     }
     for (kind, spec, why) in BAD {
-        refused(cluster, &policy(kind, "default", spec)?, why)?;
+        // Of another name: what kubectl applies onto an object that is there, it adds to it.
+        let mut policy = policy(kind, "default", spec)?;
+        policy["metadata"]["name"] = json!("two");
+        refused(cluster, &policy, why)?;
     }
     // What it does not know it keeps, so that agents refuse it: without it the rule would match everything.
     let misspelt = policy(AUTHORIZATION, "default", r#"{"rules": [{"form": [{"namespaces": ["a"]}]}]}"#)?;
