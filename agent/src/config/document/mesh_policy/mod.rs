@@ -2,6 +2,10 @@
 //!
 //! Of one that says anything badly nothing is taken.
 
+#[cfg(test)]
+mod crd;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::cell::RefCell;
