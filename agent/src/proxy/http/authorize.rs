@@ -24,7 +24,7 @@ pub(super) fn request<B>(
 ) -> Result<(), Refusal> {
     let Some(policies) = door.policies(snapshot) else { return Ok(()) };
     let bad = |why: String| Refusal::new(RequestEnd::BadRequest, why);
-    let path = authorization::normalise(request.uri().path(), proxy.settings.paths)
+    let path = authorization::normalise(request.uri().path(), &proxy.settings.paths)
         .map_err(|why| bad(why.to_string()))?;
     let host = head::authority(request).map_err(|why| bad(why.to_string()))?;
     let asked = authorization::Request {
