@@ -3,11 +3,13 @@
 //! Where the policies come from, and which workload each is for, is not known here; nor is any header an identity.
 
 mod decision;
+mod expression;
 mod facts;
 mod index;
 mod keys;
 mod matching;
 mod nearest;
+mod path;
 mod ports;
 mod rule;
 mod set;
@@ -15,7 +17,9 @@ mod set;
 mod tests;
 
 pub use decision::{Decision, NearMiss, OnConnection, Outcome, RuleRef, Verdict};
+pub use expression::Expression;
 pub use facts::{Connection, Request};
+pub use path::{EscapedSlashes, PathNormalisation, Refused, normalise};
 pub use rule::{
     Action, Condition, GrpcMethod, Matcher, Operation, PathPattern, Pattern, Policy, Rule, Segment,
     ServiceAccount, Source,
