@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 
 use super::detect::ServersFirst;
+use super::let_in::LetIn;
 use super::tunnel::{self, TUNNEL_PORT, Tunnel};
 use super::{Proxy, http, inbound, outbound};
 use crate::capture::{
@@ -56,6 +57,8 @@ pub(super) struct Here {
     pub(super) all_upstreams: Arc<[Arc<http::Pool>]>,
     pub(super) servers_first: ServersFirst,
     pub(super) shares: Shares,
+    /// Connections that stand at this node's pods.
+    pub(super) let_in: LetIn,
 }
 
 /// Numbers by which requests are shared out by weight. They are spread more evenly than random ones would be: 50 % of 10,000
@@ -109,6 +112,7 @@ impl Workers {
                 all_upstreams: all_upstreams.clone(),
                 servers_first: ServersFirst::default(),
                 shares: Shares::default(),
+                let_in: LetIn::default(),
             };
             let worker = Worker::start(index, proxy.clone(), Arc::new(here));
             workers.push(worker.map_err(Part::Workers.step("starting a worker thread"))?);
@@ -205,6 +209,7 @@ async fn run(proxy: Arc<Proxy>, here: Arc<Here>, mut inbox: mpsc::Receiver<Comma
                 // What waited in the backlog of a pod that is released may have led back into its namespace.
                 leave_unserved(&pods);
                 here.upstreams.sweep(Instant::now());
+                here.let_in.review(&proxy.snapshot.load());
             }
             Some(ended) = accepting.join_next() => {
                 pods.retain(|_, decide| !decide.is_closed());

@@ -50,6 +50,7 @@ fn one_change_in_a_large_cluster_is_cheap() {
                 app_protocol: None,
             }],
             selector: [(format!("group-{}", number % 5), (number / 5).to_string())].into(),
+            is_sliced: false,
             publish_not_ready: false,
             session_affinity: model::SessionAffinity::None,
             internal_traffic: model::TrafficScope::Cluster,

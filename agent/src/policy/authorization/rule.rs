@@ -1,5 +1,7 @@
 //! What an AuthorizationPolicy says: values alone.
 
+use std::sync::Arc;
+
 use http::HeaderName;
 use ipnet::IpNet;
 
@@ -18,6 +20,15 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// What is wrong with it, if it cannot be used: then everything is denied, whatever else it says.
     pub invalid: Option<Name>,
+}
+
+/// A policy, as a workload has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// The policy.
+    pub policy: Arc<Policy>,
+    /// The ports of the application that it is for, ascending; None: all that there are.
+    pub ports: Option<Arc<[u16]>>,
 }
 
 /// What becomes of what a policy's rules match.
