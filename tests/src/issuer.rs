@@ -1,5 +1,7 @@
 //! An issuer of JSON Web Tokens: keys of every kind, what it publishes of them, and tokens that say whatever a test wants.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result, anyhow, bail};
 use aws_lc_rs::hmac;
 use aws_lc_rs::rand::SystemRandom;
@@ -9,7 +11,12 @@ use aws_lc_rs::signature::{
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 /// A key of an issuer.
 #[derive(Debug)]
@@ -119,6 +126,52 @@ impl SigningKey {
 /// What an issuer publishes that has these keys.
 pub fn key_set<'k>(keys: impl IntoIterator<Item = &'k SigningKey>) -> String {
     json!({ "keys": keys.into_iter().map(SigningKey::jwk).collect::<Vec<_>>() }).to_string()
+}
+
+/// What an HTTPS server with this certificate and this key, both in PEM, takes connections with.
+///
+/// # Errors
+/// When they are none.
+pub fn acceptor(certificate: &str, key: &str) -> Result<TlsAcceptor> {
+    let certificate =
+        CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(certificate, PrivateKeyDer::from_pem_slice(key.as_bytes())?)?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Answers each connection's one request, whose head is given, with these bytes.
+///
+/// # Errors
+/// When nobody can connect any more.
+pub async fn publish(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    answer: impl Fn(&str) -> String + Clone + Send + 'static,
+) -> Result<()> {
+    loop {
+        let (socket, _) = listener.accept().await?;
+        let (acceptor, answer) = (acceptor.clone(), answer.clone());
+        // How a client ends its connection is for the client to tell.
+        tokio::spawn(async move {
+            let mut client = acceptor.accept(socket).await?;
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(client.read_u8().await?);
+            }
+            client.write_all(answer(&String::from_utf8_lossy(&head)).as_bytes()).await?;
+            client.shutdown().await
+        });
+    }
+}
+
+/// An answer of HTTP with these lines in its head, and this body.
+pub fn answer(status: &str, headers: &[&str], body: &str) -> String {
+    let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n{body}", body.len())
 }
 
 fn rsa_encoding(algorithm: &str) -> Option<&'static dyn RsaEncoding> {
