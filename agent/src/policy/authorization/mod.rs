@@ -19,7 +19,7 @@ pub use decision::{Decision, NearMiss, OnConnection, Outcome, RuleRef, Verdict};
 pub use facts::{Connection, Request};
 pub use path::{EscapedSlashes, PathNormalisation, normalise};
 pub use rule::{
-    Action, Applied, Condition, GrpcMethod, Matcher, Operation, PathPattern, Pattern, Policy, Rule,
-    Segment, ServiceAccount, Source,
+    Action, Applied, Condition, GrpcMethod, Matcher, Operation, PathPattern, Pattern, Policy, Rule, Segment,
+    ServiceAccount, Source,
 };
 pub use set::Set;

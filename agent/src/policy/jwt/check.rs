@@ -29,6 +29,14 @@ pub struct Refusal<'s> {
 }
 
 impl Rules {
+    /// Where keys are to be had from.
+    pub fn addresses(&self) -> impl Iterator<Item = &Name> {
+        self.issuers.iter().filter_map(|issuer| match &issuer.keys {
+            Keys::At(address) => Some(address),
+            Keys::Given(_) => None,
+        })
+    }
+
     /// The token of a request, if it shows one; `keys` are those that an address has given, `now` is in seconds since 1970.
     ///
     /// # Errors
@@ -37,7 +45,7 @@ impl Rules {
         &self,
         headers: &HeaderMap,
         uri: &Uri,
-        keys: impl Fn(&Name) -> Option<Arc<KeySet>>,
+        keys: impl FnOnce(&Name) -> Option<Arc<KeySet>>,
         now: u64,
     ) -> Result<Option<Accepted<'_>>, Refusal<'_>> {
         if let Some(problem) = &self.invalid {

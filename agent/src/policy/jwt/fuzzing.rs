@@ -20,7 +20,7 @@ pub fn token(bytes: &[u8]) {
         forward: false,
         headers: Vec::new(),
     };
-    let rules = Rules { issuers: vec![issuer], leeway: 0, invalid: None };
+    let rules = Rules { policy: "a".into(), issuers: vec![issuer], leeway: 0, invalid: None };
     let mut headers = HeaderMap::new();
     if let Ok(value) = HeaderValue::from_bytes(&[b"Bearer ", bytes].concat()) {
         headers.insert(http::header::AUTHORIZATION, value);

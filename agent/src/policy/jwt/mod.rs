@@ -25,6 +25,8 @@ use crate::model::Name;
 /// What a workload says of its callers' tokens. Without a token a request has no claims; with one that does not hold it is refused.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rules {
+    /// Who says it, as people know it: `MeshPolicy shop/tokens`.
+    pub policy: Name,
     /// Who makes tokens that are believed.
     pub issuers: Vec<Issuer>,
     /// By how many seconds clocks may be apart.

@@ -30,7 +30,7 @@ fn issuer(name: &str, keys: Keys) -> Issuer {
 }
 
 fn rules(issuers: Vec<Issuer>, leeway: u64) -> Rules {
-    Rules { issuers, leeway, invalid: None }
+    Rules { policy: "a".into(), issuers, leeway, invalid: None }
 }
 
 fn given(json: &str) -> Keys {
