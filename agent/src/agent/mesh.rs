@@ -179,6 +179,8 @@ impl Mesh {
         if let Err(error) = self.capture.learn_destinations(&snapshot) {
             error!(%error, "the kernel does not take the mesh's addresses");
         }
+        // After the kernel knows of modes: what it still lets in would have to be looked at again.
+        self.workers.review().await?;
         self.telemetry.retain(&snapshot, Instant::now());
         Ok(())
     }

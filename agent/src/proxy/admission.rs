@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::balance::Carries;
 use crate::model::{Limited, Name, SpiffeId, WorkloadUid};
 use crate::policy::authorization::{Connection, Decision, OnConnection, Outcome, Set};
 use crate::policy::jwt::Rules;
@@ -111,13 +112,16 @@ impl Door {
 }
 
 impl Entry {
-    /// Whether its policies let the connection in that was let in as this.
-    pub(super) fn lets_in(&self, connection: &Connection<'_>) -> bool {
+    /// Whether the connection may stand that was let in by this, and carries that as its client says.
+    pub(super) fn lets_stand(&self, connection: &Connection<'_>, carries: Carries) -> bool {
         let Some(policies) = &self.policies else { return true };
         match policies.connection(connection) {
             OnConnection::Decided(decision) => decision.is_allowed(),
-            // What was never looked at is something else than requests.
-            OnConnection::ByRequest => self.by_request || policies.bytes(connection).is_allowed(),
+            OnConnection::ByRequest if self.by_request => true,
+            // Its requests are to be looked at from now on: they come again on another one, which another agent makes for them.
+            OnConnection::ByRequest if carries == Carries::Request => false,
+            // What was never looked at counts as something else.
+            OnConnection::ByRequest => policies.bytes(connection).is_allowed(),
         }
     }
 }

@@ -18,6 +18,7 @@ use super::relay::{Meter, relay};
 use super::tunnel::stream;
 use super::upstream::{self, Target};
 use super::worker::{Fate, Here};
+use crate::balance::Carries;
 use crate::capture::PodNet;
 use crate::model::MtlsMode;
 use crate::telemetry::{CloseReason, ConnectionFacts, RefuseReason, Reporter, Security};
@@ -55,8 +56,16 @@ pub(super) async fn serve(
     match Box::pin(upstream::connect(&proxy, &here.dialer, upstream::gone(&client), target)).await {
         Ok(application) => {
             (facts.upstream, facts.ruling) = (Some(dialled), entry.ruling.clone());
-            let visit =
-                Visit { proxy: proxy.clone(), here, door, visitor, facts: vec![facts], fate, idle: None };
+            let visit = Visit {
+                proxy: proxy.clone(),
+                here,
+                door,
+                visitor,
+                facts: vec![facts],
+                fate,
+                idle: None,
+                carries: Carries::Connection,
+            };
             visit.carry(entry, Upstream::Socket(client), application).await;
         }
         Err(reason) => refuse(facts, reason),
@@ -86,15 +95,17 @@ pub(super) struct Visit {
     pub(super) fate: watch::Receiver<Fate>,
     /// How long nothing may move on it.
     pub(super) idle: Option<Duration>,
+    /// What it carries, as far as its client says.
+    pub(super) carries: Carries,
 }
 
 impl Visit {
     /// Carries it between the two, until one of them ends it or policies do not let it in any more.
     pub(super) async fn carry(self, entry: Entry, client: Upstream, application: TcpStream) {
-        let Self { proxy, here, door, visitor, facts, fate, idle } = self;
+        let Self { proxy, here, door, visitor, facts, fate, idle, carries } = self;
         let (snapshot, let_in) = (proxy.snapshot.clone(), &here.clone().let_in);
         let security = facts.first().map_or(Security::Plaintext, |facts| facts.security);
-        let standing = Standing { door: door.clone(), visitor: visitor.clone(), security, entry };
+        let standing = Standing { door: door.clone(), visitor: visitor.clone(), security, entry, carries };
         if standing.entry.by_request {
             let inbound = Inbound { proxy, here, door, visitor, facts, fate };
             // On the heap: most connections carry what nobody looks at.

@@ -10,6 +10,7 @@ use imbl::OrdMap;
 use tracing::info;
 
 use super::admission::{Caller, Door, Entry};
+use crate::balance::Carries;
 use crate::model::{MtlsMode, Workload, WorkloadUid};
 use crate::policy::authorization::Set;
 use crate::policy::jwt::Rules;
@@ -49,6 +50,7 @@ pub(super) struct Standing {
     pub(super) visitor: Caller,
     pub(super) security: Security,
     pub(super) entry: Entry,
+    pub(super) carries: Carries,
 }
 
 impl LetIn {
@@ -97,11 +99,12 @@ impl LetIn {
 
 impl Carried {
     fn review(&mut self, snapshot: &Snapshot) {
-        let Standing { door, visitor, entry, .. } = &mut self.connection;
+        let Standing { door, visitor, entry, carries, .. } = &mut self.connection;
         let policies = door.policies(snapshot).cloned();
         let is_same = policies.as_ref().map(Arc::as_ptr) == entry.policies.as_ref().map(Arc::as_ptr);
         entry.policies = policies;
-        if (is_same || entry.lets_in(&visitor.at(door.address.port())))
+        let caller = visitor.at(door.address.port());
+        if (is_same || entry.lets_stand(&caller, *carries))
             && self.connection.is_protected(snapshot)
             && self.connection.is_seen(snapshot)
         {

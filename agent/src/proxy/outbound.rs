@@ -19,7 +19,7 @@ use super::relay::relay;
 use super::tunnel::stream;
 use super::upstream;
 use super::worker::{Fate, Here};
-use crate::balance::caps;
+use crate::balance::{Carries, caps};
 use crate::capture::PodNet;
 use crate::model::{LoadGuard, PortGuard, Service, UnderWay};
 use crate::snapshot::Snapshot;
@@ -82,7 +82,16 @@ async fn relayed(
                 Reporter::Source => facts,
             });
             let (proxy, here, facts) = (proxy.clone(), here.clone(), facts.collect());
-            let visit = Visit { proxy, here, door, visitor: captured.caller(), facts, fate, idle };
+            let visit = Visit {
+                proxy,
+                here,
+                door,
+                visitor: captured.caller(),
+                facts,
+                fate,
+                idle,
+                carries: Carries::Connection,
+            };
             // The snapshot of then is not held for as long as the connection stands.
             drop(snapshot);
             visit.carry(entry, Upstream::Socket(client), application).await;
@@ -127,7 +136,10 @@ async fn reached(
     bound: Bound,
     client: &TcpStream,
 ) -> Result<Reached, Unreached> {
-    let dial = |to, port| reach::dial(proxy, here, snapshot, captured, (to, port), upstream::gone(client));
+    let dial = |to, port| {
+        let gone = upstream::gone(client);
+        reach::dial(proxy, here, snapshot, captured, (to, port), Carries::Connection, gone)
+    };
     let (service, dialled) = match goal(here, snapshot, captured, &bound)? {
         Goal::Service(service, dialled) => (service, dialled),
         Goal::Pod(address) => {

@@ -268,6 +268,7 @@ pub(super) async fn dial(
     snapshot: &Snapshot,
     captured: &Captured,
     (to, port): (SocketAddr, Option<&ServicePort>),
+    carries: Carries,
     gone: impl Future<Output = ()>,
 ) -> Result<Dialled, InTheWay> {
     let given = port.and_then(|port| port.traffic.timeouts.connect);
@@ -277,7 +278,8 @@ pub(super) async fn dial(
     let mut entered = None;
     let connected = match way {
         Way::Tunnel(tunnel, destination) => {
-            let wanted = Wanted { from: &captured.net, client: captured.client, to, destination, within };
+            let (from, client) = (&captured.net, captured.client);
+            let wanted = Wanted { from, client, to, destination, within, carries };
             let connecting = tunnel::client::connect(proxy, tunnel, here, wanted);
             // A tunnel that is yet to be made takes the agent's own time.
             let too_slow = async {

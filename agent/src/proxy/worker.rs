@@ -83,8 +83,17 @@ impl Default for Shares {
 }
 
 enum Command {
-    Serve { net: Arc<PodNet>, listeners: PodListeners },
-    Release { cookie: u64, fate: Fate, done: oneshot::Sender<()> },
+    Serve {
+        net: Arc<PodNet>,
+        listeners: PodListeners,
+    },
+    Release {
+        cookie: u64,
+        fate: Fate,
+        done: oneshot::Sender<()>,
+    },
+    /// Policies or mTLS modes may be others now.
+    Review,
 }
 
 /// What becomes of a pod's connections.
@@ -135,6 +144,14 @@ impl Workers {
             let (done, released) = oneshot::channel();
             worker.send(Command::Release { cookie: net.cookie, fate, done }).await?;
             released.await.map_err(|_| WorkersGone)?;
+        }
+        Ok(())
+    }
+
+    /// Has connections end that the newest snapshot does not let in any more.
+    pub async fn review(&self) -> Result<(), WorkersGone> {
+        for worker in &self.workers {
+            worker.send(Command::Review).await?;
         }
         Ok(())
     }
@@ -202,6 +219,7 @@ async fn run(proxy: Arc<Proxy>, here: Arc<Here>, mut inbox: mpsc::Receiver<Comma
                     leave_unserved(&pods);
                     let _ = done.send(());
                 }
+                Some(Command::Review) => here.let_in.review(&proxy.snapshot.load()),
                 None => break,
             },
             _ = ticks.tick() => {
@@ -209,7 +227,6 @@ async fn run(proxy: Arc<Proxy>, here: Arc<Here>, mut inbox: mpsc::Receiver<Comma
                 // What waited in the backlog of a pod that is released may have led back into its namespace.
                 leave_unserved(&pods);
                 here.upstreams.sweep(Instant::now());
-                here.let_in.review(&proxy.snapshot.load());
             }
             Some(ended) = accepting.join_next() => {
                 pods.retain(|_, decide| !decide.is_closed());

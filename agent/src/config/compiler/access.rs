@@ -186,13 +186,11 @@ impl AccessPolicies {
     pub(super) fn is_empty(&self) -> bool {
         let Self { entries, selecting, of_mesh, by_service, behind, fronting, made, unsaid } = self;
         let has_no_policy = entries.is_empty() && selecting.is_empty() && of_mesh.is_empty();
-        // What pods have that have none.
-        let has_nothing_made = made.len() == 1;
         has_no_policy
             && by_service.is_empty()
             && behind.is_empty()
             && fronting.is_empty()
-            && has_nothing_made
+            && made.is_empty()
             && unsaid.is_empty()
     }
 

@@ -134,6 +134,11 @@ impl Set {
         &self.policies
     }
 
+    /// Whether there is anything that it might deny.
+    pub fn can_deny(&self) -> bool {
+        !self.deny.rules.is_empty() || !self.closed.is_empty()
+    }
+
     /// Whether everything is let in, and nothing is reported.
     pub fn is_empty(&self) -> bool {
         let groups = [&self.deny, &self.allow, &self.audit, &self.dry_deny, &self.dry_allow];

@@ -12,6 +12,7 @@ use super::connect;
 use super::io::{Counted, Stream};
 use super::pool::{Key, Lease, Sender, Terms};
 use super::quiet::Quiet;
+use crate::balance::Carries;
 use crate::balance::caps;
 use crate::model::{ObjectRef, PortGuard, ServicePort, UnderWay};
 use crate::proxy::Proxy;
@@ -159,7 +160,7 @@ impl Talk {
         // Whoever asked may go while others wait for the same: whether a client is still there is its own task's to see.
         let gone = std::future::pending();
         let Dialled { upstream, assurance, .. } =
-            reach::dial(proxy, here, snapshot, captured, (to, port), gone).await?;
+            reach::dial(proxy, here, snapshot, captured, (to, port), Carries::Request, gone).await?;
         let meter = reach::record(proxy, snapshot, captured, to, service, &assurance);
         let stream = Stream::new(upstream, &here.upstreams.tasks);
         Ok((Counted::new(stream, meter, Some(terms.clone())), assurance, terms))

@@ -23,6 +23,7 @@ use super::stream::Ends;
 use super::transport::{Flusher, Transport};
 use super::window::{CONNECTION_WINDOW, STREAM_WINDOW, StreamWindow};
 use super::{HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, TUNNEL_PORT, Tunnel, client};
+use crate::balance::Carries;
 use crate::capture::PodNet;
 use crate::identity::{HandshakeError, HandshakeReason, PeerIdentity, Standing};
 use crate::model::Workload;
@@ -314,6 +315,10 @@ impl Server {
             return refused(facts, RefuseReason::ClientGone);
         };
         (facts.upstream, facts.ruling) = (Some(to), entry.ruling.clone());
+        let carries = match request.headers().get(&client::CARRIES) {
+            Some(what) if *what == client::REQUESTS => Carries::Request,
+            _ => Carries::Connection,
+        };
         let tunnel = Ends { send, recv: request.into_body(), place: counted };
         let visit = Visit {
             proxy: self.proxy.clone(),
@@ -323,6 +328,7 @@ impl Server {
             facts: vec![facts],
             fate: self.fate.clone(),
             idle: None,
+            carries,
         };
         visit.carry(entry, Upstream::Tunnel(tunnel), application).await;
         drop(place);

@@ -71,6 +71,11 @@ fn json_lines_have_every_field() {
         destination_workload="db"
         dialled_address="10.96.0.7:5432"
         outcome="closed"
+        policy=null
+        policy_audited=null
+        policy_detail=null
+        policy_dry_run=null
+        policy_rule=null
         reason="upstream_reset"
         received_bytes=20
         reporter="source"

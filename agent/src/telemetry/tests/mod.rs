@@ -312,6 +312,7 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         undermesh_kubernetes_watch_failures_total{resource="pods"} 2
         undermesh_metrics_series_overflow_total 0
         undermesh_access_log_dropped_total 0
+        undermesh_audit_log_dropped_total 0
         undermesh_trace_spans_exported_total 0
         undermesh_trace_spans_dropped_total{reason="queue_full"} 0
         undermesh_trace_spans_dropped_total{reason="unavailable"} 0
