@@ -138,6 +138,16 @@ pub enum MtlsMode {
     Strict,
 }
 
+impl MtlsMode {
+    /// As the annotation has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Permissive => "permissive",
+            Self::Strict => "strict",
+        }
+    }
+}
+
 /// The `undermesh.io/dialled-pods` annotation of a pod or its namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DialledPods {

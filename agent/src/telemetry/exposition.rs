@@ -64,6 +64,7 @@ struct Scrape {
     snapshot: Arc<Snapshot>,
     watch_failures: BTreeMap<&'static str, u64>,
     rulings: BTreeMap<(Name, Outcome), u64>,
+    mtls_downgrades: u64,
     series_overflow: u64,
     access_log_dropped: u64,
     audit_log_dropped: u64,
@@ -104,6 +105,7 @@ impl Scrape {
             rejected_documents: status.rejections().len() as u64,
             watch_failures: telemetry.watch_failures(),
             rulings: telemetry.rulings(),
+            mtls_downgrades: telemetry.mtls_downgrades.load(Relaxed),
             series_overflow: telemetry.series.overflow(),
             access_log_dropped: telemetry.access_log.dropped(),
             audit_log_dropped: telemetry.audit_log.dropped(),
@@ -322,6 +324,8 @@ impl Scrape {
         for (resource, count) in &self.watch_failures {
             counter(&mut family, &[("resource", *resource)], *count)?;
         }
+        let help = "Times that a pod took plaintext which it had refused before.";
+        out.one_counter("undermesh_mtls_downgrades", help, self.mtls_downgrades)?;
         let help = "Connections and requests counted under `other` because there are too many label sets.";
         out.one_counter("undermesh_metrics_series_overflow", help, self.series_overflow)?;
         let help = "Lines of the access log that were not written, for its output was too slow or broken.";

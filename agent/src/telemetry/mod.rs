@@ -43,7 +43,7 @@ pub use tunnels::{OpenTunnel, TunnelEnd, Tunnels};
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -89,6 +89,7 @@ pub struct Telemetry {
     certificates: Mutex<CertificateFigures>,
     issuer_keys: Mutex<IssuerKeyFigures>,
     watch_failures: Mutex<BTreeMap<&'static str, u64>>,
+    mtls_downgrades: AtomicU64,
     on_scrape: Mutex<Vec<Arc<ScrapeHook>>>,
 }
 
@@ -138,6 +139,7 @@ impl Telemetry {
             certificates: Mutex::default(),
             issuer_keys: Mutex::default(),
             watch_failures: Mutex::default(),
+            mtls_downgrades: AtomicU64::new(0),
             on_scrape: Mutex::default(),
         })
     }
@@ -172,6 +174,11 @@ impl Telemetry {
         if self.audit_log.is_on() {
             self.audit_log.audited(record());
         }
+    }
+
+    /// A pod takes plaintext that refused it.
+    pub fn mtls_downgraded(&self) {
+        self.mtls_downgrades.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Where the tunnels between nodes are counted.

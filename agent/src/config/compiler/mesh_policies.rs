@@ -202,9 +202,9 @@ impl MeshPolicies {
         all.map(|message| Problem::new(FieldPath::default(), message)).collect()
     }
 
-    /// How the policy stands, for its status.
+    /// How the policy stands, for its status; None while no version of it could be used.
     pub(super) fn stated(&self, key: &Key, pods: &Pods) -> Option<Stated> {
-        let policy = &self.entries.get(&key.id())?.in_force;
+        let policy = &self.entries.get(&key.id()).filter(|entry| entry.was_good)?.in_force;
         let (rivals, selects_nothing) = match &policy.selector {
             None => (self.whole_of(&key.namespace), false),
             Some(selector) => {

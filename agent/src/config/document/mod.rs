@@ -4,6 +4,8 @@
 //! taken (an unknown mTLS mode is strict). Only an object that cannot be told from others is refused.
 
 mod authorization;
+#[cfg(test)]
+mod crd;
 mod endpoint_slice;
 mod marks;
 mod mesh_policy;

@@ -8,6 +8,9 @@ use serde::Deserialize;
 
 use super::place::Place;
 
+/// The most labels, expressions and values of one.
+pub(super) const MOST: usize = 64;
+
 /// Which pods are meant, by their labels. Without requirements all of them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Selector(Vec<Requirement>);
@@ -73,9 +76,13 @@ impl Wire {
         if is_empty(labels.as_ref().map(BTreeMap::len)) && is_empty(expressions.as_ref().map(Vec::len)) {
             place.refuse("expected matchLabels or matchExpressions; without a selector all pods are meant");
         }
+        let found = labels.as_ref().map_or(0, BTreeMap::len);
+        if found > MOST {
+            place.key("matchLabels").refuse(format!("expected {MOST} at most, found {found}"));
+        }
         let labels = labels.iter().flatten();
         let of_labels = labels.map(|(key, value)| Requirement::In(key.clone(), vec![value.clone()]));
-        let of_expressions = place.each("matchExpressions", expressions);
+        let of_expressions = place.few("matchExpressions", expressions, MOST);
         let of_expressions = of_expressions.filter_map(|(place, expression)| requirement(expression, &place));
         Selector(of_labels.chain(of_expressions).collect())
     }
@@ -83,6 +90,7 @@ impl Wire {
 
 fn requirement(wire: &Expression, place: &Place<'_>) -> Option<Requirement> {
     let Expression { key, operator, values } = wire;
+    _ = place.few("values", values, MOST);
     let (key, values) = (key.clone(), values.clone().unwrap_or_default());
     match (operator.as_str(), values.is_empty()) {
         ("In", false) => return Some(Requirement::In(key, values)),

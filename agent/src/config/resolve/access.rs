@@ -117,7 +117,7 @@ fn not_http(policy: &AuthorizationPolicy, service: &document::Service, port: &Se
         _ => format!("rules {}", needing.join(", ")),
     };
     let at = format!("to port {} of the Service {}", port.port, service.id);
-    let why = "it is declared to carry something else than HTTP, and without requests";
+    let why = "it is declared to carry something other than HTTP, and without requests";
     match policy.policy.action {
         Action::Allow if needing.len() == at_port.len() => Some(format!(
             "every connection {at} is denied unless another policy allows it: {why} {rules} can allow nothing"

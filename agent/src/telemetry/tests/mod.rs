@@ -310,6 +310,7 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         undermesh_config_generation 7
         undermesh_config_rejected_documents 1
         undermesh_kubernetes_watch_failures_total{resource="pods"} 2
+        undermesh_mtls_downgrades_total 0
         undermesh_metrics_series_overflow_total 0
         undermesh_access_log_dropped_total 0
         undermesh_audit_log_dropped_total 0

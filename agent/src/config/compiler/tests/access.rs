@@ -72,10 +72,7 @@ fn check(world: &World, expected: Expect) {
 #[test]
 fn a_policy_is_for_the_pods_of_its_namespace_that_it_selects() {
     let mut world = world("");
-    check(
-        &world,
-        expect![""],
-    );
+    check(&world, expect![""]);
     assert!(world.put(&policy("shop", "all", "")));
     assert!(world.put(&policy("shop", "web", "selector: {matchLabels: {app: web}}")));
     let expressions = "{key: app, operator: In, values: [web, db]}, {key: tier, operator: DoesNotExist}";

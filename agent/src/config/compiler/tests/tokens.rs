@@ -140,12 +140,12 @@ fn a_version_that_cannot_be_used_leaves_the_last_one_and_without_one_refuses_all
     check(
         &world,
         expect![[r#"
-        bank/teller: a by MeshPolicy bank/all
-        shop/web: nobody, for spec.jwt: expected a map, found number `5` by MeshPolicy shop/web
-        ! MeshPolicy bank/all: this version cannot be used, and the last one that could stays in force
-        ! MeshPolicy shop/db: this version cannot be used, and there was none before it: its pods take no plaintext
-        ! MeshPolicy shop/web: this version cannot be used, and there was none before it: its pods take no plaintext, and no requests, for tokens cannot be checked
-    "#]],
+            bank/teller: a by MeshPolicy bank/all
+            shop/web: nobody, for spec.jwt: expected a map, found integer `5` by MeshPolicy shop/web
+            ! MeshPolicy bank/all: this version cannot be used, and the last one that could stays in force
+            ! MeshPolicy shop/db: this version cannot be used, and there was none before it: its pods take no plaintext
+            ! MeshPolicy shop/web: this version cannot be used, and there was none before it: its pods take no plaintext, and no requests, for tokens cannot be checked
+        "#]],
     );
     world.put(&policy("shop", "web", &format!("selector: {{matchLabels: {{app: web}}}}, {}", jwt("b"))));
     world.remove(Kind::MeshPolicy, "shop", "db");

@@ -3,7 +3,11 @@
 //! Unlike a route, one that says anything badly is in force at once, and not the version before it: it denies everything at its
 //! target, or at all pods of its namespace where not even that can be read. Whoever has let the wrong one in wants to hear of it.
 
+#[cfg(test)]
+mod crd;
 mod rules;
+#[cfg(test)]
+mod tests;
 mod text;
 mod wire;
 

@@ -110,8 +110,10 @@ fn read_path(text: &str) -> Result<PathPattern, &'static str> {
     if text.contains(['?', '#']) {
         return Err("the query is no part of it");
     }
-    if text.bytes().any(|byte| byte <= b' ' || byte == 0x7f || byte == b'\\') {
-        return Err("it has a character that no path has");
+    if !is_normal(text) {
+        return Err(
+            "requests have what needs no escape without one, and what needs one as %XX in upper case",
+        );
     }
     if let Some(suffix) = text.strip_prefix('*') {
         return match has_no_star(suffix) && !suffix.contains(['{', '}']) {
@@ -146,6 +148,31 @@ fn read_path(text: &str) -> Result<PathPattern, &'static str> {
         (true, None) if has_no_star(last) => Ok(PathPattern::Exact(text.into())),
         _ => Err("* is for its end, {*} for a segment"),
     }
+}
+
+/// Whether its characters are as requests have them by then: unescaped where they need no escape (RFC 3986, section 3.3).
+fn is_normal(path: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/".contains(&byte);
+    let digit = |byte: Option<&u8>| match byte {
+        Some(digit @ (b'0'..=b'9' | b'A'..=b'F')) => char::from(*digit).to_digit(16),
+        _ => None,
+    };
+    let mut rest = path.as_bytes();
+    while let Some((&byte, behind)) = rest.split_first() {
+        rest = behind;
+        if byte == b'%' {
+            let Some((high, low)) = digit(behind.first()).zip(digit(behind.get(1))) else { return false };
+            // An escaped slash or semicolon is none, where it is let in at all.
+            let loses_escape = |byte| is_plain(byte) && !matches!(byte, b'/' | b';');
+            if u8::try_from(high << 4 | low).is_ok_and(loses_escape) {
+                return false;
+            }
+            rest = &behind[2..];
+        } else if !is_plain(byte) && !matches!(byte, b'{' | b'}') {
+            return false;
+        }
+    }
+    true
 }
 
 /// A name of gRPC, which is one of Protocol Buffers.

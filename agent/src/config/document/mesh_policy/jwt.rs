@@ -29,6 +29,8 @@ pub(super) const MOST_HEADERS: usize = 32;
 pub(super) const DEEPEST: usize = 8;
 /// The longest name of an issuer, an audience, a claim, a parameter; and the longest address.
 pub(super) const LONGEST: usize = 1024;
+/// The longest name of a header.
+pub(super) const LONGEST_HEADER: usize = 256;
 /// The longest that comes before a token in a header.
 pub(super) const LONGEST_PREFIX: usize = 64;
 
@@ -175,6 +177,9 @@ fn header_name(text: &str, place: &Place<'_>) -> Option<HeaderName> {
         UPGRADE,
     ]
     .contains(&name);
+    if text.len() > LONGEST_HEADER {
+        place.refuse(format!("expected {LONGEST_HEADER} characters at most, found {}", text.len()));
+    }
     if is_framing || matches!(name.as_str(), "keep-alive" | "proxy-connection") {
         place.expected("a header that is not part of how messages are passed on", text);
         return None;

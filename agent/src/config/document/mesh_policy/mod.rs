@@ -2,7 +2,11 @@
 //!
 //! Of one that says anything badly nothing is taken.
 
+#[cfg(test)]
+mod crd;
 mod jwt;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::cell::RefCell;

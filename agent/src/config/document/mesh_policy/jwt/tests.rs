@@ -71,13 +71,19 @@ fn all_that_can_be_said() {
 #[test]
 fn what_is_wrong_with_a_section() {
     let check = |yaml: &str, expected: Expect| expected.assert_eq(&read_section(yaml).1);
-    check("{}", expect![[r#"
+    check(
+        "{}",
+        expect![[r#"
         missing field `issuers`
-    "#]]);
-    check("{issuers: [], leeway: 11m}", expect![[r#"
-        leeway: expected a duration such as 500ms, 10s or 1h30m, from 0ms to 600s, found "11m"
-        issuers: expected at least one
-    "#]]);
+    "#]],
+    );
+    check(
+        "{issuers: [], leeway: 11m}",
+        expect![[r#"
+            leeway: expected a duration such as 500ms, 10s or 1h30m, from 0s to 600s, found "11m"
+            issuers: expected at least one
+        "#]],
+    );
     check(
         &format!("{{issuers: [{{issuer: a, {FROM_THERE}}}, {{issuer: a, {FROM_THERE}, audience: b}}]}}"),
         expect![[r#"
@@ -86,39 +92,68 @@ fn what_is_wrong_with_a_section() {
         "#]],
     );
     let many: Vec<String> = (0..17).map(|i| format!("{{issuer: a{i}, {FROM_THERE}}}")).collect();
-    check(&format!("{{issuers: [{}]}}", many.join(", ")), expect![[r#"
+    check(
+        &format!("{{issuers: [{}]}}", many.join(", ")),
+        expect![[r#"
         issuers: expected 16 at most, found 17
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn what_is_wrong_with_an_issuer() {
     let check = |rest: &str, expected: Expect| expected.assert_eq(&issuer(rest).1);
-    check(&format!("{FROM_THERE}, audiences: []"), expect![[r#"
+    check(
+        &format!("{FROM_THERE}, audiences: []"),
+        expect![[r#"
         issuers[0].audiences: expected at least one, or no such field
-    "#]]);
-    check(&format!("{FROM_THERE}, audiences: ['']"), expect![[r#"
+    "#]],
+    );
+    check(
+        &format!("{FROM_THERE}, audiences: ['']"),
+        expect![[r#"
         issuers[0].audiences[0]: expected 1 to 1024 characters, found 0
-    "#]]);
-    check("jwks: {}", expect![[r#"
+    "#]],
+    );
+    check(
+        "jwks: {}",
+        expect![[r#"
         issuers[0].jwks: expected either inline or uri
-    "#]]);
-    check("jwks: {uri: 'https://a/', inline: '{}'}", expect![[r#"
+    "#]],
+    );
+    check(
+        "jwks: {uri: 'https://a/', inline: '{}'}",
+        expect![[r#"
         issuers[0].jwks: expected either inline or uri
-    "#]]);
-    check("jwks: {inline: '{\"keys\":[{\"kty\":\"oct\",\"k\":\"c2VjcmV0\"}]}'}", expect![[r#"
+    "#]],
+    );
+    check(
+        "jwks: {inline: '{\"keys\":[{\"kty\":\"oct\",\"k\":\"c2VjcmV0\"}]}'}",
+        expect![[r#"
         issuers[0].jwks.inline: no key that can be used: key 1 is a shared secret
-    "#]]);
-    for uri in ["http://id/keys", "https://", "https:///keys", "id/keys", "https://u:p@id/", "https://id/#a", "ftp://id"] {
+    "#]],
+    );
+    for uri in [
+        "http://id/keys",
+        "https://",
+        "https:///keys",
+        "id/keys",
+        "https://u:p@id/",
+        "https://id/#a",
+        "ftp://id",
+    ] {
         let (_, problems) = issuer(&format!("jwks: {{uri: '{uri}'}}"));
         let expected = format!(
             "issuers[0].jwks.uri: expected an address such as https://id.example.com/keys, found {uri:?}\n"
         );
         assert_eq!(problems, expected);
     }
-    check(&format!("{FROM_THERE}, from: {{}}"), expect![[r#"
+    check(
+        &format!("{FROM_THERE}, from: {{}}"),
+        expect![[r#"
         issuers[0].from: expected headers, params or both
-    "#]]);
+    "#]],
+    );
     check(
         &format!(
             "{FROM_THERE}, from: {{headers: [{{name: cookie}}, {{name: 'a b'}}, {{name: Host}}, {{name: x, prefix: 'ü'}}], params: ['']}}"
