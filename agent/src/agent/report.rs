@@ -133,9 +133,11 @@ fn certificate_figures(reading: identity::Reading) -> CertificateFigures {
         remaining: lifetime.remaining,
     });
     let lags = reading.lags.iter().map(|lag| (lag.identity.to_string(), lag.lag.as_secs_f64()));
+    let lives = reading.lives.iter().map(|life| (life.identity.to_string(), life.share));
     CertificateFigures {
         lifetimes: lifetimes.collect(),
         renewal_lags: lags.collect(),
+        lives_left: lives.collect(),
         renewals: reading.renewals.iter().map(|(result, count)| (result.as_str(), *count)).collect(),
         clock_skew: reading.clock_skew.unwrap_or_default().as_secs_f64(),
     }

@@ -282,6 +282,11 @@ impl Scrape {
                 lifetime.remaining,
             )?;
         }
+        let help = "How much of its life the identity's certificate has left: 1 when it was received, 0 when it expires.";
+        let mut family = out.gauge("undermesh_certificate_life_left_ratio", help)?;
+        for (identity, share) in &certificates.lives_left {
+            gauge(&mut family, &[("identity", identity)], *share)?;
+        }
         let help = "How late the renewal of the identity's certificate is; 0 before it is due.";
         let mut family = out.gauge("undermesh_certificate_renewal_lag_seconds", help)?;
         for (identity, lag) in &certificates.renewal_lags {
