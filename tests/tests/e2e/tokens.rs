@@ -209,8 +209,10 @@ fn a_new_key_of_the_issuer_fails_no_request() -> Result<()> {
     let told = bearer(&old.token(&claims(json!({}))?)?);
     stage.answers(&[&told], 200)?;
     let load = ["--count", "400", "--connections", "2", "--pause-ms", "20"];
+    let clients = stage.clients();
+    let new = SigningKey::new("new", "RS256")?;
+    let told_by_new = bearer(&new.token(&claims(json!({}))?)?);
     thread::scope(|scope| {
-        let clients = stage.clients();
         let under_way: Vec<_> = clients
             .iter()
             .map(|(client, url)| {
@@ -219,14 +221,12 @@ fn a_new_key_of_the_issuer_fails_no_request() -> Result<()> {
             })
             .collect();
         thread::sleep(Duration::from_millis(500));
-        let new = SigningKey::new("new", "RS256")?;
         issuer.publish(&[&old, &new])?;
-        let told = bearer(&new.token(&claims(json!({}))?)?);
         let at_once = ["--count", "40", "--connections", "8"];
         let news: Vec<_> = clients
             .iter()
             .map(|(client, url)| {
-                let told = &told;
+                let told = &told_by_new;
                 scope.spawn(move || asked(client, url, &[told], &at_once)?.all(200).map(drop))
             })
             .collect();
@@ -290,9 +290,9 @@ fn connections_end_when_tokens_begin_to_be_asked_for() -> Result<()> {
     let talks: Vec<Talk> = clients.iter().map(|client| Talk::with(client, door)).collect::<Result<_>>()?;
     let key = SigningKey::new("a", "ES256")?;
     let load = ["--count", "200", "--connections", "2", "--pause-ms", "20"];
+    let (far, url) = &stage.clients()[1];
     thread::scope(|scope| {
         // Between agents requests are sent again where they may be.
-        let (far, url) = &stage.clients()[1];
         let under_way = scope.spawn(move || asked(far, url, &[], &load)?.all(200).map(drop));
         thread::sleep(Duration::from_millis(500));
         stage.mesh.lab.apply(&policy(json!({ "inline": key_set([&key]) })))?;
