@@ -3,6 +3,7 @@
 //! Where the policies come from, and which workload each is for, is not known here; nor is any header an identity.
 
 mod decision;
+mod expression;
 mod facts;
 mod index;
 mod keys;
@@ -16,8 +17,9 @@ mod set;
 mod tests;
 
 pub use decision::{Decision, NearMiss, OnConnection, Outcome, RuleRef, Verdict};
+pub use expression::Expression;
 pub use facts::{Connection, Request};
-pub use path::{EscapedSlashes, PathNormalisation, normalise};
+pub use path::{EscapedSlashes, PathNormalisation, Refused, normalise};
 pub use rule::{
     Action, Applied, Condition, GrpcMethod, Matcher, Operation, PathPattern, Pattern, Policy, Rule, Segment,
     ServiceAccount, Source,

@@ -28,7 +28,7 @@ pub(super) async fn request<B>(
     };
     let Some(policies) = door.policies(snapshot) else { return Ok(()) };
     let bad = |why: String| Refusal::new(RequestEnd::BadRequest, why);
-    let path = authorization::normalise(request.uri().path(), proxy.settings.paths)
+    let path = authorization::normalise(request.uri().path(), &proxy.settings.paths)
         .map_err(|why| bad(why.to_string()))?;
     let host = head::authority(request).map_err(|why| bad(why.to_string()))?;
     let asked = authorization::Request {
