@@ -4,24 +4,28 @@ use http::Request;
 
 use super::answer::Refusal;
 use super::exchange::Exchange;
-use super::head;
+use super::{head, tokens};
 use crate::policy::authorization;
 use crate::proxy::Proxy;
 use crate::proxy::admission::{self, Caller, Door};
 use crate::snapshot::Snapshot;
 use crate::telemetry::RequestEnd;
 
-/// Asks the policies of the pod; the exchange has what they say.
+/// Asks the policies of the pod; the exchange has what they say. The request becomes what the application is to get.
 ///
 /// # Errors
-/// When they deny it, or when its path could be understood in more than one way.
-pub(super) fn request<B>(
+/// When they deny it, when it shows a token that does not hold, or when its path could be understood in more than one way.
+pub(super) async fn request<B>(
     proxy: &Proxy,
     snapshot: &Snapshot,
     (door, visitor): (&Door, &Caller),
     exchange: &mut Exchange,
-    request: &Request<B>,
+    request: &mut Request<B>,
 ) -> Result<(), Refusal> {
+    let claims = match door.tokens(snapshot) {
+        Some(rules) => tokens::taken(proxy, rules, exchange, request).await?,
+        None => None,
+    };
     let Some(policies) = door.policies(snapshot) else { return Ok(()) };
     let bad = |why: String| Refusal::new(RequestEnd::BadRequest, why);
     let path = authorization::normalise(request.uri().path(), &proxy.settings.paths)
@@ -32,7 +36,7 @@ pub(super) fn request<B>(
         path: &path,
         host: host.as_ref().map(|host| host.as_str()),
         headers: request.headers(),
-        claims: None,
+        claims: claims.as_ref(),
         is_grpc: exchange.is_grpc,
     };
     let decision = policies.request(&visitor.at(door.address.port()), &asked);

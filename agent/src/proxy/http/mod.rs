@@ -6,6 +6,7 @@
 
 mod answer;
 mod authorize;
+mod blame;
 mod body;
 mod connect;
 mod deadline;
@@ -28,6 +29,7 @@ mod serve;
 mod session;
 mod slow;
 mod talk;
+mod tokens;
 mod upgrade;
 
 use std::convert::Infallible;
