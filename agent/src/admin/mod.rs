@@ -41,6 +41,7 @@ undermesh agent
 /debug/status       pods, rejected documents, readiness (JSON)
 /debug/pods         the pods of this node and their enrolment (JSON)
 /debug/connections  every open connection (JSON)
+/debug/plaintext    who has called the pods of this node in plaintext (JSON)
 /debug/certs        certificates, trusted roots and revocation lists (JSON)
 /debug/config       the configuration in force (JSON)
 ";
@@ -133,6 +134,7 @@ fn router(telemetry: Arc<Telemetry>, certificates: CertificatesPage) -> Router {
             "/debug/connections",
             get(async |State(pages): State<Pages>| pages.json(view::connections).await),
         )
+        .route("/debug/plaintext", get(async |State(pages): State<Pages>| pages.json(view::plaintext).await))
         .route("/debug/certs", get(certs))
         .route("/debug/config", get(async |State(pages): State<Pages>| pages.json(view::config).await))
         .fallback(async || (StatusCode::NOT_FOUND, "not found; / lists the pages\n"))

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use serde_json::Value;
 
 use super::admin_client::{self, AdminError, DEFAULT_ADMIN_ADDRESS};
 use super::print;
@@ -39,7 +40,7 @@ pub fn run(args: &ConnectionsArgs) -> ExitCode {
 fn show(args: &ConnectionsArgs) -> Result<String, AdminError> {
     const PATH: &str = "/debug/connections";
     match args.output {
-        OutputFormat::Json => Ok(print::json(&admin_client::get_json(args.admin_address, PATH)?)),
+        OutputFormat::Json => Ok(print::json(&admin_client::get_json::<Value>(args.admin_address, PATH)?)),
         OutputFormat::Table => {
             let view: ConnectionsView = admin_client::get_json(args.admin_address, PATH)?;
             Ok(as_table(view.connections))

@@ -2,6 +2,7 @@
 
 mod admin_client;
 pub mod agent;
+mod agents;
 pub mod ca;
 pub mod certs;
 pub mod check;
@@ -9,6 +10,7 @@ pub mod connections;
 pub mod controller;
 pub mod detach;
 mod log;
+pub mod mtls;
 mod print;
 pub mod status;
 mod table;
@@ -34,6 +36,7 @@ enum Command {
     Status(status::StatusArgs),
     Connections(connections::ConnectionsArgs),
     Certs(certs::CertsArgs),
+    Mtls(mtls::MtlsArgs),
     Ca(ca::CaArgs),
     Detach(detach::DetachArgs),
 }
@@ -47,6 +50,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Connections(args) => connections::run(&args),
         Command::Certs(args) => certs::run(&args),
+        Command::Mtls(args) => mtls::run(&args),
         Command::Ca(args) => ca::run(&args),
         Command::Detach(args) => detach::run(&args),
     }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Args;
+use serde_json::Value;
 
 use super::admin_client::{self, AdminError, DEFAULT_ADMIN_ADDRESS};
 use super::connections::OutputFormat;
@@ -31,7 +32,7 @@ pub fn run(args: &StatusArgs) -> ExitCode {
 fn show(args: &StatusArgs) -> Result<String, AdminError> {
     const PATH: &str = "/debug/status";
     match args.output {
-        OutputFormat::Json => Ok(print::json(&admin_client::get_json(args.admin_address, PATH)?)),
+        OutputFormat::Json => Ok(print::json(&admin_client::get_json::<Value>(args.admin_address, PATH)?)),
         OutputFormat::Table => Ok(as_text(&admin_client::get_json(args.admin_address, PATH)?)),
     }
 }

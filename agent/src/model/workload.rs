@@ -60,6 +60,13 @@ pub enum Enrolment {
     Impossible(String),
 }
 
+impl Workload {
+    /// What the pod is a replica of, with its namespace.
+    pub fn replica_of(&self) -> ObjectRef {
+        ObjectRef::new(self.pod.namespace.clone(), self.workload.clone())
+    }
+}
+
 impl Enrolment {
     /// True for a pod that is to be enrolled.
     pub fn is_wanted(&self) -> bool {
@@ -75,6 +82,16 @@ pub enum MtlsMode {
     Permissive,
     /// Plaintext is refused from the first SYN, also while the agent is down.
     Strict,
+}
+
+impl MtlsMode {
+    /// As annotations and pages spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Permissive => "permissive",
+            Self::Strict => "strict",
+        }
+    }
 }
 
 /// The `undermesh.io/dialled-pods` annotation of a pod or its namespace.

@@ -9,8 +9,8 @@ use serde::{Serialize, Serializer};
 use super::status::RejectionView;
 use super::to_json;
 use crate::model::{
-    DialledPods, Endpoint, Enrolment, MtlsMode, Name, ObjectRef, Service, ServicePort, SessionAffinity,
-    SpiffeId, Standing, TrafficDistribution, TrafficScope, Workload,
+    DialledPods, Endpoint, Enrolment, Name, ObjectRef, Service, ServicePort, SessionAffinity, SpiffeId,
+    Standing, TrafficDistribution, TrafficScope, Workload,
 };
 use crate::snapshot::{Destination, Snapshot};
 use crate::telemetry::Telemetry;
@@ -117,10 +117,7 @@ impl<'a> WorkloadView<'a> {
             node: workload.node.as_ref(),
             enrolment,
             enrolment_impossible,
-            mtls: match workload.mtls {
-                MtlsMode::Permissive => "permissive",
-                MtlsMode::Strict => "strict",
-            },
+            mtls: workload.mtls.as_str(),
             dialled_pods: match workload.dialled_pods {
                 DialledPods::Pod => "pod",
                 DialledPods::Service => "service",
