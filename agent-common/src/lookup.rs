@@ -53,7 +53,11 @@ impl Inbound<'_> {
         if !self.pod.owns(self.local) || self.pod.owns(self.remote) || self.remote.is_loopback() {
             return Steer::Pass;
         }
-        if self.pod.strict != 0 && self.local_port != TUNNEL_PORT { Steer::Strict } else { Steer::Inbound }
+        if self.local_port != TUNNEL_PORT && self.pod.is_strict(self.local_port) {
+            Steer::Strict
+        } else {
+            Steer::Inbound
+        }
     }
 }
 
@@ -84,7 +88,8 @@ mod tests {
     }
 
     fn check(strict: u32, remote: &str, local: &str, port: u16) -> Steer {
-        let pod = Pod { addresses: [address("10.0.0.5"), address("fd00::5")], interface: 2, strict };
+        let mut pod = Pod { addresses: [address("10.0.0.5"), address("fd00::5")], strict, ..Pod::default() };
+        pod.mode_exceptions[..2].copy_from_slice(&[8080, TUNNEL_PORT]);
         Inbound { pod: &pod, local: &address(local), local_port: port, remote: &address(remote) }.steer()
     }
 
@@ -106,6 +111,9 @@ mod tests {
             (0, "fd00::5", "fd75:6d65:7368:1::3", 80, Refuse),
             (1, "10.0.0.9", "10.0.0.5", 80, Strict),
             (1, "10.0.0.9", "10.0.0.5", TUNNEL_PORT, Inbound),
+            (0, "10.0.0.9", "10.0.0.5", TUNNEL_PORT, Inbound),
+            (0, "10.0.0.9", "10.0.0.5", 8080, Strict),
+            (1, "10.0.0.9", "10.0.0.5", 8080, Inbound),
             (1, "10.0.0.5", "10.0.0.5", 80, Pass),
             (1, "10.0.0.9", "192.168.7.5", 80, Pass),
             (1, "127.0.0.1", "127.128.0.16", 80, Outbound),

@@ -3,7 +3,7 @@
 use crate::{Address, Endpoint};
 
 /// Counts the layouts of the structs in this module; a pinned map of another layout is never adopted.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// An agent whose heartbeat is older than this, in nanoseconds, is taken for hung.
 pub const HEARTBEAT_LIMIT_NS: u64 = 3_000_000_000;
@@ -31,6 +31,9 @@ pub struct Destination {
 /// How many addresses of one pod are steered: `status.podIPs` holds at most one of each family.
 pub const POD_ADDRESSES: usize = 2;
 
+/// How many ports of a pod may have another mTLS mode than the pod.
+pub const MODE_EXCEPTIONS: usize = 16;
+
 /// `pods[network namespace cookie]`: an enrolled pod.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +44,12 @@ pub struct Pod {
     pub interface: u32,
     /// 1: plaintext is refused from the first SYN.
     pub strict: u32,
+    /// 1: policies say who may call. Without an agent that knows them nobody may, whatever else is to happen then.
+    pub guarded: u32,
+    /// Zero.
+    pub padding: u32,
+    /// Ports that are strict where the pod is not, or not where it is; host order, unused ones are 0.
+    pub mode_exceptions: [u16; MODE_EXCEPTIONS],
 }
 
 impl Pod {
@@ -48,6 +57,20 @@ impl Pod {
     #[inline(always)]
     pub const fn owns(&self, address: &Address) -> bool {
         self.addresses[0].same(address) || self.addresses[1].same(address)
+    }
+
+    /// Whether plaintext to this port is refused.
+    #[inline(always)]
+    pub const fn is_strict(&self, port: u16) -> bool {
+        let mut i = 0;
+        while i < MODE_EXCEPTIONS {
+            // Left at once: a flag that is carried on would have the verifier follow two paths from each of them.
+            if self.mode_exceptions[i] == port {
+                return self.strict == 0;
+            }
+            i += 1;
+        }
+        self.strict != 0
     }
 
     /// The pod's address of the family of `like`.
@@ -196,7 +219,7 @@ const _: () = {
     use crate::Tuple;
     assert!(size_of::<Agent>() == 8 + 4 + 4);
     assert!(size_of::<Voucher>() == 20 + 4);
-    assert!(size_of::<Pod>() == 2 * 16 + 4 + 4);
+    assert!(size_of::<Pod>() == 2 * 16 + 4 * 4 + 2 * MODE_EXCEPTIONS);
     assert!(size_of::<Listener>() == 8 + 4 + 4);
     assert!(size_of::<Counters>() == 15 * 8);
     assert!(size_of::<Endpoint>() == 16 + 2 + 2);

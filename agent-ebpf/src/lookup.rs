@@ -58,7 +58,7 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         Steer::Outbound => assign(&ctx, cookie, OUTBOUND).map_or(DROP, |()| PASS),
         // SAFETY: only asked whether there is an entry.
         Steer::Inbound | Steer::Strict if unsafe { VOUCHED.get(Tuple::new(remote, local)) }.is_some() => PASS,
-        Steer::Inbound => to_agent(&ctx, cookie, local.port),
+        Steer::Inbound => to_agent(&ctx, cookie, local.port, pod.guarded != 0),
         Steer::Strict => {
             count(cookie, |c| c.inbound_refused_strict += 1);
             DROP
@@ -67,14 +67,14 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
 }
 
 #[inline(always)]
-fn to_agent(ctx: &SkLookupContext, cookie: u64, port: u16) -> u32 {
+fn to_agent(ctx: &SkLookupContext, cookie: u64, port: u16, guarded: bool) -> u32 {
     let agent = agent();
     // SAFETY: no argument to get wrong.
     let hung = agent.is_hung(unsafe { bpf_ktime_get_ns() });
     if !hung && assign(ctx, cookie, INBOUND).is_ok() {
         return PASS;
     }
-    match when_down(agent.closed_when_down != 0, port) {
+    match when_down(guarded || agent.closed_when_down != 0, port) {
         Down::Pass => {
             count(cookie, |c| c.inbound_bypassed_agent_down += 1);
             PASS

@@ -12,7 +12,7 @@ use crate::model::{
 };
 use crate::snapshot::{Destination, Snapshot};
 use crate::telemetry::{
-    AccessLog, CloseReason, ConnectionFacts, Peer, PodReport, PodState, Reporter, Security, Status,
+    CloseReason, ConnectionFacts, Logs, Peer, PodReport, PodState, Reporter, Security, Status,
     TelemetrySettings, Traces,
 };
 
@@ -22,7 +22,7 @@ fn telemetry() -> Arc<Telemetry> {
     Telemetry::new(
         TelemetrySettings::default(),
         Status::new("node-1", Arc::default()),
-        AccessLog::off(),
+        Logs::default(),
         Traces::off(),
     )
 }
@@ -65,6 +65,9 @@ fn workload() -> Arc<Workload> {
         node: Some("node-1".into()),
         enrolment: Enrolment::Wanted,
         mtls: MtlsMode::Strict,
+        mtls_ports: Vec::new(),
+        guarded: false,
+        mtls_by: Vec::new(),
         dialled_pods: DialledPods::Pod,
         paths: None,
     })
@@ -122,6 +125,7 @@ fn facts() -> ConnectionFacts {
         dialled: "10.0.0.2:5432".parse().unwrap(),
         client: "10.0.0.9:40000".parse().unwrap(),
         upstream: None,
+        ruling: None,
     }
 }
 

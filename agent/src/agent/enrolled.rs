@@ -86,7 +86,8 @@ impl Publisher {
             addresses: workload.addresses.clone(),
             since,
             plaintext_when_down: self.on_agent_down == OnAgentDown::Open
-                && workload.mtls == MtlsMode::Permissive,
+                && workload.mtls == MtlsMode::Permissive
+                && !workload.guarded,
         };
         let says_the_same = |before: &Enrolled| {
             before.addresses == enrolled.addresses
@@ -369,6 +370,9 @@ mod tests {
             node: Some("n1".into()),
             enrolment: Enrolment::Wanted,
             mtls: MtlsMode::Permissive,
+            mtls_ports: Vec::new(),
+            guarded: false,
+            mtls_by: Vec::new(),
             dialled_pods: DialledPods::Pod,
             paths: None,
         });

@@ -105,6 +105,9 @@ mod tests {
             node: Some("node-1".into()),
             enrolment,
             mtls: MtlsMode::Permissive,
+            mtls_ports: Vec::new(),
+            guarded: false,
+            mtls_by: Vec::new(),
             dialled_pods: DialledPods::Pod,
             paths: None,
         })

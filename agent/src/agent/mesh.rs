@@ -11,7 +11,7 @@ use imbl::ordmap::DiffItem;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
-use super::report::{Reporters, obstacle};
+use super::report::{self, Reporters, obstacle};
 use super::tunnel::Members;
 use crate::capture::{Capture, CaptureError, Succession};
 use crate::model::{Enrolment, NodeInfo, Workload, WorkloadUid};
@@ -169,6 +169,11 @@ impl Mesh {
             members.leaving(&leaving.collect::<Vec<_>>()).await;
         }
         for item in gone.into_iter().chain(current) {
+            if let DiffItem::Update { old: (_, before), new: (_, now) } = &item
+                && is_wanted(&self.node, now)
+            {
+                report::opened(&self.telemetry, before, now);
+            }
             match item {
                 DiffItem::Remove(uid, _) => _ = self.unwant(uid),
                 DiffItem::Add(_, workload) | DiffItem::Update { new: (_, workload), .. } => {
@@ -179,6 +184,8 @@ impl Mesh {
         if let Err(error) = self.capture.learn_destinations(&snapshot) {
             error!(%error, "the kernel does not take the mesh's addresses");
         }
+        // After the kernel knows of modes: what it still lets in would have to be looked at again.
+        self.workers.review().await?;
         self.telemetry.retain(&snapshot, Instant::now());
         Ok(())
     }

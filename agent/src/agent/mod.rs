@@ -30,7 +30,7 @@ use crate::model::{MtlsMode, NodeInfo};
 use crate::proxy::{Proxy, ProxySettings, Workers};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{
-    AccessLog, AccessLogSettings, Status, Telemetry, TelemetrySettings, TraceSettings, Traces,
+    AccessLog, AccessLogSettings, Logs, Status, Telemetry, TelemetrySettings, TraceSettings, Traces,
 };
 
 use gate::Gate;
@@ -63,10 +63,14 @@ pub struct AgentSettings {
     pub proxy: ProxySettings,
     /// The mTLS mode of pods that do not choose.
     pub mtls: MtlsMode,
+    /// The namespace that the mesh is installed in, of which policies may be for the whole mesh.
+    pub mesh_namespace: String,
     /// Mutual TLS between the nodes; none: plaintext.
     pub tunnel: Option<TunnelSettings>,
     /// Where access-log lines go.
     pub access_log: AccessLogSettings,
+    /// Where it is written what policies have denied or want to know of.
+    pub audit_log: AccessLogSettings,
     /// Where spans of requests go; none: nowhere.
     pub traces: Option<TraceSettings>,
     /// How long connections may go on that are open when the agent is to stop.
@@ -77,7 +81,10 @@ pub struct AgentSettings {
 pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
     let status = Status::new(settings.node.name.clone(), snapshot.clone());
-    let access_log = AccessLog::start(&settings.access_log).context("starting the access log")?;
+    let logs = Logs {
+        access: AccessLog::start(&settings.access_log).context("starting the access log")?,
+        audit: AccessLog::start(&settings.audit_log).context("starting the audit log")?,
+    };
     let traces = match &settings.traces {
         Some(traces) => {
             let (traces, exporter) = Traces::new(traces)?;
@@ -87,12 +94,13 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
         }
         None => Traces::off(),
     };
-    let telemetry = Telemetry::new(TelemetrySettings::default(), status.clone(), access_log, traces);
+    let telemetry = Telemetry::new(TelemetrySettings::default(), status.clone(), logs, traces);
 
     // Whatever may fail comes before the kernel is touched, where an agent that runs already may be at work.
     let tunnel = settings.tunnel.as_ref();
     let trust_domain = tunnel.map(|tunnel| tunnel.trust_domain.clone());
-    let defaults = Defaults { mtls: settings.mtls, trust_domain };
+    let mesh_namespace = Some(settings.mesh_namespace.as_str().into());
+    let defaults = Defaults { mtls: settings.mtls, trust_domain, mesh_namespace };
     let mut admin = Admin::bind(settings.admin_address, telemetry.clone()).await?;
     // An API server that does not answer is waited for, and that is to be seen.
     let source = Source::open(&settings.source, settings.node.clone(), defaults).await?;
@@ -168,7 +176,9 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
         error = source => Err(error),
         () = in_background(background) => unreachable!("it runs for ever"),
     };
-    telemetry.access_log().flush(LAST_LINES);
+    for log in telemetry.logs() {
+        log.flush(LAST_LINES);
+    }
     telemetry.traces().flush(LAST_LINES).await;
     ended
 }

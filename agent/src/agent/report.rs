@@ -9,7 +9,7 @@ use crate::capture::{Capture, CaptureError, Counters, Part, PodCounters, PodNet}
 use crate::config;
 use crate::discovery::kubernetes::{Announcer, Condition};
 use crate::identity::{Radar, Reading};
-use crate::model::{Workload, WorkloadUid};
+use crate::model::{Opened, Workload, WorkloadUid};
 use crate::telemetry::{
     self, CertificateFigures, CertificateLifetime, KernelCounters, NotEnrolledReason, PodReport, PodState,
     PodTcp, Status, Telemetry,
@@ -120,9 +120,11 @@ fn certificate_figures(reading: Reading) -> CertificateFigures {
         remaining: lifetime.remaining,
     });
     let lags = reading.lags.iter().map(|lag| (lag.identity.to_string(), lag.lag.as_secs_f64()));
+    let lives = reading.lives.iter().map(|life| (life.identity.to_string(), life.share));
     CertificateFigures {
         lifetimes: lifetimes.collect(),
         renewal_lags: lags.collect(),
+        lives_left: lives.collect(),
         renewals: reading.renewals.iter().map(|(result, count)| (result.as_str(), *count)).collect(),
         clock_skew: reading.clock_skew.unwrap_or_default().as_secs_f64(),
     }
@@ -173,6 +175,23 @@ pub(super) fn obstacle(error: &CaptureError) -> NotEnrolledReason {
         }
         CaptureError::Step { part: Part::Workers, .. } | CaptureError::Preflight(_) => {
             NotEnrolledReason::Internal
+        }
+    }
+}
+
+/// Tells of a pod that takes plaintext where it refused it: whoever wanted that knows, and whoever did not is to hear of it.
+pub(super) fn opened(telemetry: &Telemetry, before: &Workload, now: &Workload) {
+    let Some(opened) = now.opened_since(before) else { return };
+    let by: Vec<String> = now.mtls_by.iter().map(ToString::to_string).collect();
+    let by = match by.is_empty() {
+        true => "no policy and no annotation, hence the agent's own setting".to_owned(),
+        false => by.join(" and "),
+    };
+    telemetry.mtls_downgraded();
+    match opened {
+        Opened::Pod => warn!(pod = %now.pod, by, "the pod takes plaintext, which it refused before"),
+        Opened::Ports(ports) => {
+            warn!(pod = %now.pod, ?ports, by, "ports of the pod take plaintext, which they refused before");
         }
     }
 }

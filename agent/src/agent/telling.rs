@@ -29,8 +29,9 @@ impl Telling {
         match self {
             Self::Folder(publisher) => publisher.publish(workload),
             Self::Api(announcer, on_agent_down) => {
-                let plaintext_when_down =
-                    *on_agent_down == OnAgentDown::Open && workload.mtls == MtlsMode::Permissive;
+                let plaintext_when_down = *on_agent_down == OnAgentDown::Open
+                    && workload.mtls == MtlsMode::Permissive
+                    && !workload.guarded;
                 let value = Published { plaintext_when_down };
                 announcer.enrolled(&workload.uid, &workload.pod, value.as_str());
             }

@@ -10,7 +10,7 @@ use aya::maps::{HashMap as BpfHashMap, MapData, SockHash};
 use rtnetlink::packet_route::route::{RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{RouteMessageBuilder, new_connection};
 use tracing::debug;
-use undermesh_common::maps::{INBOUND, Listener, OUTBOUND, POD_ADDRESSES, Pod};
+use undermesh_common::maps::{INBOUND, Listener, MODE_EXCEPTIONS, OUTBOUND, POD_ADDRESSES, Pod};
 use undermesh_common::{Address, code};
 
 use super::listener::{self, PodListeners};
@@ -188,15 +188,15 @@ impl Enrolled {
         programs: &mut Programs,
         workload: &Workload,
     ) -> Result<(), CaptureError> {
-        let strict = u32::from(workload.mtls == MtlsMode::Strict);
-        if self.entry.strict == strict {
+        let entry = with_modes(self.entry, workload);
+        if self.entry == entry {
             return Ok(());
         }
-        let before = std::mem::replace(&mut self.entry.strict, strict);
+        let before = std::mem::replace(&mut self.entry, entry);
         let written = self.write_pod(programs);
         if written.is_err() {
             // So that the next try does not take it for done.
-            self.entry.strict = before;
+            self.entry = before;
         }
         written
     }
@@ -246,7 +246,20 @@ fn map_entry(net: &PodNet) -> Result<Pod, CaptureError> {
         .run(|| interface_of(&net.addresses))
         .and_then(|result| result)
         .map_err(Part::Netns.step("finding the pod's interface"))?;
-    Ok(Pod { addresses, interface, strict: u32::from(net.workload.mtls == MtlsMode::Strict) })
+    Ok(with_modes(Pod { addresses, interface, ..Pod::default() }, &net.workload))
+}
+
+/// The entry, with what may change while the pod runs. Where more ports are exceptions than there is room for, all are strict.
+fn with_modes(entry: Pod, workload: &Workload) -> Pod {
+    let exceptions = workload.mtls_ports.iter().filter(|(_, mode)| *mode != workload.mtls);
+    let exceptions: Vec<u16> = exceptions.map(|(port, _)| *port).collect();
+    let mut mode_exceptions = [0; MODE_EXCEPTIONS];
+    let has_room = exceptions.len() <= MODE_EXCEPTIONS;
+    if has_room {
+        mode_exceptions[..exceptions.len()].copy_from_slice(&exceptions);
+    }
+    let strict = u32::from(!has_room || workload.mtls == MtlsMode::Strict);
+    Pod { strict, guarded: u32::from(workload.guarded), mode_exceptions, ..entry }
 }
 
 /// The index of the interface that has one of the addresses.

@@ -183,10 +183,10 @@ mod tests {
     #[tokio::test]
     async fn reads_back_what_the_admin_server_writes() {
         use crate::admin::{Admin, view};
-        use crate::telemetry::{AccessLog, Status, Telemetry, TelemetrySettings, Traces};
+        use crate::telemetry::{Logs, Status, Telemetry, TelemetrySettings, Traces};
 
         let status = Status::new("node-1", Default::default());
-        let telemetry = Telemetry::new(TelemetrySettings::default(), status, AccessLog::off(), Traces::off());
+        let telemetry = Telemetry::new(TelemetrySettings::default(), status, Logs::default(), Traces::off());
         let admin = Admin::bind("127.0.0.1:0".parse().unwrap(), telemetry).await.unwrap();
         let address = admin.local_address();
         let server = tokio::spawn(admin.serve(std::future::pending()));

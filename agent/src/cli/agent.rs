@@ -1,6 +1,7 @@
 //! `undermesh agent`: raw arguments, validated into settings once.
 
 mod identity;
+mod policy;
 mod traces;
 
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use socket2::TcpKeepalive;
 use tracing::{error, info, warn};
 
 use self::identity::IdentityArgs;
+use self::policy::PolicyArgs;
 use self::traces::TraceArgs;
 use super::log::{LogFormat, start_log};
 use super::time::parse_time;
@@ -45,6 +47,9 @@ pub struct AgentArgs {
     /// Zone of this node, for Services with a traffic distribution.
     #[arg(long, env = "UNDERMESH_ZONE")]
     zone: Option<String>,
+    /// Namespace that the mesh is installed in: policies of it may be for the whole mesh.
+    #[arg(long, value_name = "NAME", default_value = "undermesh-system", env = "UNDERMESH_MESH_NAMESPACE")]
+    mesh_namespace: String,
     /// Directory of Kubernetes manifests to follow.
     #[arg(
         long,
@@ -155,6 +160,8 @@ pub struct AgentArgs {
     #[arg(long, value_name = "FILE", env = "UNDERMESH_ACCESS_LOG_FILE")]
     access_log_file: Option<PathBuf>,
     #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
     traces: TraceArgs,
 }
 
@@ -253,10 +260,14 @@ impl AgentArgs {
                     .with_retries(self.keepalive_probes),
                 max_connections: max_connections(self.max_connections, workers),
                 http: self.http == Http::Auto,
+                paths: self.policy.paths(),
+                names_policies: self.policy.names_policies(),
             },
             mtls,
+            mesh_namespace: self.mesh_namespace.clone(),
             tunnel,
             access_log: self.access_log_settings(),
+            audit_log: self.policy.audit_log(),
             traces: self.traces.settings(&self.node_name)?,
             drain: self.drain,
         })

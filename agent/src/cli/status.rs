@@ -56,16 +56,26 @@ fn as_text(status: &StatusView) -> String {
     match status.pods.is_empty() {
         true => text.push_str("no pods on this node\n"),
         false => text.push_str(&table(
-            ["NAMESPACE", "POD", "STATE", "SINCE", "REASON"],
+            ["NAMESPACE", "POD", "STATE", "SINCE", "MTLS", "POLICIES", "REASON"],
             &status.pods.iter().map(row).collect::<Vec<_>>(),
         )),
     }
     text
 }
 
-fn row(pod: &PodView) -> [String; 5] {
+/// The policies that are named; there may be thousands.
+const MOST_POLICIES: usize = 3;
+
+fn row(pod: &PodView) -> [String; 7] {
     let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".into());
-    [pod.namespace.clone(), pod.name.clone(), pod.state.clone(), or_dash(&pod.since), or_dash(&pod.detail)]
+    let named = pod.policies.iter().take(MOST_POLICIES).cloned().collect::<Vec<_>>().join(",");
+    let policies = match pod.policies.len() {
+        0 => "-".into(),
+        1..=MOST_POLICIES => named,
+        all => format!("{named} and {} more", all - MOST_POLICIES),
+    };
+    let (since, mtls, detail) = (or_dash(&pod.since), or_dash(&pod.mtls), or_dash(&pod.detail));
+    [pod.namespace.clone(), pod.name.clone(), pod.state.clone(), since, mtls, policies, detail]
 }
 
 #[cfg(test)]
@@ -88,6 +98,9 @@ mod tests {
                   "reason": null, "detail": null },
                 { "namespace": "shop", "name": "host-0", "uid": "1", "state": "not_enrolled", "since": null,
                   "reason": "impossible", "detail": "it uses the host's network" },
+                { "namespace": "shop", "name": "web-0", "uid": "2", "state": "enrolled", "since": null,
+                  "reason": null, "detail": null, "mtls": "strict",
+                  "policies": ["mesh/all", "shop/a", "shop/b", "shop/c", "shop/d"] },
             ]
         }))
         .unwrap();
@@ -100,9 +113,10 @@ mod tests {
             rejected documents:
               a.yaml:3: no kind
 
-            NAMESPACE  POD     STATE         SINCE  REASON
-            shop       db-0    pending       -      -
-            shop       host-0  not_enrolled  -      it uses the host's network
+            NAMESPACE  POD     STATE         SINCE  MTLS    POLICIES                           REASON
+            shop       db-0    pending       -      -       -                                  -
+            shop       host-0  not_enrolled  -      -       -                                  it uses the host's network
+            shop       web-0   enrolled      -      strict  mesh/all,shop/a,shop/b and 2 more  -
         "#]]
         .assert_eq(&as_text(&status));
     }

@@ -3,8 +3,13 @@
 //!
 //! Pure functions of documents, so that whoever tells an author (by the status) says what an agent does.
 
+mod access;
+mod mtls;
 mod policies;
 
+pub use access::{Stated, what_is_denied};
+pub(super) use access::{authorization, mesh_policy, missing_targets};
+pub(super) use mtls::{Level, Verdict, conflict, mtls};
 pub use policies::TargetStatus;
 pub(super) use policies::{Remark, Settled, settle};
 
@@ -65,7 +70,7 @@ pub struct Refusal {
 pub enum Reason {
     /// The parent is not there, or has no such port.
     NoMatchingParent,
-    /// A route of another kind has the port, or another policy of this kind.
+    /// A route of another kind has the port, or another policy of this kind has the word.
     Conflicted,
     /// What the policy is for is not there, or has no such port.
     TargetNotFound,
@@ -79,6 +84,8 @@ pub enum Reason {
     BackendNotFound,
     /// A reference that no grant allows.
     RefNotPermitted,
+    /// The policy asks for requests where there are none.
+    NotHttp,
 }
 
 /// Routes that cannot be in force together on one port: this one is not in force there.
@@ -237,6 +244,7 @@ impl Reason {
             Self::InvalidKind => "InvalidKind",
             Self::BackendNotFound => "BackendNotFound",
             Self::RefNotPermitted => "RefNotPermitted",
+            Self::NotHttp => "NotHttp",
         }
     }
 }

@@ -93,7 +93,7 @@ pub async fn run(settings: ControllerSettings) -> anyhow::Result<()> {
             root::lead(&client, &root, leader.clone()),
             bundle::lead(&client, &settings, &root, leader.clone()),
             taint::lead(&client, &settings, &telemetry, leader.clone()),
-            statuses::lead(&client, leader.clone()),
+            statuses::lead(&client, &settings.namespace, leader.clone()),
             ca.renew_own_certificate(),
             admin.serve(std::future::pending()),
         )

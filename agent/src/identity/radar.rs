@@ -9,6 +9,7 @@ use tracing::{error, warn};
 
 use super::clock::{rfc3339, to_unix};
 use super::store::Standing;
+use super::svid::Svid;
 use super::{CertificateStore, CrlMode, RenewalResult, SpiffeId, Trust};
 
 /// A leaf is worth a warning when it has less than this part of its life left: its renewal is long overdue.
@@ -32,6 +33,8 @@ pub struct Reading {
     pub lifetimes: Vec<Lifetime>,
     /// How late the renewal of each identity is.
     pub lags: Vec<RenewalLag>,
+    /// How much of its life each leaf has left.
+    pub lives: Vec<LifeLeft>,
     /// How many requests ended how.
     pub renewals: Vec<(RenewalResult, u64)>,
     /// The largest advance of another clock over ours that was seen.
@@ -75,6 +78,15 @@ pub struct RenewalLag {
     pub lag: Duration,
 }
 
+/// How much of its life a leaf has left.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LifeLeft {
+    /// Whose.
+    pub identity: SpiffeId,
+    /// Of the time that it had when it was received: 1 at first, 0 when it expires.
+    pub share: f64,
+}
+
 /// Something that people should look at, as a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
@@ -103,7 +115,7 @@ impl Radar {
     pub fn read(&self) -> Reading {
         let now = self.store.now();
         let mut lifetimes = Vec::new();
-        let mut lags = Vec::new();
+        let (mut lags, mut lives) = (Vec::new(), Vec::new());
         for standing in self.store.standings() {
             lags.push(RenewalLag {
                 lag: now.duration_since(standing.due).unwrap_or_default(),
@@ -112,6 +124,7 @@ impl Radar {
             let Some(svid) = standing.svid else { continue };
             let id = svid.id.as_str();
             lifetimes.push(Lifetime::of(Kind::Leaf, id, "", svid.not_after, now));
+            lives.push(LifeLeft { identity: svid.id.clone(), share: life_left(&svid, now) });
             for (kind, signatory) in [(Kind::Issuer, &svid.issuer), (Kind::Root, &svid.root)] {
                 lifetimes.push(Lifetime::of(kind, id, &signatory.subject, signatory.not_after, now));
             }
@@ -126,6 +139,7 @@ impl Radar {
         Reading {
             lifetimes,
             lags,
+            lives,
             renewals: self.store.results().to_vec(),
             clock_skew: self.trust.clock_skew(),
         }
@@ -215,13 +229,17 @@ impl Radar {
     }
 }
 
+fn life_left(svid: &Svid, now: SystemTime) -> f64 {
+    let life = svid.not_after.duration_since(svid.received).unwrap_or_default();
+    if life.is_zero() { 0.0 } else { svid.remaining(now).as_secs_f64() / life.as_secs_f64() }
+}
+
 fn leaf_warning(standing: &Standing, now: SystemTime) -> Option<Warning> {
     let svid = standing.svid.as_ref()?;
-    let life = svid.not_after.duration_since(svid.received).unwrap_or_default();
     let left = svid.remaining(now);
     let (urgency, what) = if left.is_zero() {
         (Urgency::Expired, format!("expired at {}", rfc3339(svid.not_after)))
-    } else if left < life.mul_f64(LEAF_WARNING) {
+    } else if life_left(svid, now) < LEAF_WARNING {
         (Urgency::Soon(0), format!("expires in {} s and should have been renewed long ago", left.as_secs()))
     } else {
         return None;

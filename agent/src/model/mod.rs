@@ -29,7 +29,9 @@ pub use traffic::{
     Algorithm, Balancing, Caps, Fault, HashKey, Limited, Outliers, RateLimit, RetryBudget, RetrySettings,
     SharedBy, SuccessRate, TrafficSettings, TrafficTimeouts,
 };
-pub use workload::{DialledPods, Enrolment, MtlsMode, PodPaths, PublishedPod, Workload, WorkloadUid};
+pub use workload::{
+    DialledPods, Enrolment, MtlsMode, MtlsSource, Opened, PodPaths, PublishedPod, Workload, WorkloadUid,
+};
 
 use std::fmt;
 use std::sync::Arc;

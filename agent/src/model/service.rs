@@ -63,23 +63,30 @@ pub enum Declared {
     Nothing,
 }
 
-impl ServicePort {
-    /// What is spoken on the port, by its `appProtocol` (KEP-3726 has the names of Kubernetes' own), else by the first word of
-    /// its name, as Istio has users name ports.
-    pub fn declared(&self) -> Declared {
-        if let Some(protocol) = &self.app_protocol {
+impl Declared {
+    /// What is said by a port's `appProtocol` (KEP-3726 has the names of Kubernetes' own), else by the first word of its name, as
+    /// Istio has users name ports.
+    pub fn of(app_protocol: Option<&str>, name: &str) -> Self {
+        if let Some(protocol) = app_protocol {
             return match protocol.to_ascii_lowercase().as_str() {
                 "http" | "http2" | "grpc" | "grpc-web" | "kubernetes.io/h2c" | "kubernetes.io/ws" => {
-                    Declared::Http
+                    Self::Http
                 }
-                _ => Declared::Opaque,
+                _ => Self::Opaque,
             };
         }
-        match self.name.split('-').next().unwrap_or_default() {
-            "http" | "http2" | "grpc" => Declared::Http,
-            "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" => Declared::Opaque,
-            _ => Declared::Nothing,
+        match name.split('-').next().unwrap_or_default() {
+            "http" | "http2" | "grpc" => Self::Http,
+            "tcp" | "tls" | "https" | "mongo" | "mysql" | "redis" => Self::Opaque,
+            _ => Self::Nothing,
         }
+    }
+}
+
+impl ServicePort {
+    /// What is spoken on the port, as far as it is said.
+    pub fn declared(&self) -> Declared {
+        Declared::of(self.app_protocol.as_deref(), &self.name)
     }
 
     /// The endpoint with this address, if a connection from this node may go to it.

@@ -1,5 +1,6 @@
 //! A workload: one pod, as the mesh sees it.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -30,8 +31,15 @@ pub struct Workload {
     pub node: Option<Name>,
     /// Whether the pod is to be in the mesh, and if not, why.
     pub enrolment: Enrolment,
-    /// Whether the pod takes plaintext from outside of the mesh.
+    /// Whether the pod takes plaintext from outside of the mesh. Of pods of other nodes it is what annotations say: their labels,
+    /// by which MeshPolicies select, are not known here, and nothing goes by it.
     pub mtls: MtlsMode,
+    /// The ports for which it is another mode, ascending.
+    pub mtls_ports: Vec<(u16, MtlsMode)>,
+    /// Who says so, of the mode first; nobody where it is the agent's own setting.
+    pub mtls_by: Vec<MtlsSource>,
+    /// Whether policies say who may call it: nobody may while there is no agent to ask them. Known of pods of this node.
+    pub guarded: bool,
     /// What the pod gets that dials another pod's address.
     pub dialled_pods: DialledPods,
     /// Where the pod's namespace and cgroup are, if its manifest says so.
@@ -74,7 +82,60 @@ impl Enrolment {
     }
 }
 
-/// The `undermesh.io/mtls` annotation of a pod or its namespace, else what the agent was told.
+impl Workload {
+    /// Whether a port takes plaintext.
+    pub fn mtls_at(&self, port: u16) -> MtlsMode {
+        self.mtls_ports.iter().find(|(named, _)| *named == port).map_or(self.mtls, |(_, mode)| *mode)
+    }
+
+    /// What was strict before and takes plaintext now; None if nothing does.
+    pub fn opened_since(&self, before: &Self) -> Option<Opened> {
+        let opens =
+            |before: MtlsMode, now: MtlsMode| before == MtlsMode::Strict && now == MtlsMode::Permissive;
+        if opens(before.mtls, self.mtls) {
+            return Some(Opened::Pod);
+        }
+        let mut ports: Vec<u16> =
+            before.mtls_ports.iter().chain(&self.mtls_ports).map(|(port, _)| *port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports.retain(|port| opens(before.mtls_at(*port), self.mtls_at(*port)));
+        (!ports.is_empty()).then_some(Opened::Ports(ports))
+    }
+}
+
+/// What takes plaintext that did not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// Every port for which nobody says otherwise.
+    Pod,
+    /// These ports.
+    Ports(Vec<u16>),
+}
+
+/// Who says whether a pod takes plaintext.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MtlsSource {
+    /// A MeshPolicy, as people know it: `MeshPolicy shop/strict`.
+    Policy(Name),
+    /// The pod's own annotation.
+    Pod,
+    /// The annotation of its namespace.
+    Namespace,
+}
+
+impl fmt::Display for MtlsSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Policy(name) => name,
+            Self::Pod => "the pod's annotation undermesh.io/mtls",
+            Self::Namespace => "the namespace's annotation undermesh.io/mtls",
+        })
+    }
+}
+
+/// Whether plaintext is let in: what MeshPolicies, the `undermesh.io/mtls` annotation of a pod or its namespace, or else the agent's
+/// settings say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MtlsMode {
     /// Plaintext from outside of the mesh is let in.
@@ -85,7 +146,7 @@ pub enum MtlsMode {
 }
 
 impl MtlsMode {
-    /// As annotations and pages spell it.
+    /// As the annotation has it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Permissive => "permissive",

@@ -2,6 +2,7 @@
 //!
 //! Pure: the time is an argument, and whoever asks does what the verdict says.
 
+pub mod authorization;
 mod rate;
 
 pub use rate::{Admission, Limits, Standing, admit};

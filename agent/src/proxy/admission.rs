@@ -1,25 +1,127 @@
-//! What an endpoint of this node takes, asked wherever something is about to reach it.
+//! What an endpoint of this node takes, and from whom: asked wherever something is about to reach it.
+//!
+//! Policies first, then limits. Who calls is what its certificate or this node's own knowledge of its pods says, and never what it
+//! says of itself.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::model::{Limited, Name};
+use crate::balance::Carries;
+use crate::model::{Limited, Name, SpiffeId, WorkloadUid};
+use crate::policy::authorization::{Connection, Decision, OnConnection, Outcome, Set};
 use crate::policy::{self, Admission, Limits};
 use crate::snapshot::Snapshot;
+use crate::telemetry::{RefuseReason, Ruling, RulingOf, Tried};
+
+/// Who is at the other end, as far as that is proven.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    /// None where it calls in plaintext.
+    pub(super) identity: Option<SpiffeId>,
+    /// Its address, or that of the node that speaks for it.
+    pub(super) address: IpAddr,
+}
+
+/// An endpoint of this node: a pod, and the address and port at it.
+#[derive(Clone, Debug)]
+pub(super) struct Door {
+    pub(super) pod: WorkloadUid,
+    pub(super) address: SocketAddr,
+}
+
+/// What a connection is let in by.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// What travels on it is to be looked at, request by request.
+    pub(super) by_request: bool,
+    /// What policies said.
+    pub(super) ruling: RulingOf,
+    /// The policies that said it, where the pod has any.
+    pub(super) policies: Option<Arc<Set>>,
+}
+
+/// A connection that an endpoint does not take.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) reason: RefuseReason,
+    /// What policies said.
+    pub(super) ruling: RulingOf,
+}
+
+impl Caller {
+    /// What it is held to limits as: the identity that it has proven, else its address. Of IPv6 that is the network that is one's own, as
+    /// a rule, for a host may have all of its addresses.
+    pub(super) fn source(&self) -> Name {
+        if let Some(identity) = &self.identity {
+            return identity.to_name();
+        }
+        match self.address.to_canonical() {
+            IpAddr::V4(address) => address.to_string().into(),
+            IpAddr::V6(address) => {
+                let network = address.to_bits() & !u128::from(u64::MAX);
+                format!("{}/64", Ipv6Addr::from_bits(network)).into()
+            }
+        }
+    }
+
+    /// It, at the port, as policies see it.
+    pub(super) fn at(&self, port: u16) -> Connection<'_> {
+        Connection { identity: self.identity.as_ref(), address: self.address, port }
+    }
+}
+
+impl Door {
+    /// The policies of the pod, if it has any.
+    pub(super) fn policies<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s Arc<Set>> {
+        snapshot.access.get(&self.pod)
+    }
+
+    /// Whether the endpoint takes a connection of the caller.
+    pub(super) fn enter(&self, snapshot: &Snapshot, caller: &Caller) -> Result<Entry, Refused> {
+        let (mut by_request, mut ruling) = (is_limited(snapshot, self.address, Limited::Requests), None);
+        let policies = self.policies(snapshot);
+        if let Some(policies) = policies {
+            match policies.connection(&caller.at(self.address.port())) {
+                OnConnection::ByRequest => by_request = true,
+                OnConnection::Decided(decision) => {
+                    ruling = of(&decision);
+                    if !decision.is_allowed() {
+                        return Err(Refused { reason: RefuseReason::Denied, ruling });
+                    }
+                }
+            }
+        }
+        match admit(snapshot, self.address, Limited::Connections, || caller.source()) {
+            Admission::Admitted(_) => Ok(Entry { by_request, ruling, policies: policies.cloned() }),
+            Admission::Refused { .. } => Err(Refused { reason: RefuseReason::RateLimited, ruling }),
+        }
+    }
+
+    /// What policies say of a connection that carries something else than requests.
+    pub(super) fn of_bytes(&self, snapshot: &Snapshot, caller: &Caller) -> RulingOf {
+        self.policies(snapshot).and_then(|policies| of(&policies.bytes(&caller.at(self.address.port()))))
+    }
+}
+
+impl Entry {
+    /// Whether the connection may stand that was let in by this, and carries that as its client says.
+    pub(super) fn lets_stand(&self, connection: &Connection<'_>, carries: Carries) -> bool {
+        let Some(policies) = &self.policies else { return true };
+        match policies.connection(connection) {
+            OnConnection::Decided(decision) => decision.is_allowed(),
+            OnConnection::ByRequest if self.by_request => true,
+            // Its requests are to be looked at from now on: they come again on another one, which another agent makes for them.
+            OnConnection::ByRequest if carries == Carries::Request => false,
+            // What was never looked at counts as something else.
+            OnConnection::ByRequest => policies.bytes(connection).is_allowed(),
+        }
+    }
+}
 
 /// Whether anything of this kind is limited there.
 pub(super) fn is_limited(snapshot: &Snapshot, endpoint: SocketAddr, what: Limited) -> bool {
     limits(snapshot, endpoint).iter().any(|limits| limits.count(what))
-}
-
-/// Whether the endpoint takes one more connection of the source.
-pub(super) fn takes_connection(
-    snapshot: &Snapshot,
-    endpoint: SocketAddr,
-    source: impl FnOnce() -> Name,
-) -> bool {
-    matches!(admit(snapshot, endpoint, Limited::Connections, source), Admission::Admitted(_))
 }
 
 /// Asks for one more of it.
@@ -36,18 +138,29 @@ pub(super) fn admit(
     policy::admit(limits, what, &source(), Instant::now())
 }
 
-/// What a client is held to limits as that has proven no identity: its address. Of IPv6 it is the network that is one's own, as a rule,
-/// for a host may have all of its addresses.
-pub(super) fn unproven(client: IpAddr) -> Name {
-    match client.to_canonical() {
-        IpAddr::V4(address) => address.to_string().into(),
-        IpAddr::V6(address) => {
-            let network = address.to_bits() & !u128::from(u64::MAX);
-            format!("{}/64", Ipv6Addr::from_bits(network)).into()
-        }
-    }
-}
-
 fn limits(snapshot: &Snapshot, endpoint: SocketAddr) -> &[Arc<Limits>] {
     snapshot.limits.get(&endpoint).map_or(&[], Vec::as_slice)
+}
+
+/// As telemetry is told of it; nothing where no policy had a say.
+pub(super) fn of(decision: &Decision) -> RulingOf {
+    let Decision { outcome, audited, dry } = decision;
+    if *outcome == Outcome::Open && audited.is_empty() && dry.is_none() {
+        return None;
+    }
+    let rule = match outcome {
+        Outcome::Allowed(rule) | Outcome::Denied(rule) => Some(rule.rule + 1),
+        Outcome::Open | Outcome::Invalid { .. } | Outcome::NotAllowed { .. } => None,
+    };
+    let is_denied = !decision.is_allowed();
+    Some(Arc::new(Ruling {
+        is_denied,
+        by: outcome.policy().map(|policy| (policy.clone(), rule)),
+        detail: is_denied.then(|| outcome.to_string()),
+        audited: audited.iter().map(|rule| rule.policy.clone()).collect(),
+        tried: dry.as_ref().map(|dry| {
+            let tried = if is_denied { Tried::WouldAllow } else { Tried::WouldDeny };
+            (dry.policy().cloned().unwrap_or_else(|| "".into()), tried)
+        }),
+    }))
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use super::{Proxy, admission, identity};
+use super::Proxy;
+use super::admission::Caller;
 use crate::capture::{Code, PodNet, bound_source};
-use crate::model::{DialledPods, Front, Name, Service};
+use crate::model::{DialledPods, Front, Service};
 use crate::snapshot::Snapshot;
 
 /// A captured connection, with what its application knows of it.
@@ -67,9 +68,9 @@ impl Captured {
         self.front.as_ref().map_or(self.dialled.port(), |front| front.port)
     }
 
-    /// What its pod is held to limits as: the identity that it would prove, else its address.
-    pub(super) fn source(&self) -> Name {
-        identity(&self.net.workload).unwrap_or_else(|| admission::unproven(self.client.ip()))
+    /// Who its pod is to another one of this node: what it would prove to those of others.
+    pub(super) fn caller(&self) -> Caller {
+        Caller { identity: self.net.workload.identity.clone(), address: self.client.ip() }
     }
 }
 

@@ -1,24 +1,29 @@
-//! The server's side: a connection to one of an enrolled pod's own addresses that nobody vouched for.
+//! The server's side: a connection to one of an enrolled pod's own addresses, and what becomes of any that such a pod takes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use undermesh_common::lookup::TUNNEL_PORT;
 
+use super::Proxy;
+use super::admission::{Caller, Door, Entry, Refused};
 use super::http::Inbound;
+use super::let_in::Standing;
 use super::reach::Upstream;
 use super::relay::{Meter, relay};
+use super::tunnel::stream;
 use super::upstream::{self, Target};
 use super::worker::{Fate, Here};
-use super::{Proxy, admission};
+use crate::balance::Carries;
 use crate::capture::PodNet;
-use crate::model::Limited;
-use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
+use crate::model::MtlsMode;
+use crate::telemetry::{CloseReason, ConnectionFacts, RefuseReason, Reporter, Security};
 
-/// Hands the connection on to the application, which sees the client that called.
+/// Hands a connection that nobody vouched for on to the application, which sees the client that called.
 pub(super) async fn serve(
     proxy: Arc<Proxy>,
     here: Arc<Here>,
@@ -39,29 +44,90 @@ pub(super) async fn serve(
     }
     let Some(place) = proxy.enter() else { return refuse(facts, RefuseReason::Limit) };
     // An address is all that is known of who calls in plaintext.
-    let source = || admission::unproven(caller.ip());
-    if !admission::takes_connection(&proxy.snapshot.load(), dialled, source) {
-        return refuse(facts, RefuseReason::RateLimited);
-    }
+    let door = Door { pod: net.workload.uid.clone(), address: dialled };
+    let visitor = Caller { identity: None, address: caller.ip() };
+    let entry = match entry(&proxy, &net, &door, &visitor) {
+        Ok(entry) => entry,
+        Err(Refused { reason, ruling }) => return refuse(ConnectionFacts { ruling, ..facts }, reason),
+    };
 
     let target = Target { from: &net, to: dialled, source: None, on_behalf_of: Some(caller) };
     // On the heap, so that a connection that stands does not carry the room for it.
     match Box::pin(upstream::connect(&proxy, &here.dialer, upstream::gone(&client), target)).await {
         Ok(application) => {
-            facts.upstream = Some(dialled);
-            if admission::is_limited(&proxy.snapshot.load(), dialled, Limited::Requests) {
-                let (source, facts) = (source(), vec![facts]);
-                let inbound = Inbound { proxy: proxy.clone(), here, to: dialled, source, facts, fate };
-                Box::pin(inbound.carry(Upstream::Socket(client), application)).await;
-            } else {
-                let meter = Meter::new(vec![proxy.telemetry.connection_opened(facts)]);
-                let reason = relay(client, application, &meter).await;
-                meter.close(reason);
-            }
+            (facts.upstream, facts.ruling) = (Some(dialled), entry.ruling.clone());
+            let visit = Visit {
+                proxy: proxy.clone(),
+                here,
+                door,
+                visitor,
+                facts: vec![facts],
+                fate,
+                idle: None,
+                carries: Carries::Connection,
+            };
+            visit.carry(entry, Upstream::Socket(client), application).await;
         }
         Err(reason) => refuse(facts, reason),
     }
     drop(place);
+}
+
+fn entry(proxy: &Proxy, net: &PodNet, door: &Door, visitor: &Caller) -> Result<Entry, Refused> {
+    let snapshot = proxy.snapshot.load();
+    // The kernel lets nothing in that is for a strict port. What it let in before it knew is looked at here.
+    let pod = snapshot.workloads.get(&door.pod).unwrap_or(&net.workload);
+    match pod.mtls_at(door.address.port()) {
+        MtlsMode::Strict => Err(Refused { reason: RefuseReason::PlaintextRefused, ruling: None }),
+        MtlsMode::Permissive => door.enter(&snapshot, visitor),
+    }
+}
+
+/// A connection that an endpoint of this node takes.
+pub(super) struct Visit {
+    pub(super) proxy: Arc<Proxy>,
+    pub(super) here: Arc<Here>,
+    pub(super) door: Door,
+    pub(super) visitor: Caller,
+    /// For each side that reports, one at least.
+    pub(super) facts: Vec<ConnectionFacts>,
+    /// That of the pod for which this agent carries it.
+    pub(super) fate: watch::Receiver<Fate>,
+    /// How long nothing may move on it.
+    pub(super) idle: Option<Duration>,
+    /// What it carries, as far as its client says.
+    pub(super) carries: Carries,
+}
+
+impl Visit {
+    /// Carries it between the two, until one of them ends it or policies do not let it in any more.
+    pub(super) async fn carry(self, entry: Entry, client: Upstream, application: TcpStream) {
+        let Self { proxy, here, door, visitor, facts, fate, idle, carries } = self;
+        let (snapshot, let_in) = (proxy.snapshot.clone(), &here.clone().let_in);
+        let security = facts.first().map_or(Security::Plaintext, |facts| facts.security);
+        let standing = Standing { door: door.clone(), visitor: visitor.clone(), security, entry, carries };
+        if standing.entry.by_request {
+            let inbound = Inbound { proxy, here, door, visitor, facts, fate };
+            // On the heap: most connections carry what nobody looks at.
+            let carried = Box::pin(inbound.carry(client, application));
+            let carried = let_in.carry(&snapshot.load(), standing, carried);
+            carried.await;
+            return;
+        }
+        let open = |facts| proxy.telemetry.connection_opened(facts);
+        let meter = Meter::new(facts.into_iter().map(open).collect()).ending_when_idle(idle);
+        let relayed = async {
+            match client {
+                Upstream::Socket(client) => relay(client, application, &meter).await,
+                Upstream::Tunnel(ends) => {
+                    stream::relay(application, stream::Side::Server, ends, &meter).await
+                }
+            }
+        };
+        let relayed = let_in.carry(&snapshot.load(), standing, relayed);
+        let reason = relayed.await.unwrap_or(CloseReason::Denied);
+        meter.close(reason);
+    }
 }
 
 fn facts(proxy: &Proxy, net: &PodNet, caller: SocketAddr, dialled: SocketAddr) -> ConnectionFacts {
@@ -74,5 +140,6 @@ fn facts(proxy: &Proxy, net: &PodNet, caller: SocketAddr, dialled: SocketAddr) -
         dialled,
         client: caller,
         upstream: None,
+        ruling: None,
     }
 }

@@ -15,6 +15,7 @@ pub mod fuzzing;
 mod http;
 mod idle;
 mod inbound;
+mod let_in;
 mod outbound;
 mod reach;
 mod relay;
@@ -37,6 +38,7 @@ use socket2::TcpKeepalive;
 use crate::balance::AffinityTable;
 use crate::capture::{CodeTable, EnrolledPods, PodNet};
 use crate::model::{Name, SpiffeId, Workload};
+use crate::policy::authorization::PathNormalisation;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Peer, Telemetry};
 
@@ -54,6 +56,10 @@ pub struct ProxySettings {
     pub max_connections: usize,
     /// Whether requests are told of where no route needs to know of them.
     pub http: bool,
+    /// How paths are made comparable before policies see them.
+    pub paths: PathNormalisation,
+    /// Whether who is denied something is told by which policy.
+    pub names_policies: bool,
 }
 
 /// What all connections share.

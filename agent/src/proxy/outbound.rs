@@ -8,18 +8,20 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tracing::error;
 
+use super::Proxy;
+use super::admission::{Door, Entry};
 use super::captured::Captured;
 use super::carriage::{Bound, Carriage, carriage};
-use super::http::{self, Inbound};
-use super::reach::{self, Assurance, Attempts, Unreached, Upstream};
+use super::http;
+use super::inbound::Visit;
+use super::reach::{self, Assurance, Attempts, Dialled, Unreached, Upstream};
 use super::relay::relay;
 use super::tunnel::stream;
 use super::upstream;
 use super::worker::{Fate, Here};
-use super::{Proxy, admission};
-use crate::balance::caps;
+use crate::balance::{Carries, caps};
 use crate::capture::PodNet;
-use crate::model::{Limited, LoadGuard, PortGuard, Service, UnderWay};
+use crate::model::{LoadGuard, PortGuard, Service, UnderWay};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 
@@ -65,21 +67,38 @@ async fn relayed(
     let service = captured.service(&snapshot).map(|service| &service.id);
     // On the heap, so that a connection that stands does not carry the room for finding its way.
     match Box::pin(reached(proxy, here, &snapshot, captured, bound, &client)).await {
-        // On one node nobody else asks whether the endpoint takes what this may turn out to carry.
-        Ok(Reached { upstream: Upstream::Socket(application), assurance, address, .. })
-            if assurance.security == Security::SameNode
-                && admission::is_limited(&snapshot, address, Limited::Requests) =>
-        {
-            let facts = reach::all_facts(proxy, &snapshot, captured, address, service, &assurance).collect();
-            let (proxy, here, source) = (proxy.clone(), here.clone(), captured.source());
-            let inbound = Inbound { proxy, here, to: address, source, facts, fate };
+        // On one node nobody else asks whether the endpoint takes it.
+        Ok(Reached {
+            upstream: Upstream::Socket(application),
+            assurance,
+            address,
+            idle,
+            entered: Some((door, entry)),
+            _counted,
+        }) => {
+            let facts = reach::all_facts(proxy, &snapshot, captured, address, service, &assurance);
+            let facts = facts.map(|facts| match facts.reporter {
+                Reporter::Destination => ConnectionFacts { ruling: entry.ruling.clone(), ..facts },
+                Reporter::Source => facts,
+            });
+            let (proxy, here, facts) = (proxy.clone(), here.clone(), facts.collect());
+            let visit = Visit {
+                proxy,
+                here,
+                door,
+                visitor: captured.caller(),
+                facts,
+                fate,
+                idle,
+                carries: Carries::Connection,
+            };
+            // The snapshot of then is not held for as long as the connection stands.
             drop(snapshot);
-            Box::pin(inbound.carry(Upstream::Socket(client), application)).await;
+            visit.carry(entry, Upstream::Socket(client), application).await;
         }
-        Ok(Reached { upstream, assurance, address, idle, _counted }) => {
+        Ok(Reached { upstream, assurance, address, idle, entered: _, _counted }) => {
             let meter = reach::record(proxy, &snapshot, captured, address, service, &assurance);
             let meter = meter.ending_when_idle(idle);
-            // The snapshot of then is not held for as long as the connection stands.
             drop(snapshot);
             let reason = match upstream {
                 Upstream::Socket(upstream) => relay(client, upstream, &meter).await,
@@ -103,6 +122,8 @@ struct Reached {
     address: SocketAddr,
     /// How long nothing may move.
     idle: Option<Duration>,
+    /// An endpoint of this node, and what it lets the connection in by.
+    entered: Option<(Door, Entry)>,
     /// None where a pod's own address was dialled: nothing is chosen by how busy it is, and nothing caps that.
     _counted: Option<(LoadGuard, Option<PortGuard>)>,
 }
@@ -115,13 +136,16 @@ async fn reached(
     bound: Bound,
     client: &TcpStream,
 ) -> Result<Reached, Unreached> {
-    let dial = |to, port| reach::dial(proxy, here, snapshot, captured, (to, port), upstream::gone(client));
+    let dial = |to, port| {
+        let gone = upstream::gone(client);
+        reach::dial(proxy, here, snapshot, captured, (to, port), Carries::Connection, gone)
+    };
     let (service, dialled) = match goal(here, snapshot, captured, &bound)? {
         Goal::Service(service, dialled) => (service, dialled),
         Goal::Pod(address) => {
             return match dial(address, None).await {
-                Ok((upstream, assurance)) => {
-                    Ok(Reached { upstream, assurance, address, idle: None, _counted: None })
+                Ok(Dialled { upstream, assurance, entered }) => {
+                    Ok(Reached { upstream, assurance, address, idle: None, entered, _counted: None })
                 }
                 Err((reason, assurance)) => Err(Unreached { reason, tried: None, assurance }),
             };
@@ -136,10 +160,11 @@ async fn reached(
     loop {
         let (address, load) = attempts.next()?;
         match dial(address, port).await {
-            Ok((upstream, assurance)) => {
+            Ok(Dialled { upstream, assurance, entered }) => {
                 attempts.connected();
                 let idle = port.and_then(|port| port.traffic.timeouts.idle);
-                return Ok(Reached { upstream, assurance, address, idle, _counted: Some((load, place)) });
+                let _counted = Some((load, place));
+                return Ok(Reached { upstream, assurance, address, idle, entered, _counted });
             }
             Err(why) => attempts.failed(address, why),
         }
@@ -190,6 +215,7 @@ fn refuse_unknown(proxy: &Proxy, net: &PodNet, client: &TcpStream, peer: SocketA
         dialled,
         client: peer,
         upstream: None,
+        ruling: None,
     };
     proxy.telemetry.connection_refused(facts, reason);
 }

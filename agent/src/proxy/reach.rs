@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tracing::{info, warn};
 
+use super::admission::{Door, Entry, Refused};
 use super::captured::Captured;
 use super::relay::Meter;
 use super::tunnel::client::Wanted;
@@ -16,7 +17,7 @@ use super::tunnel::stream::Ends;
 use super::tunnel::{self, Tunnel};
 use super::upstream::{self, Target, is_the_endpoints, is_worth_another};
 use super::worker::Here;
-use super::{Proxy, admission, identity};
+use super::{Proxy, identity};
 use crate::balance::latency;
 use crate::balance::outlier::{self, Change, EjectionReason, Verdict};
 use crate::balance::success_rate;
@@ -250,6 +251,15 @@ fn hash_of_address(port: &ServicePort, client: IpAddr) -> Option<u64> {
     keys.contains(&HashKey::SourceAddress).then(|| balance::hash_address(client))
 }
 
+/// A connection that was made.
+#[derive(Debug)]
+pub(super) struct Dialled {
+    pub(super) upstream: Upstream,
+    pub(super) assurance: Assurance,
+    /// An endpoint of this node, and what it lets the connection in by.
+    pub(super) entered: Option<(Door, Entry)>,
+}
+
 /// The connection, or what was in its way; in both cases with what there is to rely on. Made within the time
 /// that the port gives, or else the agent's settings; given up when `gone` says so.
 pub(super) async fn dial(
@@ -258,15 +268,18 @@ pub(super) async fn dial(
     snapshot: &Snapshot,
     captured: &Captured,
     (to, port): (SocketAddr, Option<&ServicePort>),
+    carries: Carries,
     gone: impl Future<Output = ()>,
-) -> Result<(Upstream, Assurance), InTheWay> {
+) -> Result<Dialled, InTheWay> {
     let given = port.and_then(|port| port.traffic.timeouts.connect);
     let within = given.unwrap_or(proxy.settings.connect_timeout);
     let (way, mut assurance) = way(proxy, snapshot, captured, to);
     let mut gone = std::pin::pin!(gone);
+    let mut entered = None;
     let connected = match way {
         Way::Tunnel(tunnel, destination) => {
-            let wanted = Wanted { from: &captured.net, client: captured.client, to, destination, within };
+            let (from, client) = (&captured.net, captured.client);
+            let wanted = Wanted { from, client, to, destination, within, carries };
             let connecting = tunnel::client::connect(proxy, tunnel, here, wanted);
             // A tunnel that is yet to be made takes the agent's own time.
             let too_slow = async {
@@ -298,14 +311,25 @@ pub(super) async fn dial(
                 connected => connected,
             }
         }
-        Way::SameNode if !admission::takes_connection(snapshot, to, || captured.source()) => {
-            Err(RefuseReason::RateLimited)
-        }
-        Way::SameNode => dial_socket(proxy, here, captured, (to, within), gone, Some(captured.client)).await,
+        Way::SameNode(door) => match door.enter(snapshot, &captured.caller()) {
+            Ok(entry) => {
+                let client = Some(captured.client);
+                let connected = dial_socket(proxy, here, captured, (to, within), gone, client).await;
+                entered = Some((door, entry));
+                connected
+            }
+            Err(Refused { reason, ruling }) => {
+                // For the server's side, which nobody else of this node speaks for.
+                let reporter = Reporter::Destination;
+                let facts = facts(proxy, snapshot, captured, to, None, &assurance, reporter);
+                proxy.telemetry.connection_refused(ConnectionFacts { ruling, ..facts }, reason);
+                Err(reason)
+            }
+        },
         Way::Plaintext => dial_socket(proxy, here, captured, (to, within), gone, None).await,
     };
     match connected {
-        Ok(upstream) => Ok((upstream, assurance)),
+        Ok(upstream) => Ok(Dialled { upstream, assurance, entered }),
         Err(reason) => Err((reason, assurance)),
     }
 }
@@ -324,6 +348,19 @@ async fn dial_socket(
     upstream::connect_within(within, proxy, &here.dialer, gone, target).await.map(Upstream::Socket)
 }
 
+/// The door of the endpoint, if it is one of this node that a connection would get to vouched for.
+pub(super) fn door(
+    proxy: &Proxy,
+    snapshot: &Snapshot,
+    captured: &Captured,
+    to: SocketAddr,
+) -> Option<(Door, Assurance)> {
+    match way(proxy, snapshot, captured, to) {
+        (Way::SameNode(door), assurance) => Some((door, assurance)),
+        _ => None,
+    }
+}
+
 /// What a connection to the endpoint would rely on if it were made now.
 pub(super) fn assurance(
     proxy: &Proxy,
@@ -339,7 +376,7 @@ enum Way<'a> {
     /// To a pod of another node that takes tunnels.
     Tunnel(&'a Arc<Tunnel>, &'a Workload),
     /// To a pod of this node, vouched for.
-    SameNode,
+    SameNode(Door),
     Plaintext,
 }
 
@@ -357,7 +394,8 @@ fn way<'a>(
     let is_owner = |uid: &WorkloadUid| snapshot.workload(to.ip()).is_none_or(|owner| owner.uid == *uid);
     if let Some(near) = proxy.enrolled.load().get(&to.ip()).filter(|near| is_owner(&near.workload.uid)) {
         let identity = identity(&near.workload);
-        return (Way::SameNode, Assurance { security: Security::SameNode, identity });
+        let door = Door { pod: near.workload.uid.clone(), address: to };
+        return (Way::SameNode(door), Assurance { security: Security::SameNode, identity });
     }
     match tunnel_to(proxy, snapshot, to) {
         Some((tunnel, destination)) => {
@@ -434,6 +472,7 @@ pub(super) fn facts(
         dialled: captured.dialled,
         client: captured.client,
         upstream: None,
+        ruling: None,
     }
 }
 

@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::net::TcpStream;
 
 use super::idle::unmoved;
 use super::splice::{Pipe, Spliced};
-use crate::telemetry::{CloseReason, OpenConnection};
+use crate::telemetry::{CloseReason, OpenConnection, Reporter, Ruling};
 
 /// Bytes read at a time. A TCP receive queue of a busy connection holds more than this, hence the splice.
 const CHUNK: usize = 64 * 1024;
@@ -66,6 +67,12 @@ impl Meter {
         for record in self.records {
             record.close(reason);
         }
+    }
+
+    /// Says what policies say of it on behalf of the server's side, whose they are.
+    pub(super) fn rule(&self, ruling: &Arc<Ruling>) {
+        let of_server = self.records.iter().filter(|record| record.reporter() == Reporter::Destination);
+        of_server.for_each(|record| record.rule(ruling.clone()));
     }
 
     pub(super) fn sent(&self, bytes: usize) {

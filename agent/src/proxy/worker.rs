@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 
 use super::detect::ServersFirst;
+use super::let_in::LetIn;
 use super::tunnel::{self, TUNNEL_PORT, Tunnel};
 use super::{Proxy, http, inbound, outbound};
 use crate::capture::{
@@ -56,6 +57,8 @@ pub(super) struct Here {
     pub(super) all_upstreams: Arc<[Arc<http::Pool>]>,
     pub(super) servers_first: ServersFirst,
     pub(super) shares: Shares,
+    /// Connections that stand at this node's pods.
+    pub(super) let_in: LetIn,
 }
 
 /// Numbers by which requests are shared out by weight. They are spread more evenly than random ones would be: 50 % of 10,000
@@ -80,8 +83,17 @@ impl Default for Shares {
 }
 
 enum Command {
-    Serve { net: Arc<PodNet>, listeners: PodListeners },
-    Release { cookie: u64, fate: Fate, done: oneshot::Sender<()> },
+    Serve {
+        net: Arc<PodNet>,
+        listeners: PodListeners,
+    },
+    Release {
+        cookie: u64,
+        fate: Fate,
+        done: oneshot::Sender<()>,
+    },
+    /// Policies or mTLS modes may be others now.
+    Review,
 }
 
 /// What becomes of a pod's connections.
@@ -109,6 +121,7 @@ impl Workers {
                 all_upstreams: all_upstreams.clone(),
                 servers_first: ServersFirst::default(),
                 shares: Shares::default(),
+                let_in: LetIn::default(),
             };
             let worker = Worker::start(index, proxy.clone(), Arc::new(here));
             workers.push(worker.map_err(Part::Workers.step("starting a worker thread"))?);
@@ -131,6 +144,14 @@ impl Workers {
             let (done, released) = oneshot::channel();
             worker.send(Command::Release { cookie: net.cookie, fate, done }).await?;
             released.await.map_err(|_| WorkersGone)?;
+        }
+        Ok(())
+    }
+
+    /// Has connections end that the newest snapshot does not let in any more.
+    pub async fn review(&self) -> Result<(), WorkersGone> {
+        for worker in &self.workers {
+            worker.send(Command::Review).await?;
         }
         Ok(())
     }
@@ -198,6 +219,7 @@ async fn run(proxy: Arc<Proxy>, here: Arc<Here>, mut inbox: mpsc::Receiver<Comma
                     leave_unserved(&pods);
                     let _ = done.send(());
                 }
+                Some(Command::Review) => here.let_in.review(&proxy.snapshot.load()),
                 None => break,
             },
             _ = ticks.tick() => {

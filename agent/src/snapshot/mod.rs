@@ -10,6 +10,7 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::model::{Front, ObjectRef, Service, Workload, WorkloadUid};
 use crate::policy::Limits;
+use crate::policy::authorization::Set;
 use crate::route::{InvalidBackend, ServiceRoutes, Target};
 
 /// Everything that a connection's decisions are made from, immutable. The maps are persistent: the next snapshot
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub routes: OrdMap<ObjectRef, Arc<ServiceRoutes>>,
     /// How much the endpoints of this node take, each by what the Services say that have it.
     pub limits: OrdMap<SocketAddr, Vec<Arc<Limits>>>,
+    /// Who may call the pods of this node, where policies say something of that.
+    pub access: OrdMap<WorkloadUid, Arc<Set>>,
     /// The Services of each endpoint, while a pod of this node wants those that it dials to be taken for them; else empty.
     pub fronts: OrdSet<Front>,
 }

@@ -51,7 +51,7 @@ pub enum AccessLogFormat {
 }
 
 /// The way into the log. Dropping the last one lets the writer finish what is queued.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct AccessLog {
     queue: Option<SyncSender<Message>>,
     dropped: Arc<AtomicU64>,
@@ -72,11 +72,11 @@ impl AccessLog {
             AccessLogOutput::Off => return Ok(Self::off()),
             // Not `io::stdout()`: whoever else prints would wait for the lock that a blocked writer holds.
             AccessLogOutput::Stdout => File::from(io::stdout().as_fd().try_clone_to_owned()?),
-            AccessLogOutput::File(path) => {
-                OpenOptions::new().create(true).append(true).open(path).map_err(|error| {
-                    io::Error::new(error.kind(), format!("access log {}: {error}", path.display()))
-                })?
-            }
+            AccessLogOutput::File(path) => OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(path)
+                .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?,
         };
         Self::write_to(output, settings.format, QUEUE)
     }
@@ -135,6 +135,10 @@ impl AccessLog {
         wait.recv_timeout(deadline.saturating_duration_since(Instant::now())).is_ok()
     }
 
+    pub(super) fn audited(&self, record: AuditRecord) {
+        self.offer(|at| Message::Audit { record: record.shortened(), at });
+    }
+
     fn offer(&self, message: impl FnOnce(SystemTime) -> Message) {
         let Some(queue) = &self.queue else { return };
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
@@ -151,7 +155,24 @@ enum Message {
     Closed { connection: Arc<Connection>, reason: CloseReason, duration: Duration, at: SystemTime },
     Refused { facts: Box<ConnectionFacts>, reason: RefuseReason, at: SystemTime },
     Request { request: Box<HttpRequest>, at: SystemTime },
+    Audit { record: AuditRecord, at: SystemTime },
     Flush(SyncSender<()>),
+}
+
+/// Something that policies have said something notable of.
+#[derive(Debug)]
+pub(super) enum AuditRecord {
+    Connection(ConnectionFacts),
+    Request(Box<HttpRequest>),
+}
+
+impl AuditRecord {
+    fn shortened(mut self) -> Self {
+        if let Self::Request(request) = &mut self {
+            request.shorten();
+        }
+        self
+    }
 }
 
 struct Writer<W> {

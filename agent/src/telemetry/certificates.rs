@@ -7,6 +7,8 @@ pub struct CertificateFigures {
     pub lifetimes: Vec<CertificateLifetime>,
     /// How late the renewal of each identity is, in seconds.
     pub renewal_lags: Vec<(String, f64)>,
+    /// How much of its life each identity's certificate has left: 1 when it was received, 0 when it expires.
+    pub lives_left: Vec<(String, f64)>,
     /// Requests for certificates, by the stable name of their result.
     pub renewals: Vec<(&'static str, u64)>,
     /// By how much another clock was seen to be ahead of this node's, in seconds.

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::access_log::AuditRecord;
 use super::series::Series;
-use super::{CloseReason, Telemetry};
+use super::{CloseReason, Ruling, RulingOf, Telemetry};
 use crate::model::{Name, ObjectRef, Workload};
 
 /// What is known of a connection when its upstream has been chosen, or when it is refused.
@@ -28,6 +29,8 @@ pub struct ConnectionFacts {
     pub client: SocketAddr,
     /// Where the agent connected to; `None` until it has.
     pub upstream: Option<SocketAddr>,
+    /// What policies have said of it, where there are some.
+    pub ruling: RulingOf,
 }
 
 /// One end of a connection.
@@ -120,6 +123,19 @@ impl OpenConnection {
         *self.connection.upstream.lock().unwrap_or_else(PoisonError::into_inner) = Some(upstream);
     }
 
+    /// Records what policies say of it, once that is known of what it carries.
+    pub fn rule(&self, ruling: Arc<Ruling>) {
+        let facts = ConnectionFacts { ruling: Some(ruling.clone()), ..self.connection.facts.clone() };
+        self.telemetry.ruled(&facts.ruling, || AuditRecord::Connection(facts.clone()));
+        // Whoever asks twice is told the same.
+        let _ = self.connection.ruling.set(ruling);
+    }
+
+    /// On whose behalf it is reported.
+    pub fn reporter(&self) -> Reporter {
+        self.connection.facts.reporter
+    }
+
     /// Ends the connection in the metrics, the table and the access log.
     pub fn close(mut self, reason: CloseReason) {
         self.reason = reason;
@@ -141,6 +157,8 @@ pub struct Connection {
     pub opened: SystemTime,
     since: Instant,
     upstream: Mutex<Option<SocketAddr>>,
+    /// What policies have said of it since.
+    ruling: OnceLock<Arc<Ruling>>,
     bytes: Bytes,
     pub(super) series: Arc<Series>,
 }
@@ -164,6 +182,7 @@ impl Connection {
             opened: SystemTime::now(),
             since: Instant::now(),
             upstream,
+            ruling: OnceLock::new(),
             bytes: Bytes::default(),
             series,
         }
@@ -187,6 +206,11 @@ impl Connection {
     /// Where the agent is connected to, once it is.
     pub fn upstream(&self) -> Option<SocketAddr> {
         *self.upstream.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What policies have said of it.
+    pub fn ruling(&self) -> Option<&Ruling> {
+        self.ruling.get().or(self.facts.ruling.as_ref()).map(Arc::as_ref)
     }
 
     /// Adds to the metrics what has moved since the last call. Scrapes and the end may call it at once: `fetch_max`

@@ -23,9 +23,11 @@ use super::histogram::{Histogram, HistogramFigures};
 use super::http::{DurationLabels, Sizes};
 use super::kernel::{KernelCounters, PodTcp};
 use super::process::ProcessFigures;
+use super::ruling::Outcome;
 use super::series::{DestinationLabels, Series, SeriesLabels};
 use super::status::PodState;
 use super::{CloseReason, RefuseReason, Reporter, SpanDrop, Telemetry, TunnelEnd, Tunnels};
+use crate::model::Name;
 use crate::snapshot::Snapshot;
 
 /// All metrics of the agent in OpenMetrics text, `# EOF` included.
@@ -59,8 +61,11 @@ struct Scrape {
     rejected_documents: u64,
     snapshot: Arc<Snapshot>,
     watch_failures: BTreeMap<&'static str, u64>,
+    rulings: BTreeMap<(Name, Outcome), u64>,
+    mtls_downgrades: u64,
     series_overflow: u64,
     access_log_dropped: u64,
+    audit_log_dropped: u64,
     spans_exported: u64,
     spans_dropped: [(SpanDrop, u64); SpanDrop::ALL.len()],
 }
@@ -96,8 +101,11 @@ impl Scrape {
             snapshot: status.snapshot.load_full(),
             rejected_documents: status.rejections().len() as u64,
             watch_failures: telemetry.watch_failures(),
+            rulings: telemetry.rulings(),
+            mtls_downgrades: telemetry.mtls_downgrades.load(Relaxed),
             series_overflow: telemetry.series.overflow(),
             access_log_dropped: telemetry.access_log.dropped(),
+            audit_log_dropped: telemetry.audit_log.dropped(),
             spans_exported: telemetry.traces.exported(),
             spans_dropped: telemetry.traces.dropped(),
         }
@@ -270,6 +278,11 @@ impl Scrape {
                 lifetime.remaining,
             )?;
         }
+        let help = "How much of its life the identity's certificate has left: 1 when it was received, 0 when it expires.";
+        let mut family = out.gauge("undermesh_certificate_life_left_ratio", help)?;
+        for (identity, share) in &certificates.lives_left {
+            gauge(&mut family, &[("identity", identity)], *share)?;
+        }
         let help = "How late the renewal of the identity's certificate is; 0 before it is due.";
         let mut family = out.gauge("undermesh_certificate_renewal_lag_seconds", help)?;
         for (identity, lag) in &certificates.renewal_lags {
@@ -298,10 +311,19 @@ impl Scrape {
         for (resource, count) in &self.watch_failures {
             counter(&mut family, &[("resource", *resource)], *count)?;
         }
+        let help = "Times that a pod took plaintext which it had refused before.";
+        out.one_counter("undermesh_mtls_downgrades", help, self.mtls_downgrades)?;
         let help = "Connections and requests counted under `other` because there are too many label sets.";
         out.one_counter("undermesh_metrics_series_overflow", help, self.series_overflow)?;
         let help = "Lines of the access log that were not written, for its output was too slow or broken.";
         out.one_counter("undermesh_access_log_dropped", help, self.access_log_dropped)?;
+        let help = "Lines of the audit log that were not written, for its output was too slow or broken.";
+        out.one_counter("undermesh_audit_log_dropped", help, self.audit_log_dropped)?;
+        let help = "What policies have denied or wanted to know of, or would have treated otherwise, by what they have come to.";
+        let mut family = out.counter("undermesh_policy_outcomes", help)?;
+        for ((policy, outcome), count) in &self.rulings {
+            counter(&mut family, &[("policy", &**policy), ("outcome", outcome.as_str())], *count)?;
+        }
         let help = "Spans that the traces' collector has taken.";
         out.one_counter("undermesh_trace_spans_exported", help, self.spans_exported)?;
         let help = "Spans that it has not, by why.";

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use ::http::HeaderMap;
 
+use super::access_log::AuditRecord;
 use super::series::Series;
-use super::{ConnectionFacts, RequestEnd, RequestTrace, Telemetry};
+use super::{ConnectionFacts, RequestEnd, RequestTrace, RulingOf, Telemetry};
 use crate::model::{Name, ObjectRef};
 
 /// Where the requests between two workloads are counted, on behalf of one reporter. Cheap to clone; made to be kept
@@ -58,6 +59,8 @@ pub struct HttpRequest {
     pub facts: Arc<ConnectionFacts>,
     /// Where the agent sent it, for the access log.
     pub upstream: Option<SocketAddr>,
+    /// What policies have said of it, where there are some.
+    pub ruling: RulingOf,
     /// Where it stands in a trace, if it does.
     pub trace: Option<RequestTrace>,
 }
@@ -91,6 +94,7 @@ impl Telemetry {
         for counters in counters {
             self.series.count_request(&counters.0, &request);
         }
+        self.ruled(&request.ruling, || AuditRecord::Request(Box::new(request.clone())));
         self.traces.ended(&request);
         self.access_log.request(request);
     }

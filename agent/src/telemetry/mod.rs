@@ -15,6 +15,7 @@ mod plaintext;
 mod process;
 mod prometheus_text;
 mod reason;
+mod ruling;
 mod series;
 mod shared;
 mod status;
@@ -30,6 +31,7 @@ pub use controller::{Checked, ControllerTelemetry, DenyReason, ReviewResult};
 pub use kernel::{KernelCounters, PodTcp};
 pub use plaintext::{Calls, Plaintext, PlaintextCaller, PlaintextReport, PlaintextSource, Watched};
 pub use reason::{CloseReason, RefuseReason, RequestEnd};
+pub use ruling::{Ruling, RulingOf, Tried};
 pub use status::{NotEnrolledReason, PodReport, PodStanding, PodState, Rejection, Status};
 #[cfg(fuzzing)]
 pub use traces::fuzzing;
@@ -41,11 +43,14 @@ pub use tunnels::{OpenTunnel, TunnelEnd, Tunnels};
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::model::Name;
 use crate::snapshot::Snapshot;
+use access_log::AuditRecord;
+use ruling::{Outcome, Rulings};
 use series::SeriesSet;
 use table::{Slot, Table};
 
@@ -86,13 +91,25 @@ pub struct Telemetry {
     series: SeriesSet,
     plaintext: Plaintext,
     access_log: AccessLog,
+    audit_log: AccessLog,
+    rulings: Rulings,
     traces: Traces,
     status: Arc<Status>,
     tunnels: Arc<Tunnels>,
     kernel: Mutex<KernelCounters>,
     certificates: Mutex<CertificateFigures>,
     watch_failures: Mutex<BTreeMap<&'static str, u64>>,
+    mtls_downgrades: AtomicU64,
     on_scrape: Mutex<Vec<Arc<ScrapeHook>>>,
+}
+
+/// Where lines go.
+#[derive(Debug, Default)]
+pub struct Logs {
+    /// One for each connection and request.
+    pub access: AccessLog,
+    /// One for each that policies have denied, want to know of, or would have treated otherwise.
+    pub audit: AccessLog,
 }
 
 /// What is done before each scrape.
@@ -118,12 +135,7 @@ impl MetricsFormat {
 
 impl Telemetry {
     /// Telemetry that has seen nothing yet.
-    pub fn new(
-        settings: TelemetrySettings,
-        status: Arc<Status>,
-        access_log: AccessLog,
-        traces: Traces,
-    ) -> Arc<Self> {
+    pub fn new(settings: TelemetrySettings, status: Arc<Status>, logs: Logs, traces: Traces) -> Arc<Self> {
         Arc::new(Self {
             table: Table::default(),
             series: SeriesSet::new(settings),
@@ -132,19 +144,23 @@ impl Telemetry {
                 settings.plaintext_memory,
                 Instant::now(),
             ),
-            access_log,
+            access_log: logs.access,
+            audit_log: logs.audit,
+            rulings: Rulings::default(),
             traces,
             status,
             tunnels: Arc::default(),
             kernel: Mutex::default(),
             certificates: Mutex::default(),
             watch_failures: Mutex::default(),
+            mtls_downgrades: AtomicU64::new(0),
             on_scrape: Mutex::default(),
         })
     }
 
     /// Counts and lists a connection that has got an upstream, or is about to.
     pub fn connection_opened(self: &Arc<Self>, facts: ConnectionFacts) -> OpenConnection {
+        self.ruled(&facts.ruling, || AuditRecord::Connection(facts.clone()));
         let series = self.series.get(&facts);
         series.opened.fetch_add(1, Ordering::Relaxed);
         self.plaintext.opened(&facts, Instant::now());
@@ -157,12 +173,27 @@ impl Telemetry {
     /// Counts and logs a connection that never got an upstream.
     pub fn connection_refused(&self, facts: ConnectionFacts, reason: RefuseReason) {
         self.series.get(&facts).refused[reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.ruled(&facts.ruling, || AuditRecord::Connection(facts.clone()));
         self.access_log.refused(facts, reason);
     }
 
     /// An attempt to watch objects of this kind, by its plural name, has failed.
     pub fn watch_failed(&self, resource: &'static str) {
         *self.watch_failures.lock().unwrap_or_else(PoisonError::into_inner).entry(resource).or_default() += 1;
+    }
+
+    /// Counts what policies have said, and writes it to the audit log where that is to be known.
+    fn ruled(&self, ruling: &RulingOf, record: impl FnOnce() -> AuditRecord) {
+        let Some(ruling) = ruling.as_deref().filter(|ruling| ruling.is_notable()) else { return };
+        self.rulings.count(ruling);
+        if self.audit_log.is_on() {
+            self.audit_log.audited(record());
+        }
+    }
+
+    /// A pod takes plaintext that refused it.
+    pub fn mtls_downgraded(&self) {
+        self.mtls_downgrades.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Where the tunnels between nodes are counted.
@@ -224,9 +255,9 @@ impl Telemetry {
         &self.status
     }
 
-    /// The access log, to flush it before the process ends.
-    pub fn access_log(&self) -> &AccessLog {
-        &self.access_log
+    /// The access log and the audit log, to flush them before the process ends.
+    pub fn logs(&self) -> [&AccessLog; 2] {
+        [&self.access_log, &self.audit_log]
     }
 
     /// The traces, to send what is left of them before the process ends.
@@ -236,6 +267,10 @@ impl Telemetry {
 
     fn kernel_counters(&self) -> KernelCounters {
         self.kernel.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn rulings(&self) -> BTreeMap<(Name, Outcome), u64> {
+        self.rulings.all()
     }
 
     fn watch_failures(&self) -> BTreeMap<&'static str, u64> {

@@ -236,6 +236,9 @@ mod tests {
             node: None,
             enrolment: Enrolment::Wanted,
             mtls: MtlsMode::Permissive,
+            mtls_ports: Vec::new(),
+            mtls_by: Vec::new(),
+            guarded: false,
             dialled_pods: DialledPods::Pod,
             paths: None,
         })
@@ -261,6 +264,7 @@ mod tests {
             security: Security::Plaintext,
             dialled: address,
             upstream: None,
+            ruling: None,
         }
     }
 

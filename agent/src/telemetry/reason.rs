@@ -19,6 +19,8 @@ pub enum CloseReason {
     UpstreamTimeout,
     /// Nothing had moved on it for as long as its Service port allows.
     Idle,
+    /// Policies do not let it in: not any more, or not as what it turned out to carry.
+    Denied,
     /// The agent shut down, or dropped the connection without a verdict.
     Cancelled,
     /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
@@ -46,7 +48,7 @@ pub enum RefuseReason {
     HandshakeFailed,
     /// The client's pod has no certificate yet, and cannot speak mutual TLS without one.
     NoCertificate,
-    /// The other side of the tunnel does not let this client in.
+    /// Policies of the destination do not let this client in.
     Denied,
     /// The client went away before there was an upstream.
     ClientGone,
@@ -93,7 +95,7 @@ pub enum RequestEnd {
     ConnectTimeout,
     /// Connecting to the upstream failed in another way.
     ConnectFailed,
-    /// The other side of the tunnel does not let this client in.
+    /// Policies of the destination do not let this client in.
     Denied,
     /// The upstream broke off before the end of its answer.
     UpstreamReset,
@@ -119,13 +121,14 @@ pub enum RequestEnd {
 
 impl CloseReason {
     /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Done,
         Self::ClientReset,
         Self::UpstreamReset,
         Self::ClientTimeout,
         Self::UpstreamTimeout,
         Self::Idle,
+        Self::Denied,
         Self::Cancelled,
         Self::Internal,
     ];
@@ -139,6 +142,7 @@ impl CloseReason {
             Self::ClientTimeout => "client_timeout",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::Idle => "idle",
+            Self::Denied => "denied",
             Self::Cancelled => "cancelled",
             Self::Internal => "internal",
         }

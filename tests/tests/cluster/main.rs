@@ -11,3 +11,4 @@ mod mesh;
 mod pods;
 mod policies;
 mod scale;
+mod security;

@@ -17,7 +17,7 @@ use crate::installed::{
     self, A_WHILE, ENROLLED, OPENED, PORT, SHOP, SYSTEM, condition, container, counted, dial, join, ran,
     servers, start,
 };
-use crate::{kit, policies};
+use crate::{kit, policies, security};
 
 /// How soon running pods are to be in the mesh after their namespace has asked for it.
 const SOON: Duration = Duration::from_secs(2);
@@ -37,6 +37,7 @@ fn a_label_takes_running_pods_in_and_out() -> Result<()> {
             installed::a_typing_error_is_warned_of(cluster)
         })?;
         policies::the_status_and_the_webhook_say_what_is_wrong(cluster)?;
+        security::the_status_and_the_webhook_say_what_is_wrong(cluster)?;
         installed::open_shop(cluster)?;
         running_pods_join(cluster)?;
         a_policy_that_closes_the_tunnel_is_told_of(cluster)?;

@@ -113,7 +113,8 @@ fn policy(spec: &str) -> Result<Value> {
     }))
 }
 
-fn refused(cluster: &Cluster, policy: &Value, why: &str) -> Result<()> {
+/// The API server lets it in not even for a try, for this reason.
+pub(crate) fn refused(cluster: &Cluster, policy: &Value, why: &str) -> Result<()> {
     let file = tempfile::NamedTempFile::new()?;
     std::fs::write(file.path(), policy.to_string())?;
     let path = file.path().display().to_string();

@@ -2,6 +2,7 @@
 //!
 //! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
 
+mod access;
 mod attacks;
 mod commands;
 mod conformance;

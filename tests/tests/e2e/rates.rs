@@ -21,17 +21,17 @@ const REFUSED: &str = "undermesh_tcp_connections_refused_total";
 
 /// A server behind the Service `web` on the first node, and clients there, on the second node and outside of the mesh. Each client
 /// has an identity of its own, if any.
-struct Stage {
-    mesh: Mesh,
-    near: Pod,
-    far: Pod,
-    outside: Pod,
-    server: Pod,
+pub struct Stage {
+    pub mesh: Mesh,
+    pub near: Pod,
+    pub far: Pod,
+    pub outside: Pod,
+    pub server: Pod,
     _running: Process,
 }
 
 impl Stage {
-    fn set(name: &str, agent_args: &[&str]) -> Result<Self> {
+    pub fn set(name: &str, agent_args: &[&str]) -> Result<Self> {
         let mut mesh = Mesh::start(name, 2, agent_args)?;
         let client = |node, name: &str| mesh.add(node, PodSpec::new(SHOP, name).service_account(name));
         let (near, far) = (client(0, "near")?, client(1, "far")?);
@@ -54,7 +54,7 @@ impl Stage {
     }
 
     /// Each client, and where the server is to it: who is outside of the mesh dials the pod.
-    fn clients(&self) -> [(&Pod, String); 3] {
+    pub fn clients(&self) -> [(&Pod, String); 3] {
         let url = |to| format!("http://{to}/");
         let service = SocketAddr::new(web(), 80);
         let pod = SocketAddr::new(self.server.ip(), 8080);
@@ -71,11 +71,11 @@ impl Stage {
     }
 }
 
-fn web() -> IpAddr {
+pub fn web() -> IpAddr {
     IpAddr::from([10, 96, 0, 60])
 }
 
-fn of_status(asked: &Asked, status: u16) -> usize {
+pub fn of_status(asked: &Asked, status: u16) -> usize {
     asked.by_status.get(&status.to_string()).copied().unwrap_or_default()
 }
 

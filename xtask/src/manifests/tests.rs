@@ -10,7 +10,12 @@ use super::*;
 const FLAGS: &[(&str, &[&str])] = &[
     (
         "templates/agent/daemonset.yaml",
-        &["agent/src/cli/agent.rs", "agent/src/cli/agent/identity.rs", "agent/src/cli/agent/traces.rs"],
+        &[
+            "agent/src/cli/agent.rs",
+            "agent/src/cli/agent/identity.rs",
+            "agent/src/cli/agent/policy.rs",
+            "agent/src/cli/agent/traces.rs",
+        ],
     ),
     ("templates/controller/deployment.yaml", &["agent/src/cli/controller.rs"]),
 ];

@@ -46,7 +46,17 @@ pub(in super::super) fn config(telemetry: &Telemetry) -> Vec<u8> {
 }
 
 fn workloads<S: Serializer>(snapshot: &Snapshot, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(snapshot.workloads.values().map(|workload| WorkloadView::of(workload)))
+    fn view<'a>(snapshot: &'a Snapshot, workload: &'a Workload) -> WorkloadView<'a> {
+        let access = snapshot.access.get(&workload.uid).into_iter();
+        let policies = access.flat_map(|access| access.policies()).map(|applied| AppliedView {
+            policy: &applied.policy.name,
+            ports: applied.ports.as_deref(),
+            dry_run: applied.policy.dry_run,
+            invalid: applied.policy.invalid.as_ref(),
+        });
+        WorkloadView::of(workload, policies.collect())
+    }
+    serializer.collect_seq(snapshot.workloads.values().map(|workload| view(snapshot, workload)))
 }
 
 fn services<S: Serializer>(snapshot: &Snapshot, serializer: S) -> Result<S::Ok, S::Error> {
@@ -94,13 +104,22 @@ struct WorkloadView<'a> {
     enrolment: &'static str,
     enrolment_impossible: Option<&'a str>,
     mtls: &'static str,
+    /// The ports for which it is another mode.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    mtls_ports: BTreeMap<u16, &'static str>,
+    /// Who says so; nobody where it is the agent's own setting.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mtls_by: Vec<String>,
+    /// What its callers are judged by, of pods of this node.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    policies: Vec<AppliedView<'a>>,
     dialled_pods: &'static str,
     netns: Option<String>,
     cgroup: Option<String>,
 }
 
 impl<'a> WorkloadView<'a> {
-    fn of(workload: &'a Workload) -> Self {
+    fn of(workload: &'a Workload, policies: Vec<AppliedView<'a>>) -> Self {
         let (enrolment, enrolment_impossible) = match &workload.enrolment {
             Enrolment::Wanted => ("wanted", None),
             Enrolment::NotWanted => ("not_wanted", None),
@@ -118,6 +137,9 @@ impl<'a> WorkloadView<'a> {
             enrolment,
             enrolment_impossible,
             mtls: workload.mtls.as_str(),
+            mtls_ports: workload.mtls_ports.iter().map(|(port, mode)| (*port, mode.as_str())).collect(),
+            mtls_by: workload.mtls_by.iter().map(ToString::to_string).collect(),
+            policies,
             dialled_pods: match workload.dialled_pods {
                 DialledPods::Pod => "pod",
                 DialledPods::Service => "service",
@@ -126,6 +148,19 @@ impl<'a> WorkloadView<'a> {
             cgroup: workload.paths.as_ref().map(|paths| paths.cgroup.display().to_string()),
         }
     }
+}
+
+/// An AuthorizationPolicy that a pod has.
+#[derive(Serialize)]
+struct AppliedView<'a> {
+    policy: &'a str,
+    /// Ports of the pod; all of them unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ports: Option<&'a [u16]>,
+    dry_run: bool,
+    /// What is wrong with it: it denies everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    invalid: Option<&'a Name>,
 }
 
 #[derive(Serialize)]

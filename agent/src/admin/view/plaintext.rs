@@ -37,7 +37,7 @@ pub struct WatchedView {
     pub workload: String,
     /// How many of its pods are enrolled on this node now.
     pub pods: usize,
-    /// `permissive`, `strict`, or `mixed` where its pods here differ; none without pods.
+    /// `permissive`, `strict`, or `mixed` where its pods here, or their ports, differ; none without pods.
     pub mtls: Option<String>,
     /// Since when there are enrolled pods of it here (RFC 3339).
     pub watched_since: Option<String>,
@@ -127,6 +127,11 @@ fn enrolled(status: &Status) -> Enrolled {
     enrolled
 }
 
+/// Of all ports, and of those that have one of their own.
+fn modes(pod: &Workload) -> impl Iterator<Item = MtlsMode> {
+    std::iter::once(pod.mtls).chain(pod.mtls_ports.iter().map(|(_, mode)| *mode))
+}
+
 /// What the pods say together.
 fn mode(modes: impl Iterator<Item = MtlsMode>) -> Option<String> {
     let modes: BTreeSet<&str> = modes.map(|mode| mode.as_str()).collect();
@@ -144,7 +149,7 @@ impl WatchedView {
             namespace: id.namespace.to_string(),
             workload: id.name.to_string(),
             pods: pods.len(),
-            mtls: mode(pods.iter().map(|pod| pod.mtls)),
+            mtls: mode(pods.iter().flat_map(|pod| modes(pod))),
             watched_since: now.told(watched.since),
             watched_seconds: now.since(watched.since).as_secs(),
             unwatched_seconds: if unwatched > NOW { unwatched.as_secs() } else { 0 },
@@ -163,7 +168,7 @@ impl CallerView {
             namespace: destination.namespace.to_string(),
             workload: destination.name.to_string(),
             port: *port,
-            mtls: mode(pods.get(destination).into_iter().flatten().map(|pod| pod.mtls)),
+            mtls: mode(pods.get(destination).into_iter().flatten().map(|pod| pod.mtls_at(*port))),
             source_namespace: workload.map(|id| id.namespace.to_string()),
             source_workload: workload.map(|id| id.name.to_string()),
             source_address: address.map(ToString::to_string),

@@ -42,6 +42,12 @@ pub struct PodView {
     pub reason: Option<String>,
     /// The obstacle as a sentence.
     pub detail: Option<String>,
+    /// `strict` or `permissive`, while the snapshot has the pod.
+    #[serde(default)]
+    pub mtls: Option<String>,
+    /// The AuthorizationPolicies that its callers are judged by, as NAMESPACE/NAME.
+    #[serde(default)]
+    pub policies: Vec<String>,
 }
 
 /// One document that was not taken, or only in part.
@@ -84,13 +90,20 @@ pub(in super::super) fn pods(telemetry: &Telemetry) -> Vec<u8> {
 }
 
 fn pod_views(status: &Status) -> Vec<PodView> {
-    let mut pods: Vec<_> = status.pods().iter().map(PodView::of).collect();
+    let snapshot = status.snapshot.load();
+    let policies = |standing: &PodStanding| -> Vec<String> {
+        let access = standing.workload.as_ref().and_then(|workload| snapshot.access.get(&workload.uid));
+        let names = access.iter().flat_map(|access| access.policies()).map(|applied| &*applied.policy.name);
+        names.map(|name| name.rsplit(' ').next().unwrap_or(name).to_owned()).collect()
+    };
+    let mut pods: Vec<_> =
+        status.pods().iter().map(|standing| PodView::of(standing, policies(standing))).collect();
     pods.sort_unstable_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     pods
 }
 
 impl PodView {
-    fn of(standing: &PodStanding) -> Self {
+    fn of(standing: &PodStanding, policies: Vec<String>) -> Self {
         let wanted = standing.workload.as_ref().is_some_and(|w| w.enrolment != Enrolment::NotWanted);
         let (state, since, reason, detail) = match &standing.state {
             Some(PodState::Enrolled { since }) => ("enrolled", time(*since), None, None),
@@ -109,6 +122,8 @@ impl PodView {
             since,
             reason,
             detail,
+            mtls: standing.workload.as_ref().map(|w| w.mtls.as_str().into()),
+            policies,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::claims::Claims;
+use super::here::Here;
 use super::loads::Loads;
 use super::pods::Pods;
 use crate::config::document::{self, TargetPort};
@@ -35,6 +36,7 @@ pub(super) fn endpoints_of(
                 from_slice(slice, &port.name, world, &mut endpoints);
             }
         }
+        None if service.is_sliced => {}
         None => {
             for name in members {
                 let id = ObjectRef { namespace: service.id.namespace.clone(), name: name.clone() };
@@ -91,11 +93,7 @@ fn from_pod(
     world: &World<'_>,
     endpoints: &mut BTreeMap<SocketAddr, Endpoint>,
 ) {
-    let target = match &port.target {
-        TargetPort::Number(number) => Some(*number),
-        TargetPort::Named(name) => pod.ports.iter().find(|it| it.name == *name).map(|it| it.port),
-    };
-    let Some(target) = target.filter(|_| !pod.finished) else { return };
+    let Some(target) = target_of(port, pod).filter(|_| !pod.finished) else { return };
     let is_here = pod.node.as_ref() == Some(&world.node.name);
     for &address in &pod.addresses {
         let is_of_family = service.addresses.iter().any(|it| it.is_ipv4() == address.is_ipv4());
@@ -119,6 +117,44 @@ fn from_pod(
             );
         }
     }
+}
+
+fn target_of(port: &document::ServicePort, pod: &document::Pod) -> Option<u16> {
+    match &port.target {
+        TargetPort::Number(number) => Some(*number),
+        TargetPort::Named(name) => pod.ports.iter().find(|it| it.name == *name).map(|it| it.port),
+    }
+}
+
+/// The ports of pods of this node that the Service leads to, of its own namespace alone: with a handwritten EndpointSlice it would
+/// else have its policies hold for others' pods. A pod counts as soon as it is selected, before it is an endpoint.
+pub(super) fn ports_here(
+    service: &document::Service,
+    slices: Option<&BTreeMap<Name, Arc<document::EndpointSlice>>>,
+    members: &BTreeSet<Name>,
+    world: &World<'_>,
+    here: &Here,
+) -> BTreeMap<ObjectRef, BTreeSet<u16>> {
+    let mut found: BTreeMap<ObjectRef, BTreeSet<u16>> = BTreeMap::new();
+    let is_own = |pod: &ObjectRef| pod.namespace == service.id.namespace && here.has(pod);
+    for name in members {
+        let id = ObjectRef { namespace: service.id.namespace.clone(), name: name.clone() };
+        if let Some(pod) = world.pods.get(&id).filter(|_| is_own(&id)) {
+            let targets = service.ports.iter().filter_map(|port| target_of(port, pod));
+            found.entry(id).or_default().extend(targets);
+        }
+    }
+    for slice in slices.into_iter().flat_map(BTreeMap::values) {
+        let ports = slice.ports.iter().filter(|it| service.ports.iter().any(|port| port.name == it.name));
+        let ports: BTreeSet<u16> = ports.map(|port| port.port).collect();
+        for endpoint in &slice.endpoints {
+            let owners = endpoint.addresses.iter().filter_map(|address| world.claims.pods(*address).next());
+            for pod in endpoint.pod.iter().chain(owners).filter(|pod| is_own(pod)) {
+                found.entry(pod.clone()).or_default().extend(&ports);
+            }
+        }
+    }
+    found
 }
 
 /// While an endpoint moves from one slice to another it is in both: the one that says more for it counts.

@@ -50,6 +50,7 @@ fn one_change_in_a_large_cluster_is_cheap() {
                 app_protocol: None,
             }],
             selector: [(format!("group-{}", number % 5), (number / 5).to_string())].into(),
+            is_sliced: false,
             publish_not_ready: false,
             session_affinity: model::SessionAffinity::None,
             internal_traffic: model::TrafficScope::Cluster,
@@ -135,5 +136,41 @@ fn one_route_among_many_is_cheap() {
         .collect();
     times.sort();
     println!("one route: median {:?}, at most {:?}", times[100], times[199]);
+    assert!(times[100] < Duration::from_millis(1));
+}
+
+/// 20,000 pods and 20,000 policies that each select few, of which one changes; and one for all of a namespace.
+#[test]
+#[ignore = "a measurement, to be run by name"]
+fn one_policy_among_many_is_cheap() {
+    let pod = |number: usize| {
+        let node = if number < 100 { "node-1" } else { "node-2" };
+        let object = serde_json::json!({"metadata": {"name": format!("p-{number}"), "namespace": "shop",
+            "labels": {"app": format!("a-{number}"), "undermesh.io/mesh": "enabled"}}, "spec": {"nodeName": node, "containers": []}});
+        Change::Put(Document::pod(&serde_json::from_value(object).unwrap(), &mut Vec::new()).unwrap())
+    };
+    let policy = |number: usize, from: &str| {
+        let object = serde_json::json!({"metadata": {"name": format!("a-{number}"), "namespace": "shop"},
+            "spec": {"selector": {"matchLabels": {"app": format!("a-{number}")}}, "rules": [{"from": [{"namespaces": [from]}]}]}});
+        Change::Put(Document::authorization_policy(&object, &mut Vec::new()).unwrap())
+    };
+    let mut compiler = Compiler::new(NodeInfo { name: "node-1".into(), zone: None });
+    let start = Instant::now();
+    compiler.apply((0..20_000).flat_map(|number| [pod(number), policy(number, "a")]));
+    println!("everything: {:?}", start.elapsed());
+    assert_eq!(compiler.snapshot().access.len(), 100);
+    let mut times: Vec<Duration> = (0..200)
+        .map(|number| {
+            let held = compiler.snapshot();
+            let change = policy(number, "b");
+            let start = Instant::now();
+            assert_eq!(compiler.apply([change]), number < 100);
+            let time = start.elapsed();
+            drop(held);
+            time
+        })
+        .collect();
+    times.sort();
+    println!("one policy: median {:?}, at most {:?}", times[100], times[199]);
     assert!(times[100] < Duration::from_millis(1));
 }

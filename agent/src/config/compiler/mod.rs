@@ -1,15 +1,18 @@
 //! Applies changed documents to the snapshot. Only what a change touches is worked out again, and the rest of the
 //! snapshot is shared with the one before: the cost of a change does not grow with the cluster.
 
+mod access;
 mod claims;
 mod endpoints;
 mod fronts;
+mod here;
 mod index;
 mod last_good;
 mod limits;
 mod loads;
 #[cfg(test)]
 mod measure;
+mod mesh_policies;
 mod pods;
 mod policies;
 mod routes;
@@ -21,16 +24,19 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use self::access::{AccessPolicies, Concerned};
 use self::claims::{Claimant, Claims};
 use self::fronts::Askers;
+use self::here::Here;
 use self::loads::Loads;
+use self::mesh_policies::MeshPolicies;
 use self::pods::{Pods, Surroundings};
 use self::policies::Policies;
 use self::routes::Routes;
 use self::services::{Reference, Services};
 use super::Problem;
 use super::document::{self, Document, Key, Kind, Marks};
-use super::resolve::{ParentStatus, TargetStatus};
+use super::resolve::{ParentStatus, Stated, TargetStatus};
 use crate::model::{self, MtlsMode, Name, NodeInfo, ObjectRef, TrustDomain};
 use crate::route::RouteRef;
 use crate::snapshot::{Destination, Snapshot};
@@ -45,6 +51,9 @@ pub struct Compiler {
     services: Services,
     routes: Routes,
     policies: Policies,
+    access: AccessPolicies,
+    mesh_policies: MeshPolicies,
+    here: Here,
     claims: Claims,
     loads: Loads,
     askers: Askers,
@@ -61,6 +70,8 @@ pub struct Defaults {
     pub mtls: MtlsMode,
     /// The trust domain of this mesh; none where no authority vouches for anybody.
     pub trust_domain: Option<TrustDomain>,
+    /// The namespace that the mesh is installed in, of which policies may be for the whole mesh; if there is such a one.
+    pub mesh_namespace: Option<Name>,
 }
 
 /// One document that has come, changed or gone.
@@ -79,6 +90,8 @@ struct Affected {
     /// Services of which the policies come to something else.
     policed: BTreeSet<ObjectRef>,
     services: BTreeSet<ObjectRef>,
+    /// Pods that may be for other policies of who may do what.
+    access: BTreeSet<ObjectRef>,
     routes: BTreeSet<RouteRef>,
     /// Services whose routes are to be put together again.
     routed: BTreeSet<ObjectRef>,
@@ -97,6 +110,9 @@ impl Compiler {
             services: Services::default(),
             routes: Routes::default(),
             policies: Policies::default(),
+            access: AccessPolicies::default(),
+            mesh_policies: MeshPolicies::default(),
+            here: Here::default(),
             claims: Claims::default(),
             loads: Loads::default(),
             askers: Askers::default(),
@@ -146,6 +162,16 @@ impl Compiler {
         self.policies.statuses(policy)
     }
 
+    /// How the AuthorizationPolicy or MeshPolicy stands, for its status; of which version, as with routes.
+    pub fn stated(&self, policy: &Key) -> Option<Stated> {
+        let mesh = self.defaults.mesh_namespace.as_ref();
+        match policy.kind {
+            Kind::AuthorizationPolicy => self.access.stated(policy, mesh, &self.services, &self.pods),
+            Kind::MeshPolicy => self.mesh_policies.stated(policy, &self.pods),
+            _ => None,
+        }
+    }
+
     /// Applies the changes as one. If the snapshot changed by it, it has the next generation and the answer is true.
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> bool {
         // Services go before pods: each pod then finds the Services that select it, which is cheaper than that each
@@ -175,6 +201,12 @@ impl Compiler {
         }
         for id in std::mem::take(&mut affected.services) {
             changed |= self.compile_service(&id, &mut affected.addresses);
+            let world = endpoints::World { node: &self.node, pods: &self.pods, claims: &self.claims };
+            let look = |services: &Services| services.ports_here(&id, &world, &self.here);
+            affected.access.extend(self.access.look_behind(&id, &self.services, look));
+        }
+        for id in std::mem::take(&mut affected.access) {
+            changed |= self.compile_access(&id, &mut affected.addresses);
         }
         for id in std::mem::take(&mut affected.routes) {
             affected.routed.extend(self.routes.resolve(&id, &self.services));
@@ -187,6 +219,7 @@ impl Compiler {
             changed |= self.publish_address(address);
         }
         self.loads.sweep();
+        self.access.sweep();
         // The first configuration is one however empty it is: an agent on a node without pods is ready, too.
         changed |= self.snapshot.generation == 0;
         if changed {
@@ -206,6 +239,7 @@ impl Compiler {
             }
             Change::Put(Document::Service(new)) => {
                 affected.services.insert(new.id.clone());
+                self.access.service_changed(&new.id);
                 if self.services.document(&new.id).is_none_or(|old| !is_same_to_routes(old, &new)) {
                     affected.routes.extend(self.routes.of_service(&new.id));
                     affected.policed.insert(new.id.clone());
@@ -226,6 +260,13 @@ impl Compiler {
                 }
             }
             Change::Put(Document::Policy(new)) => affected.policed.extend(self.policies.put(new)),
+            Change::Put(Document::AuthorizationPolicy(new)) => {
+                self.hold_access(&new.key.id(), Some(new), affected);
+            }
+            Change::Put(Document::MeshPolicy(new)) => {
+                let mesh = self.defaults.mesh_namespace.as_ref();
+                affected.pods.extend(self.mesh_policies.put(new, mesh, &self.here, &self.pods));
+            }
             Change::Remove(key) => match key.kind {
                 Kind::Namespace => {
                     if self.namespaces.remove(&key.name).is_some() {
@@ -234,6 +275,7 @@ impl Compiler {
                 }
                 Kind::Service => {
                     affected.services.insert(key.id());
+                    self.access.service_changed(&key.id());
                     affected.policed.insert(key.id());
                     affected.routes.extend(self.routes.of_service(&key.id()));
                     self.services.remove(&key.id());
@@ -243,6 +285,12 @@ impl Compiler {
                 Kind::ReferenceGrant => affected.routes.extend(self.routes.put_grant(&key.id(), None)),
                 Kind::BackendTrafficPolicy | Kind::TrafficPolicy => {
                     affected.policed.extend(self.policies.remove(&key));
+                }
+                Kind::AuthorizationPolicy => self.hold_access(&key.id(), None, affected),
+                Kind::MeshPolicy => {
+                    let mesh = self.defaults.mesh_namespace.as_ref();
+                    let (here, pods) = (&self.here, &self.pods);
+                    affected.pods.extend(self.mesh_policies.remove(&key.id(), mesh, here, pods));
                 }
                 Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
                     if let Some(kind) = key.kind.route() {
@@ -258,21 +306,38 @@ impl Compiler {
     fn hold_pod(&mut self, id: &ObjectRef, new: Option<Arc<document::Pod>>, affected: &mut Affected) {
         // The Services that lose the pod, then those that get it.
         let before = self.services.selecting(id, &self.pods);
+        let old = self.pods.get(id).cloned();
         if !self.pods.put(id, new) {
             return;
         }
+        let new = self.pods.get(id);
+        self.access.pod_changed(&id.namespace, old.as_deref(), new.map(Arc::as_ref));
+        self.mesh_policies.pod_changed(&id.namespace, old.as_deref(), new.map(Arc::as_ref));
         affected.services.extend(before);
         affected.services.extend(self.services.reselect(id, &self.pods));
         affected.pods.insert(id.clone());
     }
 
+    fn hold_access(
+        &mut self,
+        id: &ObjectRef,
+        new: Option<Arc<document::AuthorizationPolicy>>,
+        affected: &mut Affected,
+    ) {
+        let mesh = self.defaults.mesh_namespace.as_ref();
+        let Concerned { pods, services } = self.access.put(id, new, mesh, &self.here, &self.pods);
+        affected.access.extend(pods);
+        affected.services.extend(services);
+    }
+
     fn compile_pod(&mut self, id: &ObjectRef, affected: &mut Affected) -> bool {
-        let mut marks =
-            self.namespaces.get(&id.namespace).map_or(Marks::default(), |namespace| namespace.marks);
-        marks.mtls.get_or_insert(self.defaults.mtls);
+        let marks = self.namespaces.get(&id.namespace).map_or(Marks::default(), |namespace| namespace.marks);
         let surroundings = Surroundings {
             node: &self.node,
             marks,
+            policies: &self.mesh_policies,
+            mesh: self.defaults.mesh_namespace.as_ref(),
+            mtls: self.defaults.mtls,
             trust_domain: self.defaults.trust_domain.as_ref(),
             taken: &self.snapshot.workloads,
         };
@@ -280,6 +345,11 @@ impl Compiler {
         let of = |workload: &Option<Arc<model::Workload>>| {
             workload.as_ref().map(|it| it.addresses.clone()).unwrap_or_default()
         };
+        let is_here = new.as_ref().is_some_and(|new| new.node.as_ref() == Some(&self.node.name));
+        if is_here || self.here.has(id) {
+            self.here.note(id, is_here);
+            affected.access.insert(id.clone());
+        }
         let (old_addresses, new_addresses) = (of(&old), of(&new));
         for &address in old_addresses.iter().filter(|address| !new_addresses.contains(address)) {
             self.claims.release(address, &Claimant::Pod(id.clone()));
@@ -298,6 +368,7 @@ impl Compiler {
         affected.services.extend(self.services.of_pod(id, &self.pods));
         if let Some(old) = old.filter(|old| new.as_ref().is_none_or(|new| new.uid != old.uid)) {
             self.snapshot.workloads.remove(&old.uid);
+            self.snapshot.access.remove(&old.uid);
         }
         if let Some(new) = new {
             self.snapshot.workloads.insert(new.uid.clone(), new);
@@ -305,9 +376,34 @@ impl Compiler {
         true
     }
 
+    /// What callers of the pod are judged by. True if that is something else than before.
+    fn compile_access(&mut self, id: &ObjectRef, addresses: &mut BTreeSet<IpAddr>) -> bool {
+        let Some(uid) = self.pods.workload(id).map(|workload| workload.uid.clone()) else { return false };
+        let is_wanted = |workload: &Arc<model::Workload>| workload.enrolment.is_wanted();
+        let is_asked = self.here.has(id) && self.pods.workload(id).is_some_and(is_wanted);
+        let pod = self.pods.get(id).filter(|_| is_asked);
+        let new = pod.map(|pod| self.access.of_pod(pod)).filter(|set| !set.policies().is_empty());
+        // What the pod's endpoints have of it stays as it was: nobody asks them.
+        let guarded = new.as_ref().is_some_and(|set| set.can_deny());
+        if let Some(workload) = self.pods.guard(id, guarded) {
+            addresses.extend(&workload.addresses);
+            self.snapshot.workloads.insert(uid.clone(), workload);
+        }
+        let is_same = match (self.snapshot.access.get(&uid), &new) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (old, new) => old.is_none() && new.is_none(),
+        };
+        match new {
+            Some(new) => drop(self.snapshot.access.insert(uid, new)),
+            None => drop(self.snapshot.access.remove(&uid)),
+        }
+        !is_same
+    }
+
     fn compile_service(&mut self, id: &ObjectRef, addresses: &mut BTreeSet<IpAddr>) -> bool {
         let world = endpoints::World { node: &self.node, pods: &self.pods, claims: &self.claims };
-        let (old, new) = self.services.compile(id, &world, &mut self.loads, &self.policies);
+        let is_policed = self.access.is_target(id);
+        let (old, new) = self.services.compile(id, &world, &mut self.loads, &self.policies, is_policed);
         let of = |service: &Option<Arc<model::Service>>| {
             service.as_ref().map(|it| it.addresses.clone()).unwrap_or_default()
         };
@@ -363,7 +459,18 @@ impl Compiler {
             let problems = self.policies.problems(&key);
             (key, problems)
         });
-        let said: BTreeMap<Key, Vec<Problem>> = of_routes.chain(of_policies).collect();
+        let access = self.access.take_unsaid().into_iter();
+        let of_access = access.map(|key| {
+            let problems = self.access.problems(&key, &self.services);
+            (key, problems)
+        });
+        let mesh_policies = self.mesh_policies.take_unsaid().into_iter();
+        let of_mesh_policies = mesh_policies.map(|key| {
+            let problems = self.mesh_policies.problems(&key);
+            (key, problems)
+        });
+        let said = of_routes.chain(of_policies).chain(of_access).chain(of_mesh_policies);
+        let said: BTreeMap<Key, Vec<Problem>> = said.collect();
         self.restated = said.keys().cloned().collect();
         for (key, problems) in said {
             let is_new = match problems.is_empty() {

@@ -6,8 +6,12 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use super::claims::Rank;
+use super::mesh_policies::MeshPolicies;
 use crate::config::document::{self, Marks, MeshLabel};
-use crate::model::{Enrolment, Name, NodeInfo, ObjectRef, SpiffeId, TrustDomain, Workload, WorkloadUid};
+use crate::config::resolve::{Level, Verdict, mtls};
+use crate::model::{
+    Enrolment, MtlsMode, MtlsSource, Name, NodeInfo, ObjectRef, SpiffeId, TrustDomain, Workload, WorkloadUid,
+};
 
 /// All pods, by namespace and name. A pod that is gone stays until its workload has been taken away too.
 #[derive(Debug, Default)]
@@ -23,8 +27,13 @@ struct Entry {
 pub(super) struct Surroundings<'a> {
     /// The node of this agent.
     pub(super) node: &'a NodeInfo,
-    /// What holds where the pod says nothing.
+    /// What its namespace says.
     pub(super) marks: Marks,
+    /// The MeshPolicies, and the namespace that the mesh is installed in.
+    pub(super) policies: &'a MeshPolicies,
+    pub(super) mesh: Option<&'a Name>,
+    /// The mTLS mode where nobody says one.
+    pub(super) mtls: MtlsMode,
     /// The trust domain of the mesh, where it has an authority.
     pub(super) trust_domain: Option<&'a TrustDomain>,
     /// The uids that pods have already.
@@ -76,7 +85,8 @@ impl Pods {
         let Some(entry) = pods.get_mut(&id.name) else { return (None, None) };
         let old = entry.workload.take();
         let new = entry.document.as_ref().filter(|pod| !pod.finished).map(|pod| {
-            let new = workload(pod, surroundings);
+            let guarded = old.as_ref().is_some_and(|old| old.guarded);
+            let new = Workload { guarded, ..workload(pod, surroundings) };
             old.as_ref().filter(|old| ***old == new).cloned().unwrap_or_else(|| Arc::new(new))
         });
         entry.workload = new.clone();
@@ -87,6 +97,14 @@ impl Pods {
             }
         }
         (old, new)
+    }
+
+    /// Notes whether policies say who may call the pod; its workload, if that is news.
+    pub(super) fn guard(&mut self, id: &ObjectRef, guarded: bool) -> Option<Arc<Workload>> {
+        let entry = self.0.get_mut(&id.namespace)?.get_mut(&id.name)?;
+        let workload = entry.workload.as_mut().filter(|workload| workload.guarded != guarded)?;
+        *workload = Arc::new(Workload { guarded, ..(**workload).clone() });
+        Some(workload.clone())
     }
 
     fn entry(&self, id: &ObjectRef) -> Option<&Entry> {
@@ -103,6 +121,7 @@ fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
         (Some(MeshLabel::Enabled), Some(obstacle)) => Enrolment::Impossible(obstacle),
         _ => Enrolment::NotWanted,
     };
+    let Verdict { mode, ports, by } = surroundings.mtls(pod);
     // A manifest that was copied with its uid is a pod of its own all the same.
     let free = |uid: &Name| taken.get(uid).is_none_or(|other| other.pod == pod.id);
     Workload {
@@ -114,7 +133,10 @@ fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
         addresses: if pod.host_network { Vec::new() } else { pod.addresses.clone() },
         node: pod.node.clone(),
         enrolment,
-        mtls: pod.marks.mtls.or(defaults.mtls).unwrap_or_default(),
+        mtls: mode,
+        mtls_ports: ports,
+        mtls_by: by,
+        guarded: false,
         dialled_pods: pod.marks.dialled_pods.or(defaults.dialled_pods).unwrap_or_default(),
         paths: pod.paths.clone(),
     }
@@ -126,6 +148,17 @@ impl Surroundings<'_> {
         let own = self.trust_domain?;
         let domain = pod.trust_domain.as_ref().unwrap_or(own);
         SpiffeId::new(domain, &pod.id.namespace, &pod.service_account).ok()
+    }
+
+    fn mtls(&self, pod: &document::Pod) -> Verdict {
+        if pod.node.as_ref() == Some(&self.node.name) {
+            return self.policies.of_pod(pod, self.marks.mtls, self.mtls, self.mesh);
+        }
+        let annotations = [
+            Level::Annotation(pod.marks.mtls, MtlsSource::Pod),
+            Level::Annotation(self.marks.mtls, MtlsSource::Namespace),
+        ];
+        mtls(&annotations, self.mtls)
     }
 
     /// A pod of this node would have to show a certificate that our authority cannot give.

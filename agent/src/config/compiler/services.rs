@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::endpoints::{World, endpoints_of};
+use super::endpoints::{World, endpoints_of, ports_here};
+use super::here::Here;
 use super::loads::Loads;
 use super::pods::Pods;
 use super::policies::Policies;
@@ -160,19 +161,34 @@ impl Services {
         self.entries.get(id)?.compiled.as_ref()
     }
 
-    /// Works the Service out again: what it was, and what it is. Both are the same `Arc` if nothing changed.
+    /// The ports of this node's pods that the Service leads to, with a cluster IP or without.
+    pub(super) fn ports_here(
+        &self,
+        id: &ObjectRef,
+        world: &World<'_>,
+        here: &Here,
+    ) -> BTreeMap<ObjectRef, BTreeSet<u16>> {
+        let Some(entry) = self.entries.get(id) else { return BTreeMap::new() };
+        let Some(document) = &entry.document else { return BTreeMap::new() };
+        ports_here(document, self.slices.get(id), &entry.members, world, here)
+    }
+
+    /// Works the Service out again: what it was, and what it is. Both are the same `Arc` if nothing changed. Whom one without an
+    /// address leads to is of interest only where it `is_policed`.
     pub(super) fn compile(
         &mut self,
         id: &ObjectRef,
         world: &World<'_>,
         loads: &mut Loads,
         policies: &Policies,
+        is_policed: bool,
     ) -> (Option<Arc<Service>>, Option<Arc<Service>>) {
         let Some(entry) = self.entries.get_mut(id) else { return (None, None) };
         let old = entry.compiled.take();
         let mut references = HashSet::new();
         let mut new = None;
-        if let Some(document) = entry.document.as_ref().filter(|document| !document.addresses.is_empty()) {
+        let is_asked_for = |document: &&Arc<document::Service>| is_policed || !document.addresses.is_empty();
+        if let Some(document) = entry.document.as_ref().filter(is_asked_for) {
             let slices = self.slices.get(id);
             references = slices.into_iter().flat_map(BTreeMap::values).flat_map(|it| refer(it)).collect();
             // A pod that left, or whose labels did, is a member until here.
@@ -181,13 +197,15 @@ impl Services {
                 let pod = ObjectRef { namespace: namespace.clone(), name: name.clone() };
                 world.pods.get(&pod).is_some_and(|pod| selects(document, pod))
             });
-            new = Some(service(
-                document,
-                |port| endpoints_of(document, port, slices, &entry.members, world, loads),
-                world,
-                |port| policies.traffic(&document.id, port),
-                old.as_deref(),
-            ));
+            new = (!document.addresses.is_empty()).then(|| {
+                service(
+                    document,
+                    |port| endpoints_of(document, port, slices, &entry.members, world, loads),
+                    world,
+                    |port| policies.traffic(&document.id, port),
+                    old.as_deref(),
+                )
+            });
         }
         for endpoint in old.iter().flat_map(|old| &old.ports).flat_map(|port| port.endpoints.iter()) {
             loads.release(endpoint.address);

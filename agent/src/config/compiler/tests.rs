@@ -1,6 +1,8 @@
 //! Documents in, snapshot out.
 
+mod access;
 mod fronts;
+mod mtls;
 
 use expect_test::{Expect, expect};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
@@ -58,6 +60,8 @@ impl World {
             Some("Namespace") => Document::namespace(&typed::<core::Namespace>(value), &mut problems),
             Some("Service") => Document::service(&typed::<core::Service>(value), &mut problems),
             Some("Pod") => Document::pod(&typed::<core::Pod>(value), &mut problems),
+            Some("AuthorizationPolicy") => Document::authorization_policy(value, &mut problems),
+            Some("MeshPolicy") => Document::mesh_policy(value, &mut problems),
             _ => Document::endpoint_slice(&typed::<discovery::EndpointSlice>(value), &mut problems),
         };
         self.problems.extend(problems.into_iter().map(|it| format!("{}: {}", it.field, it.message)));

@@ -3,24 +3,32 @@
 //! Reading never fails over a field of which a safe reading exists: the [`Problem`] is noted and the safe reading
 //! taken (an unknown mTLS mode is strict). Only an object that cannot be told from others is refused.
 
+mod authorization;
+#[cfg(test)]
+mod crd;
 mod endpoint_slice;
 mod marks;
+mod mesh_policy;
 mod namespace;
 mod place;
 mod pod;
 mod policy;
 mod reference_grant;
 mod route;
+mod selector;
 mod service;
 mod session;
 
+pub use authorization::{Attachment, AuthorizationPolicy};
 pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
 pub use marks::{Marks, MeshLabel};
+pub use mesh_policy::{MeshPolicy, Mtls};
 pub use namespace::Namespace;
 pub use pod::{ContainerPort, ENROLLED, Pod, Published};
 pub use policy::{Policy, PolicySpec, Says, Target};
 pub use reference_grant::ReferenceGrant;
 pub use route::{BackendRef, Parent, Reference, Route, RouteRule, RouteSpec, RuleFilters};
+pub use selector::Selector;
 pub use service::{Service, ServicePort, TargetPort};
 
 use std::fmt;
@@ -53,6 +61,10 @@ pub enum Document {
     Route(Arc<Route>),
     /// A policy of Service ports.
     Policy(Arc<Policy>),
+    /// `undermesh.io` AuthorizationPolicy.
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
+    /// `undermesh.io` MeshPolicy.
+    MeshPolicy(Arc<MeshPolicy>),
 }
 
 /// The kinds of objects that are read; all others are passed over. In the order in which they are best applied.
@@ -85,6 +97,10 @@ pub enum Kind {
     BackendTrafficPolicy,
     /// `undermesh.io/v1alpha1` TrafficPolicy.
     TrafficPolicy,
+    /// `undermesh.io/v1alpha1` AuthorizationPolicy.
+    AuthorizationPolicy,
+    /// `undermesh.io/v1alpha1` MeshPolicy.
+    MeshPolicy,
 }
 
 /// Tells an object from all others. Printed as `Pod shop/web`.
@@ -111,7 +127,7 @@ pub struct Custom {
 
 impl Custom {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self { kind: Kind::ReferenceGrant, plural: "referencegrants", read: Document::reference_grant },
         Self { kind: Kind::HttpRoute, plural: "httproutes", read: Document::http_route },
         Self { kind: Kind::GrpcRoute, plural: "grpcroutes", read: Document::grpc_route },
@@ -123,6 +139,12 @@ impl Custom {
             read: Document::backend_traffic_policy,
         },
         Self { kind: Kind::TrafficPolicy, plural: "trafficpolicies", read: Document::traffic_policy },
+        Self {
+            kind: Kind::AuthorizationPolicy,
+            plural: "authorizationpolicies",
+            read: Document::authorization_policy,
+        },
+        Self { kind: Kind::MeshPolicy, plural: "meshpolicies", read: Document::mesh_policy },
     ];
 }
 
@@ -137,6 +159,8 @@ impl Document {
             Self::ReferenceGrant(it) => Key::of(Kind::ReferenceGrant, &it.id),
             Self::Route(it) => Key::from(&it.id),
             Self::Policy(it) => it.key.clone(),
+            Self::AuthorizationPolicy(it) => it.key.clone(),
+            Self::MeshPolicy(it) => it.key.clone(),
         }
     }
 
@@ -150,6 +174,8 @@ impl Document {
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::Route(it) => it.id.kind.into(),
             Self::Policy(it) => it.key.kind,
+            Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
+            Self::MeshPolicy(_) => Kind::MeshPolicy,
         }
     }
 
@@ -210,11 +236,33 @@ impl Document {
     pub fn backend_traffic_policy(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
         Policy::read(Kind::BackendTrafficPolicy, object, problems).map(|it| Self::Policy(Arc::new(it)))
     }
+
+    /// Reads an AuthorizationPolicy; problems are added to `problems`. One that says anything badly is a document that denies.
+    pub fn authorization_policy(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        AuthorizationPolicy::read(object, problems).map(|it| Self::AuthorizationPolicy(Arc::new(it)))
+    }
+
+    /// Reads a MeshPolicy; problems are added to `problems`. One that says anything badly is a document that says nothing.
+    pub fn mesh_policy(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        MeshPolicy::read(object, problems).map(|it| Self::MeshPolicy(Arc::new(it)))
+    }
+
+    /// What stands for an object of which nothing can be read but which one it is, and why: something for the kinds that fail
+    /// closed.
+    pub fn unreadable(key: &Key, why: &str) -> Option<Self> {
+        match key.kind {
+            Kind::AuthorizationPolicy => {
+                Some(Self::AuthorizationPolicy(Arc::new(AuthorizationPolicy::unreadable(key, why))))
+            }
+            Kind::MeshPolicy => Some(Self::MeshPolicy(Arc::new(MeshPolicy::unreadable(key)))),
+            _ => None,
+        }
+    }
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Namespace,
         Self::Service,
         Self::Pod,
@@ -226,6 +274,8 @@ impl Kind {
         Self::TcpRoute,
         Self::BackendTrafficPolicy,
         Self::TrafficPolicy,
+        Self::AuthorizationPolicy,
+        Self::MeshPolicy,
     ];
 
     /// The `kind` of a manifest.
@@ -242,6 +292,8 @@ impl Kind {
             Self::TcpRoute => "TCPRoute",
             Self::BackendTrafficPolicy => "XBackendTrafficPolicy",
             Self::TrafficPolicy => "TrafficPolicy",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::MeshPolicy => "MeshPolicy",
         }
     }
 
@@ -258,7 +310,10 @@ impl Kind {
             Self::ReferenceGrant => &["v1", "v1beta1"],
             Self::TlsRoute => &["v1", "v1alpha3", "v1alpha2"],
             Self::TcpRoute => &["v1", "v1alpha2"],
-            Self::BackendTrafficPolicy | Self::TrafficPolicy => &["v1alpha1"],
+            Self::BackendTrafficPolicy
+            | Self::TrafficPolicy
+            | Self::AuthorizationPolicy
+            | Self::MeshPolicy => &["v1alpha1"],
             _ => &["v1"],
         }
     }
@@ -272,7 +327,7 @@ impl Kind {
                 route::GROUP
             }
             Self::BackendTrafficPolicy => policy::EXPERIMENTS,
-            Self::TrafficPolicy => policy::GROUP,
+            Self::TrafficPolicy | Self::AuthorizationPolicy | Self::MeshPolicy => policy::GROUP,
         }
     }
 }

@@ -45,9 +45,46 @@ impl<'a> Place<'a> {
         list.iter().flatten().enumerate().map(move |(index, item)| (place.index(index), item))
     }
 
+    /// The same of a list that is not to be long.
+    pub(super) fn few<'t, T>(
+        &self,
+        key: &str,
+        list: &'t Option<Vec<T>>,
+        most: usize,
+    ) -> impl Iterator<Item = (Self, &'t T)> + use<'a, 't, T> {
+        let found = list.as_ref().map_or(0, Vec::len);
+        if found > most {
+            self.key(key).refuse(format!("expected {most} at most, found {found}"));
+        }
+        self.each(key, list)
+    }
+
+    /// The same of a list that is there with something in it or not at all: one that has been emptied would mean anything.
+    pub(super) fn some<'t, T>(
+        &self,
+        key: &str,
+        list: &'t Option<Vec<T>>,
+        most: usize,
+    ) -> impl Iterator<Item = (Self, &'t T)> + use<'a, 't, T> {
+        if list.as_ref().is_some_and(Vec::is_empty) {
+            self.key(key).refuse("expected at least one, or no such field");
+        }
+        self.few(key, list, most)
+    }
+
+    /// The same place, with problems of its own.
+    pub(super) fn apart<'b>(&self, problems: &'b RefCell<Vec<Problem>>) -> Place<'b> {
+        Place { field: self.field.clone(), problems }
+    }
+
+    /// Passes on what has been found apart.
+    pub(super) fn add(&self, problem: Problem) {
+        self.problems.borrow_mut().push(problem);
+    }
+
     /// Says what is wrong here.
     pub(super) fn refuse(&self, message: impl Into<String>) {
-        self.problems.borrow_mut().push(Problem::new(self.field(), message));
+        self.add(Problem::new(self.field(), message));
     }
 
     /// Says what was expected here.

@@ -22,6 +22,9 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// `spec.selector`; empty where somebody else makes the endpoints.
     pub selector: BTreeMap<String, String>,
+    /// Its endpoints are those of its EndpointSlices alone: somebody makes them from what it selects, and pods of other nodes have no
+    /// labels here.
+    pub is_sliced: bool,
     /// `spec.publishNotReadyAddresses`.
     pub publish_not_ready: bool,
     /// `spec.sessionAffinity` and its timeout.
@@ -64,6 +67,7 @@ impl Service {
             addresses: addresses(spec, problems),
             ports: ports(spec, problems),
             selector: spec.selector.clone().unwrap_or_default(),
+            is_sliced: false,
             publish_not_ready: spec.publish_not_ready_addresses == Some(true),
             session_affinity: session_affinity(spec, problems),
             internal_traffic: internal_traffic(spec, problems),

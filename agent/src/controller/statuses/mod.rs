@@ -1,7 +1,8 @@
 //! What becomes of routes and policies, said in their status: whether their parents or targets take them, and whether what they
 //! refer to is there.
 //!
-//! The leader alone writes, and of `status.parents` and `status.ancestors` only the entries of its own (`undermesh.io/mesh`). What is
+//! The leader alone writes, and of `status.parents` and `status.ancestors` only the entries of its own (`undermesh.io/mesh`), of
+//! `status.conditions` only the conditions that it knows. What is
 //! said is worked out by the code that agents go by; here is the wire.
 
 mod status;
@@ -14,8 +15,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Service;
-use kube::api::{ApiResource, GroupVersionKind, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::api::{ApiResource, GroupVersionKind, PartialObjectMeta, Patch, PatchParams};
 use kube::core::DynamicObject;
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -42,14 +43,21 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 #[derive(Default)]
 struct Failures(HashMap<Key, (u32, Instant)>);
 
-/// Keeps every status right, while this replica leads.
-pub(super) async fn lead(client: &Client, leader: watch::Receiver<bool>) {
+/// Keeps every status right, while this replica leads. The mesh is installed in the namespace.
+pub(super) async fn lead(client: &Client, namespace: &str, leader: watch::Receiver<bool>) {
     while_leading(leader, async || {
-        let world = RefCell::new(World::new());
+        let world = RefCell::new(World::new(namespace));
         let news = Notify::new();
         let services = watcher::Config::default().any_semantic();
         let services = api::follow(Api::<Service>::all(client.clone()), services, "services", |event| {
             world.borrow_mut().take_service(event);
+            news.notify_one();
+        });
+        // Their labels are all that is asked for. Those that are over need not come at all.
+        let pods =
+            watcher::Config::default().any_semantic().fields("status.phase!=Succeeded,status.phase!=Failed");
+        let pods = api::follow(Api::<PartialObjectMeta<Pod>>::all(client.clone()), pods, "pods", |event| {
+            world.borrow_mut().take_pod(event);
             news.notify_one();
         });
         let follow = async |custom: Custom| {
@@ -67,7 +75,7 @@ pub(super) async fn lead(client: &Client, leader: watch::Receiver<bool>) {
             optional.follow(client.clone()).for_each(on_event).await;
         };
         // All of them: without one, something might seem to be for what is not there, to refer to it, or to have a port.
-        tokio::join!(services, join_all(Custom::ALL.map(follow)), write(client, &world, &news),);
+        tokio::join!(services, pods, join_all(Custom::ALL.map(follow)), write(client, &world, &news),);
     })
     .await;
 }

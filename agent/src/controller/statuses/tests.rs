@@ -1,5 +1,7 @@
 //! Routes and Services in, the statuses that are written out: first without an API server, then against one of ours.
 
+mod access;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -24,11 +26,12 @@ fn list<K: DeserializeOwned>(yaml: &str, kind: &str) -> Vec<Event<K>> {
 }
 
 fn world_of(yaml: &str) -> World {
-    let mut world = World::new();
+    let mut world = World::new("mesh");
     for custom in Custom::ALL {
         let events = list(yaml, custom.kind.as_str());
         events.into_iter().for_each(|event| world.take_object(&custom, event));
     }
+    list(yaml, "Pod").into_iter().for_each(|event| world.take_pod(event));
     assert_eq!(writes(&mut world), [], "not before the Services are known");
     list(yaml, "Service").into_iter().for_each(|event| world.take_service(event));
     world
@@ -48,20 +51,31 @@ fn writes(world: &mut World) -> Vec<Write> {
 fn check(world: &mut World, expected: &Expect) {
     let mut text = String::new();
     for Write { key, entries, .. } in writes(world) {
+        if matches!(key.kind, Kind::AuthorizationPolicy | Kind::MeshPolicy) {
+            text += &format!("{key}:");
+            text += &entries.iter().map(|it| shown(it, it["message"].as_str())).collect::<String>();
+            text += "\n";
+            continue;
+        }
         for entry in entries {
             let reference = if key.kind.route().is_some() { "parentRef" } else { "ancestorRef" };
             text += &format!("{key} at {}:", entry[reference]["name"].as_str().unwrap());
-            for condition in entry["conditions"].as_array().unwrap() {
-                let get = |key: &str| condition[key].as_str().unwrap();
-                text += &match get("status") {
-                    "True" => format!(" {}", get("type")),
-                    _ => format!("\n  not {}: {}: {}", get("type"), get("reason"), get("message")),
-                };
-            }
+            let conditions = entry["conditions"].as_array().unwrap();
+            text += &conditions.iter().map(|it| shown(it, None)).collect::<String>();
             text += "\n";
         }
     }
     expected.assert_eq(&text);
+}
+
+/// `note` is what is said beside a condition that holds.
+fn shown(condition: &Value, note: Option<&str>) -> String {
+    let get = |key: &str| condition[key].as_str().unwrap();
+    match (get("status"), note) {
+        ("True", None) => format!(" {}", get("type")),
+        ("True", Some(note)) => format!(" {}: {note}", get("type")),
+        _ => format!("\n  not {}: {}: {}", get("type"), get("reason"), get("message")),
+    }
 }
 
 const WORLD: &str = "
@@ -396,6 +410,7 @@ async fn a_status_is_written_onto_the_route_as_it_is_and_again_after_a_failure()
             ("GET", "/api/v1/services") if is_initial => {
                 Some((200, json!([{ "type": "ADDED", "object": service }, end("Service")])))
             }
+            ("GET", "/api/v1/pods") if is_initial => Some((200, json!([end("Pod")]))),
             ("GET", "/apis/gateway.networking.k8s.io/v1/httproutes") if is_initial => {
                 Some((200, json!([{ "type": "ADDED", "object": route("5") }, end("HTTPRoute")])))
             }
@@ -427,7 +442,7 @@ async fn a_status_is_written_onto_the_route_as_it_is_and_again_after_a_failure()
     });
     let (_leads, leader) = watch::channel(true);
     let client = api.client();
-    _ = tokio::time::timeout(Duration::from_secs(300), lead(&client, leader)).await;
+    _ = tokio::time::timeout(Duration::from_secs(300), lead(&client, "mesh", leader)).await;
     let written = written.lock().unwrap();
     assert_eq!(written[..3], ["5", "5", "6"], "{written:?}");
 }

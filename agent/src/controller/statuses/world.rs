@@ -5,14 +5,15 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use kube::core::DynamicObject;
+use kube::core::{DynamicObject, PartialObjectMeta};
 use kube::runtime::watcher::Event;
 use serde_json::Value;
 
 use super::status::{self, Form, Standing, Written};
-use crate::config::{Change, Compiler, Custom, Document, Key, Kind, Problem};
+use crate::config::{Change, Compiler, Custom, Defaults, Document, Key, Kind, Problem, resolve};
 use crate::model::NodeInfo;
 use crate::route::RouteRef;
 
@@ -49,10 +50,12 @@ pub(super) struct Write {
 }
 
 impl World {
-    pub(super) fn new() -> Self {
+    /// Where the mesh is installed in this namespace.
+    pub(super) fn new(mesh_namespace: &str) -> Self {
+        let defaults = Defaults { mesh_namespace: Some(mesh_namespace.into()), ..Defaults::default() };
         Self {
             // What they come to is the same on every node.
-            compiler: Compiler::new(NodeInfo { name: "".into(), zone: None }),
+            compiler: Compiler::new(NodeInfo { name: "".into(), zone: None }).with_defaults(defaults),
             changes: Vec::new(),
             held: HashMap::new(),
             known: HashMap::new(),
@@ -71,6 +74,18 @@ impl World {
         });
     }
 
+    pub(super) fn take_pod(&mut self, event: Event<PartialObjectMeta<Pod>>) {
+        self.take(Kind::Pod, event, |world, pod| {
+            // By their labels policies select them; all else of them is nothing to anybody here.
+            let ObjectMeta { name, namespace, labels, .. } = pod.metadata;
+            let metadata = ObjectMeta { name, namespace, labels, ..ObjectMeta::default() };
+            let pod = Pod { metadata, ..Pod::default() };
+            if let Ok(document) = Document::pod(&pod, &mut Vec::new()) {
+                world.changes.push(Change::Put(document));
+            }
+        });
+    }
+
     pub(super) fn take_object(&mut self, custom: &Custom, event: Event<DynamicObject>) {
         let Custom { kind, read, .. } = *custom;
         self.take(kind, event, |world, object| world.put(kind, object, read));
@@ -83,7 +98,7 @@ impl World {
 
     /// What is to be written, of the objects that are not to be left alone. Nothing as long as not all is known.
     pub(super) fn writes(&mut self, now: Timestamp, is_left_alone: impl Fn(&Key) -> bool) -> Vec<Write> {
-        let mut kinds = Custom::ALL.into_iter().map(|custom| custom.kind).chain([Kind::Service]);
+        let mut kinds = Custom::ALL.into_iter().map(|custom| custom.kind).chain([Kind::Service, Kind::Pod]);
         if kinds.any(|kind| !self.known.contains_key(&kind)) {
             return Vec::new();
         }
@@ -93,12 +108,15 @@ impl World {
         (self.unsaid, unsaid) = std::mem::take(&mut self.unsaid).into_iter().partition(is_left_alone);
         let write = |key: Key| {
             let Held { version, resource_version, written } = self.held.get(&key)?;
-            let standing: Vec<Standing> = match key.kind.route() {
-                Some(kind) => {
+            let standing: Vec<Standing> = match (key.kind, key.kind.route()) {
+                (_, Some(kind)) => {
                     let route = RouteRef { kind, id: key.id() };
                     self.compiler.route_statuses(&route).into_iter().map(Standing::from).collect()
                 }
-                None => self.compiler.policy_statuses(&key).into_iter().map(Standing::from).collect(),
+                (Kind::AuthorizationPolicy | Kind::MeshPolicy, None) => {
+                    self.compiler.stated(&key).into_iter().map(Standing::from).collect()
+                }
+                (_, None) => self.compiler.policy_statuses(&key).into_iter().map(Standing::from).collect(),
             };
             let entries = status::next(written, &standing, now)?;
             let resource_version = resource_version.clone();
@@ -151,7 +169,7 @@ impl World {
         let mut problems = Vec::new();
         // What cannot be told from others has no status.
         let Ok(document) = read(&object, &mut problems) else { return };
-        if matches!(document, Document::Route(_) | Document::Policy(_)) {
+        if !matches!(document, Document::ReferenceGrant(_)) {
             let form = Form::of(kind);
             let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
             let references = list(&object["spec"][form.references]).into_iter().enumerate();
@@ -160,6 +178,10 @@ impl World {
                 form,
                 generation,
                 references: references.filter(|(_, reference)| is_service(reference)).collect(),
+                denies: match &document {
+                    Document::AuthorizationPolicy(policy) => Some(resolve::what_is_denied(policy)),
+                    _ => None,
+                },
                 problems,
                 status: list(&object["status"][form.list]),
             };

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::config::document::MeshLabel;
-use crate::config::{Document, FieldPath, Kind, Problem, Segment};
+use crate::config::{Custom, Document, FieldPath, Kind, Problem, Segment};
 
 /// What is to be said of an object that is written, in words for its author.
 #[derive(Debug, PartialEq)]
@@ -36,12 +36,13 @@ pub(super) fn judge(request: &AdmissionRequest<DynamicObject>) -> Review {
 
 fn problems(group: &str, kind: &str, object: Value) -> Vec<Problem> {
     if group == Kind::TrafficPolicy.group() {
-        return match kind == Kind::TrafficPolicy.as_str() {
-            true => {
-                read(object, |policy: Value, problems| Document::traffic_policy(&policy, problems).map(drop))
+        let mut own = Custom::ALL.into_iter().filter(|custom| custom.kind.group() == group);
+        return match own.find(|custom| custom.kind.as_str() == kind) {
+            Some(custom) => {
+                read(object, |policy: Value, problems| (custom.read)(&policy, problems).map(drop))
             }
             // Of a later version of us.
-            false => Vec::new(),
+            None => Vec::new(),
         };
     }
     match kind {
@@ -207,5 +208,26 @@ mod tests {
         );
         labelled["spec"]["timeouts"] = json!({});
         assert_eq!(review(Some(policy(1)), labelled), Review::Clean);
+    }
+
+    #[test]
+    fn every_kind_of_ours_is_looked_at() {
+        let review = |kind: &str, spec: Value| {
+            let object = json!({ "apiVersion": "undermesh.io/v1alpha1", "kind": kind, "metadata": { "name": "a" }, "spec": spec });
+            let request = json!({
+                "uid": "1", "operation": "CREATE", "name": "a", "userInfo": {}, "object": object,
+                "kind": { "group": "undermesh.io", "version": "v1alpha1", "kind": kind },
+                "resource": { "group": "undermesh.io", "version": "v1alpha1", "resource": "any" },
+            });
+            judge(&serde_json::from_value(request).unwrap())
+        };
+        let denies = review("AuthorizationPolicy", json!({ "rules": [{ "form": [] }] }));
+        let unknown =
+            "spec.rules[0].form: there is no such field, or this version of Undermesh does not know it";
+        assert_eq!(denies, Review::Refuse(unknown.into()));
+        assert_eq!(review("AuthorizationPolicy", json!({})), Review::Clean);
+        let mode = "spec.mtls.mode: expected Strict or Permissive, found \"Off\"";
+        assert_eq!(review("MeshPolicy", json!({ "mtls": { "mode": "Off" } })), Review::Refuse(mode.into()));
+        assert_eq!(review("OfALaterVersion", json!({ "a": 1 })), Review::Clean);
     }
 }

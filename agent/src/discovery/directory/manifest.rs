@@ -120,8 +120,10 @@ impl Reader<'_> {
         let (document, key) = match decode::document(kind, value, &mut problems) {
             Ok(document) => (Some(document.clone()), Some(document.key())),
             Err(problem) => {
+                let key = decode::key(kind, value);
+                let document = key.as_ref().and_then(|key| Document::unreadable(key, &problem.to_string()));
                 problems.push(problem);
-                (None, decode::key(kind, value))
+                (document, key)
             }
         };
         let position = self.locate(path);
@@ -138,7 +140,18 @@ impl Reader<'_> {
                 }
             })
             .collect();
-        let text = matches!(document, Some(Document::Route(_) | Document::Policy(_)))
+        let can_be_wrong_in_the_world = |document: &Document| {
+            matches!(
+                document,
+                Document::Route(_)
+                    | Document::Policy(_)
+                    | Document::AuthorizationPolicy(_)
+                    | Document::MeshPolicy(_)
+            )
+        };
+        let text = document
+            .as_ref()
+            .is_some_and(can_be_wrong_in_the_world)
             .then(|| Text { document: self.keep(), path: path.clone() });
         self.objects.push(Object { position, key, document, rejections, text });
     }
@@ -152,8 +165,9 @@ impl Reader<'_> {
             message,
         };
         let position = self.chunk.start();
+        let document = key.as_ref().and_then(|key| Document::unreadable(key, &rejection.message));
         let rejections = vec![rejection];
-        self.objects.push(Object { position, key, document: None, rejections, text: None });
+        self.objects.push(Object { position, key, document, rejections, text: None });
     }
 
     fn keep(&mut self) -> Arc<Located> {

@@ -171,6 +171,52 @@ async fn the_last_good_version_stays() {
         .await;
 }
 
+/// Of who may do what it does not: nobody is let in then.
+#[tokio::test]
+async fn a_policy_that_cannot_be_read_denies_at_once() {
+    let policy = |rest: &str| {
+        format!(
+            "apiVersion: undermesh.io/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{name: web}}\n{rest}"
+        )
+    };
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {undermesh.io/mesh: enabled}}\nspec: {nodeName: node-1, containers: []}\n";
+    let good = policy("spec: {selector: {matchLabels: {app: web}}}\n");
+    let mut live = Live::open(&[("a.yaml", pod), ("policy.yaml", &good)]);
+    let denies = |live: &Live| {
+        let access = live.now.snapshot.access.values().next().unwrap();
+        access.policies().iter().map(|applied| applied.policy.invalid.is_some()).collect::<Vec<_>>()
+    };
+    assert!(denies(&live).is_empty(), "it selects others");
+    for (text, expected) in [
+        (
+            policy("spec: {selector: [}\n"),
+            expect![[r#"
+            default/a []
+            ! /manifests/policy.yaml:1:1: AuthorizationPolicy default/web: this version cannot be used: until then everything is denied at all pods of the namespace default, for what it is for cannot be read
+            ! /manifests/policy.yaml:4:18: AuthorizationPolicy default/web: not valid YAML: mismatched bracket '[' closed by '}'
+        "#]],
+        ),
+        (
+            good.replace("v1alpha1", "v7"),
+            expect![[r#"
+            default/a []
+            ! /manifests/policy.yaml:1:1: AuthorizationPolicy default/web: this version cannot be used: until then everything is denied at all pods of the namespace default, for what it is for cannot be read
+            ! /manifests/policy.yaml:1:13: AuthorizationPolicy default/web: apiVersion: expected undermesh.io/v1alpha1, found "undermesh.io/v7"
+        "#]],
+        ),
+    ] {
+        live.write("policy.yaml", &text);
+        live.check(expected).await;
+        assert_eq!(denies(&live), [true], "{text}");
+    }
+    live.write("policy.yaml", &good);
+    live.check(expect![[r#"
+        default/a []
+    "#]])
+        .await;
+    assert!(denies(&live).is_empty());
+}
+
 #[tokio::test]
 async fn an_object_in_two_files() {
     let mut live = Live::open(&[("b.yaml", &pod("a", "10.0.0.1"))]);

@@ -111,7 +111,7 @@ impl World {
                     Some(Document::Pod(pod)) => self.take_pod(pod),
                     Some(Document::Service(mut service)) => {
                         // Who its endpoints are is in its EndpointSlices, made by Kubernetes.
-                        Arc::make_mut(&mut service).selector.clear();
+                        Arc::make_mut(&mut service).is_sliced = true;
                         self.changes.push(Change::Put(Document::Service(service)));
                     }
                     Some(document) => self.changes.push(Change::Put(document)),

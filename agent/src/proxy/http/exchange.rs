@@ -20,7 +20,7 @@ use super::talk::Told;
 use crate::model::{LoadGuard, ObjectRef, PortGuard};
 use crate::route::Rule;
 use crate::telemetry::{
-    ActiveRequest, HttpCounters, HttpRequest, RequestEnd, RequestTrace, RouteLabel, Telemetry,
+    ActiveRequest, HttpCounters, HttpRequest, RequestEnd, RequestTrace, RouteLabel, RulingOf, Telemetry,
 };
 
 /// A request that is being answered. Dropped before its answer has passed, it counts as one whose client has gone.
@@ -45,6 +45,8 @@ pub(super) struct Exchange {
     status: Option<u16>,
     grpc_status: Option<u16>,
     end: Option<RequestEnd>,
+    /// What policies have said of it.
+    pub(super) ruling: RulingOf,
     /// With whom it is counted; the Service itself where nobody was reached.
     told: Option<Arc<Told>>,
     /// It counts among the active ones there.
@@ -83,6 +85,7 @@ impl Exchange {
             status: None,
             grpc_status: None,
             end: None,
+            ruling: None,
             told: None,
             active: Vec::new(),
             upstream: None,
@@ -205,6 +208,7 @@ impl Drop for Exchange {
             response_bytes: self.response_bytes,
             facts: told.facts.clone(),
             upstream: self.upstream,
+            ruling: self.ruling.take(),
             trace: self.trace.take(),
         };
         self.telemetry.request_finished(&told.counters, request);

@@ -1,10 +1,10 @@
-//! HTTP where an endpoint's requests are limited: each is held to what the endpoint takes, and handed to the application as it came.
+//! HTTP where somebody wants to know of an endpoint's requests: each is held to its policies and to what the endpoint takes, and handed
+//! to the application as it came.
 //!
 //! One connection of a client is one connection to the application, as it would be without the agent: what becomes of the one
 //! becomes of the other. Nothing is routed, retried or pooled here; that was for the client's side to do.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, HeaderValue};
@@ -24,8 +24,9 @@ use super::limit;
 use super::pool::Sender;
 use super::talk::{Dialect, Told};
 use super::upgrade::Passed;
-use super::{connect, head, send, serve};
-use crate::model::{Limited, Name};
+use super::{authorize, connect, head, send, serve};
+use crate::model::Limited;
+use crate::proxy::admission::{Caller, Door};
 use crate::proxy::detect::{self, Speech};
 use crate::proxy::reach::{Assurance, Upstream};
 use crate::proxy::relay::{Meter, relay};
@@ -35,15 +36,15 @@ use crate::proxy::worker::{Fate, Here};
 use crate::proxy::{Proxy, admission};
 use crate::telemetry::{CloseReason, ConnectionFacts, RequestEnd};
 
-/// A connection that a client has made to an endpoint whose requests are limited.
+/// A connection that a client has made to an endpoint whose requests are looked at.
 #[derive(Debug)]
 pub(in crate::proxy) struct Inbound {
     pub(in crate::proxy) proxy: Arc<Proxy>,
     pub(in crate::proxy) here: Arc<Here>,
     /// The endpoint.
-    pub(in crate::proxy) to: SocketAddr,
-    /// What the client is held to its limits as.
-    pub(in crate::proxy) source: Name,
+    pub(in crate::proxy) door: Door,
+    /// Who the client is.
+    pub(in crate::proxy) visitor: Caller,
     /// For each side that reports, one at least.
     pub(in crate::proxy) facts: Vec<ConnectionFacts>,
     /// That of the pod for which this agent carries it.
@@ -62,11 +63,14 @@ impl Inbound {
                     self.requests((Stream::socket(client), speech), application, meter).await;
                 }
                 Ok((Speech::Opaque | Speech::Silence, client)) => {
+                    if self.is_denied_as_bytes(&meter) {
+                        return meter.close(CloseReason::Denied);
+                    }
                     let reason = relay(client, application, &meter).await;
                     meter.close(reason);
                 }
                 Err(error) => {
-                    error!(to = %self.to, %error, "cannot go on with a connection");
+                    error!(to = %self.door.address, %error, "cannot go on with a connection");
                     meter.close(CloseReason::Internal);
                 }
             },
@@ -81,6 +85,9 @@ impl Inbound {
                 self.requests((client, speech), application, meter).await;
             }
             (Speech::Opaque | Speech::Silence, seen) => {
+                if self.is_denied_as_bytes(&meter) {
+                    return meter.close(CloseReason::Denied);
+                }
                 // What is in the way of it shows again when the rest is relayed.
                 _ = application.write_all(&seen).await;
                 _ = ends.recv.flow_control().release_capacity(seen.len());
@@ -91,16 +98,28 @@ impl Inbound {
         }
     }
 
+    /// Whether policies deny it now that it turns out to carry something else than requests.
+    fn is_denied_as_bytes(&self, meter: &Meter) -> bool {
+        let Some(ruling) = self.door.of_bytes(&self.proxy.snapshot.load(), &self.visitor) else {
+            return false;
+        };
+        meter.rule(&ruling);
+        ruling.is_denied
+    }
+
     async fn requests(self, (client, speech): (Stream, Speech), application: TcpStream, meter: Meter) {
         let application = Counted::new(Stream::socket(application), meter, None);
         let (sender, is_over) = match begun(&self.here.upstreams.tasks, speech, application).await {
             Ok(begun) => begun,
-            Err(error) => return debug!(to = %self.to, %error, "an application does not begin to speak HTTP"),
+            Err(error) => {
+                return debug!(to = %self.door.address, %error, "an application does not begin to speak HTTP");
+            }
         };
         let Some(first) = self.facts.first() else { return };
         let assurance = Assurance { security: first.security, identity: first.source.identity.clone() };
-        let told = Told::new(&self.proxy.telemetry, self.to, assurance, self.facts.clone());
-        let (to, mut fate) = (self.to, self.fate.clone());
+        let to = self.door.address;
+        let told = Told::new(&self.proxy.telemetry, to, assurance, self.facts.clone());
+        let mut fate = self.fate.clone();
         let application =
             Arc::new(Application { inbound: self, told: Arc::new(told), sender: Mutex::new(sender) });
         let answer = move |request| {
@@ -157,7 +176,7 @@ impl Application {
     async fn answer(&self, request: Request<Incoming>) -> Result<Response<ResponseBody>, BrokenOff> {
         let mut exchange = Exchange::begin(&self.inbound.proxy.telemetry, &request);
         exchange.tell(self.told.clone());
-        exchange.upstream = Some(self.inbound.to);
+        exchange.upstream = Some(self.inbound.door.address);
         match self.carry(&mut exchange, request).await {
             Ok(passed) => Ok(passed.answer(exchange, &self.inbound.here.upstreams.tasks)),
             Err(Unanswered::Refused(refusal)) => Ok(exchange.refused(&refusal)),
@@ -177,10 +196,12 @@ impl Application {
         let authority =
             head::authority(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
         exchange.authority = authority.clone();
-        let snapshot = self.inbound.proxy.snapshot.load();
-        let source = || self.inbound.source.clone();
-        let admission = admission::admit(&snapshot, self.inbound.to, Limited::Requests, source);
+        let Inbound { proxy, door, visitor, .. } = &self.inbound;
+        let snapshot = proxy.snapshot.load();
+        authorize::request(proxy, &snapshot, (door, visitor), exchange, &request)?;
+        let admission = admission::admit(&snapshot, door.address, Limited::Requests, || visitor.source());
         let standing = limit::admitted(admission)?;
+        drop(snapshot);
         let dialect = match request.version() {
             Version::HTTP_2 => Dialect::Http2,
             _ => Dialect::Http1,

@@ -5,6 +5,7 @@
 //! one is reached for `reach`.
 
 mod answer;
+mod authorize;
 mod body;
 mod connect;
 mod deadline;

@@ -19,7 +19,7 @@ use super::mirror::MIRRORED;
 use super::pool::{Lease, Loan};
 use super::retry::{Retries, Wish, mark_in_vain};
 use super::talk::{Dialect, Talk};
-use super::{deadline, fault, hashed, head, limit};
+use super::{authorize, deadline, fault, hashed, head, limit};
 use crate::balance::outlier::Verdict;
 use crate::balance::{budget, caps, latency};
 use crate::model::{Limited, LoadGuard, Service, ServiceLoad, ServicePort, TrafficSettings, UnderWay};
@@ -29,7 +29,7 @@ use crate::proxy::reach::{self, Attempts, InTheWay, Unreached};
 use crate::route::{Rule, Timeouts};
 use crate::sentence::in_one_sentence;
 use crate::snapshot::Snapshot;
-use crate::telemetry::{RefuseReason, RequestEnd, Security};
+use crate::telemetry::{RefuseReason, RequestEnd};
 
 /// Where a request is to go.
 #[derive(Clone, Copy, Debug)]
@@ -241,7 +241,7 @@ impl Sending<'_> {
         let Self { talk, snapshot, dialect, .. } = self;
         let dialled = exchange.service.clone();
         let service = dialled.as_ref();
-        let standing = self.admitted(exchange, to).map_err(Failed::Broken)?;
+        let standing = self.admitted(exchange, to, &request).map_err(Failed::Broken)?;
         let mut must_be_fresh = false;
         loop {
             let mut lease = match talk.lease(snapshot, service, (to, port), *dialect, must_be_fresh).await {
@@ -289,17 +289,26 @@ impl Sending<'_> {
     }
 
     /// Whether an endpoint of this node takes the request. Others are asked by their own agents.
-    fn admitted(&self, exchange: &mut Exchange, to: SocketAddr) -> Result<Option<Standing>, Refusal> {
+    fn admitted(
+        &self,
+        exchange: &mut Exchange,
+        to: SocketAddr,
+        request: &Request<RequestBody>,
+    ) -> Result<Option<Standing>, Refusal> {
         let (talk, snapshot) = (self.talk, self.snapshot);
-        if !admission::is_limited(snapshot, to, Limited::Requests) {
+        let is_limited = admission::is_limited(snapshot, to, Limited::Requests);
+        if snapshot.access.is_empty() && !is_limited {
             return Ok(None);
         }
-        let assurance = reach::assurance(&talk.proxy, snapshot, &talk.captured, to);
-        if assurance.security != Security::SameNode {
+        let Some((door, assurance)) = reach::door(&talk.proxy, snapshot, &talk.captured, to) else {
             return Ok(None);
-        }
-        let admission = admission::admit(snapshot, to, Limited::Requests, || talk.captured.source());
-        limit::admitted(admission).inspect_err(|_| {
+        };
+        let visitor = talk.captured.caller();
+        let admitted = authorize::request(&talk.proxy, snapshot, (&door, &visitor), exchange, request)
+            .and_then(|()| {
+                limit::admitted(admission::admit(snapshot, to, Limited::Requests, || visitor.source()))
+            });
+        admitted.inspect_err(|_| {
             exchange.tell(talk.told(snapshot, exchange.service.as_ref(), to, &assurance));
         })
     }
@@ -338,7 +347,11 @@ pub(super) fn let_go_on(request: &mut Request<RequestBody>) {
 fn verdict(exchange: &Exchange, answer: &Result<Response<Incoming>, Refusal>) -> Option<Verdict> {
     let response = match answer {
         Ok(response) => response,
-        Err(Refusal { end: RequestEnd::ClientGone | RequestEnd::RateLimited, .. }) => return None,
+        Err(Refusal {
+            end:
+                RequestEnd::ClientGone | RequestEnd::RateLimited | RequestEnd::Denied | RequestEnd::BadRequest,
+            ..
+        }) => return None,
         Err(_) => return Some(Verdict::GatewayFailure),
     };
     Some(match (response.status().as_u16(), exchange.grpc_status()) {

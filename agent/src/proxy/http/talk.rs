@@ -12,11 +12,12 @@ use super::connect;
 use super::io::{Counted, Stream};
 use super::pool::{Key, Lease, Sender, Terms};
 use super::quiet::Quiet;
+use crate::balance::Carries;
 use crate::balance::caps;
 use crate::model::{ObjectRef, PortGuard, ServicePort, UnderWay};
 use crate::proxy::Proxy;
 use crate::proxy::captured::Captured;
-use crate::proxy::reach::{self, Assurance, InTheWay};
+use crate::proxy::reach::{self, Assurance, Dialled, InTheWay};
 use crate::proxy::worker::{Fate, Here};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{ConnectionFacts, HttpCounters, RefuseReason, Telemetry};
@@ -158,7 +159,8 @@ impl Talk {
         let terms = Terms::new(place, port.and_then(|port| port.traffic.timeouts.idle));
         // Whoever asked may go while others wait for the same: whether a client is still there is its own task's to see.
         let gone = std::future::pending();
-        let (upstream, assurance) = reach::dial(proxy, here, snapshot, captured, (to, port), gone).await?;
+        let Dialled { upstream, assurance, .. } =
+            reach::dial(proxy, here, snapshot, captured, (to, port), Carries::Request, gone).await?;
         let meter = reach::record(proxy, snapshot, captured, to, service, &assurance);
         let stream = Stream::new(upstream, &here.upstreams.tasks);
         Ok((Counted::new(stream, meter, Some(terms.clone())), assurance, terms))

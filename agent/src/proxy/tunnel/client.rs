@@ -22,6 +22,7 @@ use super::stream::Ends;
 use super::transport::{Flusher, Transport};
 use super::window::{CONNECTION_WINDOW, STREAM_WINDOW, StreamWindow};
 use super::{HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, TUNNEL_PORT, Tunnel};
+use crate::balance::Carries;
 use crate::capture::PodNet;
 use crate::identity::{HandshakeError, HandshakeReason, Standing};
 use crate::model::Workload;
@@ -37,6 +38,10 @@ const MAX_HEADER_LIST: u32 = 16 * 1024;
 
 // Made once: as texts they would be checked and copied for each request.
 pub(super) static BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+
+/// Says of a stream that its client is another agent, which sends requests on it. Nothing is let in by it.
+pub(super) static CARRIES: HeaderName = HeaderName::from_static("undermesh-carries");
+pub(super) const REQUESTS: HeaderValue = HeaderValue::from_static("requests");
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// What is wanted: a connection from a pod of this node to a pod of another.
@@ -50,6 +55,7 @@ pub(in crate::proxy) struct Wanted<'a> {
     pub(in crate::proxy) destination: &'a Workload,
     /// How long the other side may take to connect.
     pub(in crate::proxy) within: Duration,
+    pub(in crate::proxy) carries: Carries,
 }
 
 /// Why a CONNECT came to nothing.
@@ -320,6 +326,9 @@ fn request(wanted: Wanted<'_>, baggage: Option<HeaderValue>) -> Option<Request<(
         .header(&TRACEPARENT, traceparent());
     if let Some(baggage) = baggage {
         request = request.header(&BAGGAGE, baggage);
+    }
+    if wanted.carries == Carries::Request {
+        request = request.header(&CARRIES, REQUESTS);
     }
     request.body(()).ok()
 }

@@ -19,19 +19,20 @@ use tracing::{debug, error, info, warn};
 use super::handshake;
 use super::health::{Health, Verdict};
 use super::refusal;
-use super::stream::{self, Ends};
+use super::stream::Ends;
 use super::transport::{Flusher, Transport};
 use super::window::{CONNECTION_WINDOW, STREAM_WINDOW, StreamWindow};
 use super::{HANDSHAKE_TIMEOUT, MAX_FRAME, SEND_BUFFER, TUNNEL_PORT, Tunnel, client};
+use crate::balance::Carries;
 use crate::capture::PodNet;
 use crate::identity::{HandshakeError, HandshakeReason, PeerIdentity, Standing};
-use crate::model::{Limited, Workload};
-use crate::proxy::http::Inbound;
+use crate::model::Workload;
+use crate::proxy::Proxy;
+use crate::proxy::admission::{Caller, Door, Refused};
+use crate::proxy::inbound::Visit;
 use crate::proxy::reach::Upstream;
-use crate::proxy::relay::Meter;
 use crate::proxy::upstream::{self, Target};
 use crate::proxy::worker::{Fate, Here};
-use crate::proxy::{Proxy, admission};
 use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 
 /// The client closes first, so that no CONNECT meets a tunnel that goes.
@@ -283,11 +284,19 @@ impl Server {
             self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, Some(RefuseReason::Limit));
             return refused(facts, RefuseReason::Limit);
         };
-        let source = || self.peer.id().to_name();
-        if !admission::takes_connection(&self.proxy.snapshot.load(), to, source) {
-            self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, Some(RefuseReason::RateLimited));
-            return refused(facts, RefuseReason::RateLimited);
-        }
+        let door = Door { pod: self.net.workload.uid.clone(), address: to };
+        let visitor = Caller { identity: Some(self.peer.id().clone()), address: caller.ip() };
+        let entry = match door.enter(&self.proxy.snapshot.load(), &visitor) {
+            Ok(entry) => entry,
+            Err(Refused { reason, ruling }) => {
+                let status = match reason {
+                    RefuseReason::Denied => StatusCode::UNAUTHORIZED,
+                    _ => StatusCode::SERVICE_UNAVAILABLE,
+                };
+                self.answer(&mut respond, status, Some(reason));
+                return refused(ConnectionFacts { ruling, ..facts }, reason);
+            }
+        };
         let counted = self.health.enter();
         let target = Target { from: &self.net, to, source: None, on_behalf_of: Some(caller) };
         let gone = async {
@@ -305,24 +314,23 @@ impl Server {
         let Some(send) = accept(&mut respond, self.baggage.clone()) else {
             return refused(facts, RefuseReason::ClientGone);
         };
-        facts.upstream = Some(to);
+        (facts.upstream, facts.ruling) = (Some(to), entry.ruling.clone());
+        let carries = match request.headers().get(&client::CARRIES) {
+            Some(what) if *what == client::REQUESTS => Carries::Request,
+            _ => Carries::Connection,
+        };
         let tunnel = Ends { send, recv: request.into_body(), place: counted };
-        if admission::is_limited(&self.proxy.snapshot.load(), to, Limited::Requests) {
-            // On the heap, too: most streams carry what nobody looks at.
-            let inbound = Inbound {
-                proxy: self.proxy.clone(),
-                here: self.here.clone(),
-                to,
-                source: self.peer.id().to_name(),
-                facts: vec![facts],
-                fate: self.fate.clone(),
-            };
-            Box::pin(inbound.carry(Upstream::Tunnel(tunnel), application)).await;
-        } else {
-            let meter = Meter::new(vec![self.proxy.telemetry.connection_opened(facts)]);
-            let reason = stream::relay(application, stream::Side::Server, tunnel, &meter).await;
-            meter.close(reason);
-        }
+        let visit = Visit {
+            proxy: self.proxy.clone(),
+            here: self.here.clone(),
+            door,
+            visitor,
+            facts: vec![facts],
+            fate: self.fate.clone(),
+            idle: None,
+            carries,
+        };
+        visit.carry(entry, Upstream::Tunnel(tunnel), application).await;
         drop(place);
     }
 
@@ -416,6 +424,7 @@ fn facts(
         dialled,
         client: caller,
         upstream: None,
+        ruling: None,
     }
 }
 

@@ -8,7 +8,8 @@ use jiff::Timestamp;
 
 use super::super::connection::{ConnectionFacts, Peer};
 use super::super::http::{HttpRequest, RouteLabel};
-use super::{AccessLogFormat, Message};
+use super::super::ruling::Ruling;
+use super::{AccessLogFormat, AuditRecord, Message};
 
 /// Appends the line and its end.
 pub(super) fn write(message: &Message, format: AccessLogFormat, out: &mut String) {
@@ -22,6 +23,7 @@ pub(super) fn write(message: &Message, format: AccessLogFormat, out: &mut String
             sent: connection.sent(),
             received: connection.received(),
             duration: *duration,
+            ruling: connection.ruling(),
             request: None,
         },
         Message::Refused { facts, reason, at } => Line {
@@ -33,6 +35,7 @@ pub(super) fn write(message: &Message, format: AccessLogFormat, out: &mut String
             sent: 0,
             received: 0,
             duration: Duration::ZERO,
+            ruling: facts.ruling.as_deref(),
             request: None,
         },
         Message::Request { request, at } => Line {
@@ -44,8 +47,29 @@ pub(super) fn write(message: &Message, format: AccessLogFormat, out: &mut String
             sent: request.request_bytes,
             received: request.response_bytes,
             duration: request.duration,
+            ruling: request.ruling.as_deref(),
             request: Some(request),
         },
+        Message::Audit { record, at } => {
+            let (facts, request) = match record {
+                AuditRecord::Connection(facts) => (facts, None),
+                AuditRecord::Request(request) => (&*request.facts, Some(&**request)),
+            };
+            let ruling = request.map_or(&facts.ruling, |request| &request.ruling).as_deref();
+            let is_denied = ruling.is_some_and(|ruling| ruling.is_denied);
+            Line {
+                at: *at,
+                outcome: if is_denied { "denied" } else { "allowed" },
+                reason: "policy",
+                facts,
+                upstream: request.map_or(facts.upstream, |request| request.upstream),
+                sent: request.map_or(0, |request| request.request_bytes),
+                received: request.map_or(0, |request| request.response_bytes),
+                duration: request.map_or(Duration::ZERO, |request| request.duration),
+                ruling,
+                request,
+            }
+        }
         Message::Flush(_) => return,
     };
     // Writing to a String cannot fail.
@@ -64,6 +88,7 @@ struct Line<'a> {
     sent: u64,
     received: u64,
     duration: Duration,
+    ruling: Option<&'a Ruling>,
     /// What a line has beside the fields of a connection's.
     request: Option<&'a HttpRequest>,
 }
@@ -99,6 +124,7 @@ impl Line<'_> {
         fields.number("sent_bytes", Some(&self.sent))?;
         fields.number("received_bytes", Some(&self.received))?;
         fields.number("duration_seconds", Some(&format_args!("{:.6}", self.duration.as_secs_f64())))?;
+        ruling(fields, self.ruling)?;
         self.request.map_or(Ok(()), |of| request(fields, of))
     }
 }
@@ -110,6 +136,18 @@ fn peer(fields: &mut impl Fields, names: [&'static str; 5], peer: &Peer) -> fmt:
     fields.text(names[2], workload.map(|w| &w.pod.name))?;
     fields.text(names[3], peer.identity.as_ref())?;
     fields.text(names[4], Some(&peer.address))
+}
+
+fn ruling(fields: &mut impl Fields, ruling: Option<&Ruling>) -> fmt::Result {
+    let by = ruling.and_then(|ruling| ruling.by.as_ref());
+    fields.text("policy", by.map(|(policy, _)| policy))?;
+    fields.number("policy_rule", by.and_then(|(_, rule)| rule.as_ref()))?;
+    fields.text("policy_detail", ruling.and_then(|ruling| ruling.detail.as_ref()))?;
+    let audited = ruling.filter(|ruling| !ruling.audited.is_empty());
+    fields.text("policy_audited", audited.map(|ruling| ruling.audited.join(", ")).as_ref())?;
+    let tried = ruling.and_then(|ruling| ruling.tried.as_ref());
+    let tried = tried.map(|(policy, tried)| format!("{} {policy}", tried.as_str()));
+    fields.text("policy_dry_run", tried.as_ref())
 }
 
 fn request(fields: &mut impl Fields, request: &HttpRequest) -> fmt::Result {

@@ -26,7 +26,12 @@ impl Write for Output {
 
 fn with_access_log(format: AccessLogFormat, output: Output, queue: usize) -> Arc<Telemetry> {
     let log = AccessLog::write_to(output, format, queue).unwrap();
-    Telemetry::new(TelemetrySettings::default(), Status::new("node-1", Arc::default()), log, Traces::off())
+    Telemetry::new(
+        TelemetrySettings::default(),
+        Status::new("node-1", Arc::default()),
+        Logs { access: log, ..Logs::default() },
+        Traces::off(),
+    )
 }
 
 fn logged(format: AccessLogFormat) -> Vec<String> {
@@ -40,7 +45,7 @@ fn logged(format: AccessLogFormat) -> Vec<String> {
     let service = Some(ObjectRef::new("shop", "d\"b \u{9b}\n"));
     telemetry
         .connection_refused(ConnectionFacts { service, ..facts("? -> ?") }, RefuseReason::ConnectTimeout);
-    assert!(telemetry.access_log().flush(Duration::from_secs(5)));
+    assert!(telemetry.access_log.flush(Duration::from_secs(5)));
     String::from_utf8(output.written.lock().unwrap().clone()).unwrap().lines().map(str::to_owned).collect()
 }
 
@@ -66,6 +71,11 @@ fn json_lines_have_every_field() {
         destination_workload="db"
         dialled_address="10.96.0.7:5432"
         outcome="closed"
+        policy=null
+        policy_audited=null
+        policy_detail=null
+        policy_dry_run=null
+        policy_rule=null
         reason="upstream_reset"
         received_bytes=20
         reporter="source"
@@ -103,26 +113,26 @@ fn a_blocked_output_costs_lines_and_no_time() {
     for _ in 0..1000 {
         drop(telemetry.connection_opened(facts("web -> db")));
     }
-    assert!(!telemetry.access_log().flush(Duration::from_millis(10)), "the output is blocked");
+    assert!(!telemetry.access_log.flush(Duration::from_millis(10)), "the output is blocked");
     assert!(started.elapsed() < Duration::from_secs(5));
-    let dropped = telemetry.access_log().dropped();
+    let dropped = telemetry.access_log.dropped();
     // All but the queue's worth, and what the writer had taken out of it before it met the closed gate: up to a batch,
     // which is a hundred lines.
     assert!((850..1000).contains(&dropped), "{dropped}");
     drop(closed);
     let deadline = Instant::now() + Duration::from_secs(10);
-    while !telemetry.access_log().flush(Duration::from_secs(1)) {
+    while !telemetry.access_log.flush(Duration::from_secs(1)) {
         assert!(Instant::now() < deadline);
     }
     let lines = output.written.lock().unwrap().iter().filter(|b| **b == b'\n').count() as u64;
-    assert_eq!(lines + telemetry.access_log().dropped(), 1000);
+    assert_eq!(lines + telemetry.access_log.dropped(), 1000);
 }
 
 #[test]
 fn a_file_that_cannot_be_opened_is_named() {
     let output = AccessLogOutput::File("/nonexistent/access.log".into());
     let error = AccessLog::start(&AccessLogSettings { output, ..Default::default() }).unwrap_err();
-    assert!(error.to_string().starts_with("access log /nonexistent/access.log: "), "{error}");
+    assert!(error.to_string().starts_with("/nonexistent/access.log: "), "{error}");
 }
 
 fn logged_requests(format: AccessLogFormat) -> Vec<String> {
@@ -148,7 +158,7 @@ fn logged_requests(format: AccessLogFormat) -> Vec<String> {
         ..http::request(&format!("{} -", "M".repeat(3_000)))
     };
     telemetry.request_finished(&[], bare);
-    assert!(telemetry.access_log().flush(Duration::from_secs(5)));
+    assert!(telemetry.access_log.flush(Duration::from_secs(5)));
     String::from_utf8(output.written.lock().unwrap().clone()).unwrap().lines().map(str::to_owned).collect()
 }
 

@@ -21,6 +21,7 @@ pub(super) fn request(what: &str) -> HttpRequest {
         response_bytes: 1000,
         facts: Arc::new(facts("web -> db")),
         upstream: Some(address("10.0.0.2:5432")),
+        ruling: None,
         trace: None,
     }
 }

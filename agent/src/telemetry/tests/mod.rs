@@ -13,7 +13,7 @@ use super::*;
 use crate::model::{DialledPods, Enrolment, MtlsMode, ObjectRef, Workload};
 
 fn telemetry(settings: TelemetrySettings) -> Arc<Telemetry> {
-    Telemetry::new(settings, Status::new("node-1", Arc::default()), AccessLog::off(), Traces::off())
+    Telemetry::new(settings, Status::new("node-1", Arc::default()), Logs::default(), Traces::off())
 }
 
 /// Of a request that comes with this `traceparent`.
@@ -34,6 +34,9 @@ fn workload(namespace: &str, name: &str) -> Arc<Workload> {
         node: Some("node-1".into()),
         enrolment: Enrolment::Wanted,
         mtls: MtlsMode::Permissive,
+        mtls_ports: Vec::new(),
+        guarded: false,
+        mtls_by: Vec::new(),
         dialled_pods: DialledPods::Pod,
         paths: None,
     })
@@ -60,6 +63,7 @@ fn facts(call: &str) -> ConnectionFacts {
         dialled: address("10.96.0.7:5432"),
         client: address("10.0.0.1:40000"),
         upstream: None,
+        ruling: None,
     }
 }
 
@@ -271,7 +275,7 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         "web.yaml:3: Service shop/web: spec.ports[0].port: 70000 is no port: expected 1 to 65535"
     );
 
-    let telemetry = Telemetry::new(TelemetrySettings::default(), status, AccessLog::off(), Traces::off());
+    let telemetry = Telemetry::new(TelemetrySettings::default(), status, Logs::default(), Traces::off());
     telemetry.on_scrape(|telemetry| {
         let pod = ObjectRef::new("shop", "web-0");
         telemetry.set_kernel_counters(KernelCounters {
@@ -306,8 +310,10 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         undermesh_config_generation 7
         undermesh_config_rejected_documents 1
         undermesh_kubernetes_watch_failures_total{resource="pods"} 2
+        undermesh_mtls_downgrades_total 0
         undermesh_metrics_series_overflow_total 0
         undermesh_access_log_dropped_total 0
+        undermesh_audit_log_dropped_total 0
         undermesh_trace_spans_exported_total 0
         undermesh_trace_spans_dropped_total{reason="queue_full"} 0
         undermesh_trace_spans_dropped_total{reason="unavailable"} 0

@@ -169,8 +169,10 @@ fn request(trace: Option<RequestTrace>) -> HttpRequest {
             dialled: "10.96.0.7:80".parse().unwrap(),
             client: "10.0.0.1:40000".parse().unwrap(),
             upstream: None,
+            ruling: None,
         }),
         upstream: Some(upstream),
+        ruling: None,
         trace,
     }
 }

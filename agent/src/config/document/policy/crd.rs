@@ -1,18 +1,13 @@
-//! The CustomResourceDefinition of TrafficPolicy: the types that it is read by, with what they do not tell. A test, for nothing of it
-//! is needed at run time: `cargo xtask crds` writes the file, and without that the test fails where it is another.
-//!
-//! What the API server refuses by it the reader refuses, too, for the directory has no API server. That they agree on what is too
-//! little and too much is tested here.
+//! The CustomResourceDefinition of TrafficPolicy: the types that it is read by, with what they do not tell. That the reader agrees
+//! with it on what is too little and too much is tested here.
 
 use expect_test::expect_file;
-use schemars::generate::SchemaSettings;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{GROUP, Kind, Policy, wire};
+use super::super::crd::{Definition, HEADER, add, conditions, list, name, place_of, rule, spec_of};
+use super::{Kind, Policy, wire};
 
 const DURATION: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
-/// RFC 9110, section 5.6.2.
-const HEADER: &str = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$";
 
 /// Whole numbers, the least and the most.
 const NUMBERS: [(&str, i64, i64); 20] = [
@@ -56,12 +51,9 @@ const DURATIONS: [(&str, &str, &str); 11] = [
 
 /// Everything else that a type does not tell.
 fn others() -> Vec<(&'static str, Value)> {
-    let rule = |rule: &str, message: &str| json!({ "x-kubernetes-validations": [{ "rule": rule, "message": message }] });
-    let name = |most: u32| json!({ "minLength": 1, "maxLength": most });
     let header = json!({ "minLength": 1, "maxLength": 256, "pattern": HEADER });
-    let list = |most: u32| json!({ "maxItems": most, "x-kubernetes-list-type": "atomic" });
     vec![
-        ("targetRefs", json!({ "minItems": 1, "maxItems": 16, "x-kubernetes-list-type": "atomic" })),
+        ("targetRefs", list(1, 16)),
         (
             "targetRefs",
             rule(
@@ -85,7 +77,7 @@ fn others() -> Vec<(&'static str, Value)> {
             "loadBalancing.algorithm",
             json!({ "enum": ["PeakEWMA", "LeastRequest", "RoundRobin", "Random", "ConsistentHash"] }),
         ),
-        ("loadBalancing.hashOn", json!({ "minItems": 1, "maxItems": 8, "x-kubernetes-list-type": "atomic" })),
+        ("loadBalancing.hashOn", list(1, 8)),
         ("loadBalancing.hashOn[]", json!({ "minProperties": 1, "maxProperties": 1 })),
         ("loadBalancing.hashOn[].header", header.clone()),
         ("loadBalancing.hashOn[].cookie", name(256)),
@@ -113,7 +105,7 @@ fn others() -> Vec<(&'static str, Value)> {
                 "without attempts nothing is sent again",
             ),
         ),
-        ("retry.codes", list(32)),
+        ("retry.codes", list(0, 32)),
         (
             "timeouts",
             rule(
@@ -122,27 +114,22 @@ fn others() -> Vec<(&'static str, Value)> {
                 "perTry may be no longer than request",
             ),
         ),
-        ("rateLimits", list(16)),
+        ("rateLimits", list(0, 16)),
         (
             "rateLimits[]",
             rule("has(self.requests) != has(self.connections)", "expected either requests or connections"),
         ),
         ("rateLimits[].by", json!({ "enum": ["Everyone", "Source"] })),
-        ("faults", list(16)),
+        ("faults", list(0, 16)),
         ("faults[]", rule("has(self.delay) || has(self.abort)", "expected a delay, an abort or both")),
-        ("faults[].match.headers", list(16)),
+        ("faults[].match.headers", list(0, 16)),
         ("faults[].match.headers[].name", header),
         ("faults[].match.headers[].value", json!({ "maxLength": 4096 })),
     ]
 }
 
 fn spec() -> Value {
-    let settings = SchemaSettings::openapi3().with(|settings| {
-        settings.inline_subschemas = true;
-        settings.meta_schema = None;
-    });
-    let mut spec = settings.into_generator().into_root_schema_for::<wire::Spec>().to_value();
-    make_structural(&mut spec);
+    let mut spec = spec_of::<wire::Spec>();
     for (field, least, most) in NUMBERS {
         add(&mut spec, field, json!({ "minimum": least, "maximum": most }));
     }
@@ -161,59 +148,10 @@ fn spec() -> Value {
     spec
 }
 
-/// What API servers want, which know no null beside a type, no title and no defaults that they should not fill in.
-fn make_structural(schema: &mut Value) {
-    let Value::Object(map) = schema else { return };
-    for unwanted in ["title", "nullable", "default", "format"] {
-        map.remove(unwanted);
-    }
-    if let Some(Value::String(text)) = map.get_mut("description") {
-        *text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    }
-    if let Some(properties) = map.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.values_mut().for_each(make_structural);
-    }
-    if let Some(items) = map.get_mut("items") {
-        make_structural(items);
-    }
-}
-
-fn add(spec: &mut Value, field: &str, extra: Value) {
-    let Value::Object(extra) = extra else { panic!("{extra}") };
-    let schema = schema_of(spec, field).unwrap_or_else(|| panic!("there is no field {field}"));
-    for (key, value) in extra {
-        assert!(schema.insert(key.clone(), value).is_none(), "{field} has {key} already");
-    }
-}
-
-fn schema_of<'a>(spec: &'a mut Value, field: &str) -> Option<&'a mut Map<String, Value>> {
-    let mut schema = spec;
-    for part in field.split('.') {
-        let name = part.trim_end_matches("[]");
-        schema = schema.get_mut("properties")?.get_mut(name)?;
-        if name != part {
-            schema = schema.get_mut("items")?;
-        }
-    }
-    schema.as_object_mut()
-}
-
 /// As GEP-713 has the status of every policy.
 fn status() -> Value {
     let text = |most: u32| json!({ "type": "string", "maxLength": most });
     let number = |least: i64, most: i64| json!({ "type": "integer", "minimum": least, "maximum": most });
-    let condition = json!({
-        "type": "object",
-        "required": ["type", "status", "reason", "message", "lastTransitionTime"],
-        "properties": {
-            "type": text(316),
-            "status": { "type": "string", "enum": ["True", "False", "Unknown"] },
-            "reason": text(1024),
-            "message": text(32768),
-            "observedGeneration": { "type": "integer", "format": "int64", "minimum": 0 },
-            "lastTransitionTime": { "type": "string", "format": "date-time" },
-        },
-    });
     let reference = json!({
         "type": "object",
         "description": "What the policy is for, as it stands in targetRefs.",
@@ -229,10 +167,7 @@ fn status() -> Value {
         "properties": {
             "ancestorRef": reference,
             "controllerName": text(253),
-            "conditions": {
-                "type": "array", "maxItems": 8, "items": condition,
-                "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"],
-            },
+            "conditions": conditions(8),
         },
     });
     json!({
@@ -248,88 +183,31 @@ fn status() -> Value {
     })
 }
 
-fn crd() -> Value {
-    let spec = spec();
-    let text =
-        |name: &str| json!({ "type": "string", "description": format!("As of every object: {name}.") });
-    let accepted = "{.status.ancestors[0].conditions[?(@.type==\"Accepted\")]";
-    let schema = json!({
-        "type": "object",
-        "description": spec["description"],
-        "required": ["spec"],
-        "properties": {
-            "apiVersion": text("the version of its form"), "kind": text("its kind"), "metadata": { "type": "object" },
-            "spec": spec, "status": status(),
-        },
-    });
-    let column = |name: &str, kind: &str, path: &str| json!({ "name": name, "type": kind, "jsonPath": path });
-    let accepted = |field: &str| format!("{}.{field}", accepted.trim_start_matches('{'));
-    json!({
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {
-            "name": format!("trafficpolicies.{GROUP}"),
-            // GEP-713: tools find policies by it.
-            "labels": { "gateway.networking.k8s.io/policy": "Direct" },
-        },
-        "spec": {
-            "group": GROUP,
-            "scope": "Namespaced",
-            "names": {
-                "kind": "TrafficPolicy", "listKind": "TrafficPolicyList", "plural": "trafficpolicies", "singular": "trafficpolicy",
-                "shortNames": ["tpol"], "categories": ["undermesh"],
-            },
-            "versions": [{
-                "name": Kind::TrafficPolicy.versions()[0], "served": true, "storage": true,
-                "subresources": { "status": {} },
-                "schema": { "openAPIV3Schema": schema },
-                "additionalPrinterColumns": [
-                    column("Service", "string", ".spec.targetRefs[*].name"),
-                    column("Accepted", "string", &accepted("status")),
-                    column("Reason", "string", &accepted("reason")),
-                    column("Age", "date", ".metadata.creationTimestamp"),
-                ],
-            }],
-        },
-    })
+fn definition() -> Definition {
+    Definition {
+        kind: Kind::TrafficPolicy,
+        plural: "trafficpolicies",
+        short: "tpol",
+        policy: "Direct",
+        spec: spec(),
+        status: status(),
+        columns: &[
+            ("Service", "string", ".spec.targetRefs[*].name"),
+            ("Accepted", "string", ".status.ancestors[0].conditions[?(@.type==\"Accepted\")].status"),
+            ("Reason", "string", ".status.ancestors[0].conditions[?(@.type==\"Accepted\")].reason"),
+        ],
+    }
 }
 
 #[test]
 fn the_file_is_what_the_types_say() {
-    let yaml = serde_saphyr::to_string(&crd()).unwrap();
-    let generated = "# Generated from agent/src/config/document/policy by `cargo xtask crds`; a test fails when it is another.\n";
     let file = expect_file!["../../../../../deploy/helm/undermesh/crds/trafficpolicies.yaml"];
-    file.assert_eq(&format!("{generated}{yaml}"));
-    let read: Value = serde_saphyr::from_str(&yaml).unwrap();
-    assert_eq!(read, crd());
+    definition().check_file("policy", &file);
 }
 
 #[test]
 fn every_field_says_what_it_is_and_has_its_bounds() {
-    let page = include_str!("../../../../../docs/traffic-policy.md");
-    fn check(page: &str, schema: &Value, field: &str) {
-        let has = |key: &str| schema.get(key).is_some();
-        let is_element = field.ends_with("[]");
-        assert!(is_element || has("description"), "{field} has no description");
-        let kind = schema["type"].as_str().unwrap_or_else(|| panic!("{field}: {schema}"));
-        let is_bounded = match kind {
-            "integer" | "number" => has("minimum") && has("maximum"),
-            "string" => has("enum") || has("maxLength"),
-            "array" => has("maxItems"),
-            "object" => has("properties") || field.ends_with("sourceAddress"),
-            "boolean" => true,
-            other => panic!("{field} is of the type {other}"),
-        };
-        assert!(is_bounded, "{field} has no bounds: {schema}");
-        for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
-            assert!(page.contains(name), "docs/traffic-policy.md does not know {field}.{name}");
-            check(page, schema, &format!("{field}.{name}"));
-        }
-        if let Some(items) = schema.get("items") {
-            check(page, items, &format!("{field}[]"));
-        }
-    }
-    check(page, &spec(), "spec");
+    definition().check_fields(include_str!("../../../../../docs/traffic-policy.md"));
 }
 
 /// A policy that says all there is, with what may be at either end of its bounds without being at odds with something else.
@@ -367,22 +245,5 @@ fn the_reader_has_the_same_bounds() {
         };
         let more = if most == "1h" { "1h1ms".into() } else { more };
         assert!(!is_read(field, less.into()) && !is_read(field, more.into()), "{field}");
-    }
-}
-
-/// The field's value; of lists, the first element that has it.
-fn place_of<'a>(spec: &'a mut Value, field: &str) -> &'a mut Value {
-    let (first, rest) = field.split_once('.').map_or((field, None), |(first, rest)| (first, Some(rest)));
-    let value = &mut spec[first.trim_end_matches("[]")];
-    match (value.as_array().is_some(), rest) {
-        (false, None) => value,
-        (false, Some(rest)) => place_of(value, rest),
-        (true, None) => &mut value[0],
-        (true, Some(rest)) => {
-            let key = rest.split('.').next().unwrap_or_default();
-            let elements = value.as_array_mut().unwrap();
-            let element = elements.iter_mut().find(|element| element.get(key).is_some());
-            place_of(element.unwrap_or_else(|| panic!("no {field}")), rest)
-        }
     }
 }

@@ -47,9 +47,9 @@ pub(super) fn read(key: &Key, spec: &Value, place: &Place<'_>) -> Option<PolicyS
         settings.timeouts = timeouts(wire, &place.key("timeouts"));
     }
     let limit = |(place, wire): (Place<'_>, &wire::RateLimit)| rate_limit(wire, &place);
-    settings.rate_limits = few(place, "rateLimits", &spec.rate_limits, 16).filter_map(limit).collect();
+    settings.rate_limits = place.few("rateLimits", &spec.rate_limits, 16).filter_map(limit).collect();
     let fault = |(place, wire): (Place<'_>, &wire::Fault)| fault(wire, &place);
-    settings.faults = few(place, "faults", &spec.faults, 16).filter_map(fault).collect();
+    settings.faults = place.few("faults", &spec.faults, 16).filter_map(fault).collect();
     let has_budget = spec.retry.is_some_and(|retry| retry.budget.is_some());
     Some(PolicySpec { targets, says: Says::Traffic { settings: Box::new(settings), has_budget } })
 }
@@ -64,7 +64,7 @@ fn balancing(wire: &wire::LoadBalancing, place: &Place<'_>) -> Balancing {
         "Random" => Algorithm::Random,
         "ConsistentHash" => {
             let key = |(place, wire): (Place<'_>, &wire::HashOn)| hash_key(wire, &place);
-            Algorithm::ConsistentHash(few(place, "hashOn", &wire.hash_on, 8).filter_map(key).collect())
+            Algorithm::ConsistentHash(place.few("hashOn", &wire.hash_on, 8).filter_map(key).collect())
         }
         other => {
             let all = "PeakEWMA, LeastRequest, RoundRobin, Random or ConsistentHash";
@@ -183,7 +183,7 @@ fn retries(wire: &wire::Retry, place: &Place<'_>) -> RetrySettings {
     let (budget, at) = (wire.budget.as_ref(), place.key("budget"));
     RetrySettings {
         attempts: number(place, "attempts", wire.attempts, 0..=100).unwrap_or_default(),
-        codes: few(place, "codes", &wire.codes, 32).filter_map(code).collect(),
+        codes: place.few("codes", &wire.codes, 32).filter_map(code).collect(),
         any_method: wire.any_method.unwrap_or_default(),
         backoff: within(place, "backoff", &wire.backoff, MILLISECOND..=HOUR),
         budget: RetryBudget {
@@ -254,25 +254,11 @@ fn fault(wire: &wire::Fault, place: &Place<'_>) -> Option<Fault> {
         StatusCode::from_u16(status).ok()
     });
     Some(Fault {
-        headers: few(&place.key("match"), "headers", headers, 16).filter_map(header).collect(),
+        headers: place.key("match").few("headers", headers, 16).filter_map(header).collect(),
         percent,
         delay: within(place, "delay", &wire.delay, MILLISECOND..=HOUR),
         abort,
     })
-}
-
-/// The elements of a list that may be missing and is not to be long.
-fn few<'a, 't, T>(
-    place: &Place<'a>,
-    key: &str,
-    list: &'t Option<Vec<T>>,
-    most: usize,
-) -> impl Iterator<Item = (Place<'a>, &'t T)> + use<'a, 't, T> {
-    let found = list.as_ref().map_or(0, Vec::len);
-    if found > most {
-        place.key(key).refuse(format!("expected {most} at most, found {found}"));
-    }
-    place.each(key, list)
 }
 
 fn number<T: TryFrom<i64>>(

@@ -20,12 +20,13 @@ fn route(parents: &[&str], status: Value) -> Written {
         generation: 2,
         references: parents.iter().map(|name| service(name)).enumerate().collect(),
         problems: Vec::new(),
+        denies: None,
         status: serde_json::from_value(status).unwrap(),
     }
 }
 
 fn standing(index: usize, accepted: Result<(), Refusal>) -> Standing {
-    Standing { index, accepted, resolved_refs: Some(Ok(())) }
+    Standing { index, accepted, resolved_refs: Some(Ok(())), note: None, not_enforced: None }
 }
 
 fn conflict() -> Refusal {
@@ -169,7 +170,7 @@ fn of_policies_there_is_less_to_say_and_less_room() {
         status: status.to_vec(),
         ..route(&["web", "api"], json!([]))
     };
-    let both = [0, 1].map(|index| Standing { index, accepted: Ok(()), resolved_refs: None });
+    let both = [0, 1].map(|index| Standing { resolved_refs: None, ..standing(index, Ok(())) });
     check(
         &policy(&[]),
         &both,
@@ -184,4 +185,46 @@ fn of_policies_there_is_less_to_say_and_less_room() {
     assert_eq!(written.len(), 16, "the API server takes no more");
     assert_eq!(written[..15], others);
     assert_eq!(next(&policy(&written), &both, now()), None);
+}
+
+#[test]
+fn of_policies_of_pods_the_conditions_are_of_the_policy_itself() {
+    let policy = |status: Value| Written {
+        form: Form::of(Kind::AuthorizationPolicy),
+        denies: Some("until then everything is denied".into()),
+        ..route(&[], status)
+    };
+    let told = |conditions: Option<Vec<Value>>| match conditions {
+        Some(conditions) => shown(&[
+            json!({ "ancestorRef": service("it"), "controllerName": "us", "conditions": conditions }),
+        ]),
+        None => "as it is".into(),
+    };
+    let not_http = Refusal { reason: Reason::NotHttp, message: "there is no HTTP".into() };
+    let both = Standing { not_enforced: Some(not_http), resolved_refs: None, ..standing(0, Ok(())) };
+    let note =
+        Standing { resolved_refs: None, note: Some("it selects no pod".into()), ..standing(0, Ok(())) };
+    let others = json!([{ "type": "Ready", "status": "True", "reason": "A", "message": "a", "lastTransitionTime": "2026-01-01T00:00:00Z" }]);
+    let first = next(&policy(others), std::slice::from_ref(&both), now()).unwrap();
+    expect![[r#"
+        it by us
+          Ready=True A (a), of null, since 2026-01-01T00:00:00Z
+          Accepted=True Accepted (the policy is in force), of 2, since 2027-01-15T08:00:00Z
+          Enforced=False NotHttp (there is no HTTP), of 2, since 2027-01-15T08:00:00Z
+    "#]]
+    .assert_eq(&told(Some(first.clone())));
+    let written = policy(first.into());
+    expect!["as it is"].assert_eq(&told(next(&written, &[both], now())));
+    expect![[r#"
+        it by us
+          Ready=True A (a), of null, since 2026-01-01T00:00:00Z
+          Accepted=True Accepted (it selects no pod), of 2, since 2027-01-15T08:00:00Z
+    "#]]
+    .assert_eq(&told(next(&written, &[note], now())));
+    let bad = Written { problems: vec![Problem::new(FieldPath::new(["spec"]), "expected a map")], ..written };
+    expect![[r#"
+        it by us
+          Ready=True A (a), of null, since 2026-01-01T00:00:00Z
+          Accepted=False Invalid (spec: expected a map; until then everything is denied), of 2, since 2027-01-15T08:00:00Z
+    "#]].assert_eq(&told(next(&bad, &[], now())));
 }

@@ -151,6 +151,8 @@ pub(super) fn document(kind: Kind, value: &Value, problems: &mut Vec<Problem>) -
         Kind::TcpRoute => Document::tcp_route(value, problems),
         Kind::BackendTrafficPolicy => Document::backend_traffic_policy(value, problems),
         Kind::TrafficPolicy => Document::traffic_policy(value, problems),
+        Kind::AuthorizationPolicy => Document::authorization_policy(value, problems),
+        Kind::MeshPolicy => Document::mesh_policy(value, problems),
     }
 }
 

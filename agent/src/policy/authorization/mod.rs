@@ -1,0 +1,25 @@
+//! Who may do what with a workload: what AuthorizationPolicies say, in the terms of the decision.
+//!
+//! Where the policies come from, and which workload each is for, is not known here; nor is any header an identity.
+
+mod decision;
+mod facts;
+mod index;
+mod keys;
+mod matching;
+mod nearest;
+mod path;
+mod ports;
+mod rule;
+mod set;
+#[cfg(test)]
+mod tests;
+
+pub use decision::{Decision, NearMiss, OnConnection, Outcome, RuleRef, Verdict};
+pub use facts::{Connection, Request};
+pub use path::{EscapedSlashes, PathNormalisation, normalise};
+pub use rule::{
+    Action, Applied, Condition, GrpcMethod, Matcher, Operation, PathPattern, Pattern, Policy, Rule, Segment,
+    ServiceAccount, Source,
+};
+pub use set::Set;

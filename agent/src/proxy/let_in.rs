@@ -1,0 +1,135 @@
+//! Connections that stand at this node's pods, so that one ends when policies do not let it in any more.
+//!
+//! Policies that have changed are asked again for each of them: how long it has been open makes no difference.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::future::{AbortHandle, abortable};
+use imbl::OrdMap;
+use tracing::info;
+
+use super::admission::{Caller, Door, Entry};
+use crate::balance::Carries;
+use crate::model::{MtlsMode, Workload, WorkloadUid};
+use crate::policy::authorization::Set;
+use crate::snapshot::Snapshot;
+use crate::telemetry::Security;
+
+/// Those of one worker thread.
+#[derive(Debug, Default)]
+pub(super) struct LetIn(Mutex<Open>);
+
+#[derive(Debug, Default)]
+struct Open {
+    next: u64,
+    connections: HashMap<u64, Carried>,
+    /// What all were held to.
+    held_to: HeldTo,
+}
+
+/// The parts of a snapshot that say who is let in. They are persistent: the same for as long as nothing in them changes.
+#[derive(Debug, Default)]
+struct HeldTo {
+    access: OrdMap<WorkloadUid, Arc<Set>>,
+    workloads: OrdMap<WorkloadUid, Arc<Workload>>,
+}
+
+#[derive(Debug)]
+struct Carried {
+    connection: Standing,
+    end: AbortHandle,
+}
+
+/// A connection, and what it was let in as.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub(super) door: Door,
+    pub(super) visitor: Caller,
+    pub(super) security: Security,
+    pub(super) entry: Entry,
+    pub(super) carries: Carries,
+}
+
+impl LetIn {
+    /// Carries the connection for as long as policies let it stand, those of now to begin with; None if that ended first.
+    pub(super) fn carry<'a, T, F: Future<Output = T>>(
+        &'a self,
+        snapshot: &Snapshot,
+        connection: Standing,
+        carried: F,
+    ) -> impl Future<Output = Option<T>> + use<'a, T, F> {
+        let (carried, end) = abortable(carried);
+        let mut new = Carried { connection, end };
+        new.review(snapshot);
+        let mut open = self.lock();
+        open.next += 1;
+        let id = open.next;
+        open.connections.insert(id, new);
+        drop(open);
+        let entered = Entered { all: self, id };
+        async move {
+            let _entered = entered;
+            carried.await.ok()
+        }
+    }
+
+    /// Holds them to the policies that there are now, unless it has.
+    pub(super) fn review(&self, snapshot: &Snapshot) {
+        let mut open = self.lock();
+        let Snapshot { access, workloads, .. } = snapshot;
+        if open.held_to.access.ptr_eq(access) && open.held_to.workloads.ptr_eq(workloads) {
+            return;
+        }
+        open.held_to = HeldTo { access: access.clone(), workloads: workloads.clone() };
+        for entry in open.connections.values_mut() {
+            entry.review(snapshot);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Carried {
+    fn review(&mut self, snapshot: &Snapshot) {
+        let Standing { door, visitor, entry, carries, .. } = &mut self.connection;
+        let policies = door.policies(snapshot).cloned();
+        let is_same = policies.as_ref().map(Arc::as_ptr) == entry.policies.as_ref().map(Arc::as_ptr);
+        entry.policies = policies;
+        let caller = visitor.at(door.address.port());
+        if (is_same || entry.lets_stand(&caller, *carries)) && self.connection.is_protected(snapshot) {
+            return;
+        }
+        let Standing { door, visitor, .. } = &self.connection;
+        info!(
+            pod = %door.pod, address = %door.address, client = %visitor.address,
+            "a connection ends that policies do not let in any more"
+        );
+        self.end.abort();
+    }
+}
+
+impl Standing {
+    /// Whether it is as well protected as the pod asks for.
+    fn is_protected(&self, snapshot: &Snapshot) -> bool {
+        let takes_plaintext = || {
+            let pod = snapshot.workloads.get(&self.door.pod);
+            pod.is_none_or(|pod| pod.mtls_at(self.door.address.port()) == MtlsMode::Permissive)
+        };
+        self.security != Security::Plaintext || takes_plaintext()
+    }
+}
+
+/// Takes the connection out again, however it ends.
+struct Entered<'a> {
+    all: &'a LetIn,
+    id: u64,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.all.lock().connections.remove(&self.id);
+    }
+}

@@ -1,0 +1,337 @@
+//! Who may call whom: policies at the server's node, wherever the caller is, and whatever it speaks.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use undermesh_tests::lab::{Manifest, Pod, eventually};
+use undermesh_tests::require;
+use undermesh_tests::require::Feature;
+
+use crate::kit::{PORT, SHOP, SOON, Talk, dial_at_once, serve_on};
+use crate::rates::{Stage, web};
+use crate::requests::ask;
+
+const OUTCOMES: &str = "undermesh_policy_outcomes_total";
+const REFUSED: &str = "undermesh_tcp_connections_refused_total";
+const CLOSED: &str = "undermesh_tcp_connections_closed_total";
+
+fn policy(name: &str, spec: Value) -> Manifest {
+    let spec = match spec.get("targetRefs") {
+        Some(_) => spec,
+        None => {
+            let mut spec = spec;
+            spec["selector"] = json!({ "matchLabels": { "app": "web" } });
+            spec
+        }
+    };
+    Manifest::new("undermesh.io/v1alpha1", "AuthorizationPolicy", Some(SHOP), name).with("spec", spec)
+}
+
+/// Applies the manifest, and waits until the server's agent goes by it: another node's may have no need to know.
+fn in_force(stage: &Stage, manifest: &Manifest) -> Result<()> {
+    let generation =
+        || Ok::<_, anyhow::Error>(stage.mesh.agents[0].metrics()?.sum("undermesh_config_generation", &[]));
+    let before = generation()?;
+    stage.mesh.lab.apply(manifest)?;
+    eventually(SOON, "the manifest is in force", || {
+        ensure!(generation()? > before, "still {before}");
+        Ok(())
+    })
+}
+
+/// What a caller gets: an HTTP status, or that there was no answer at all.
+fn told(client: &Pod, url: &str, args: &[&str]) -> Result<String> {
+    let asked = ask(client, url, args)?;
+    Ok(match asked.failed.is_empty() {
+        true => asked.last["status"].to_string(),
+        false => "broken".to_owned(),
+    })
+}
+
+impl Stage {
+    /// What each client gets who asks for this path: near, far, outside.
+    fn each(&self, path: &str, args: &[&str]) -> Result<[String; 3]> {
+        let [near, far, outside] = self
+            .clients()
+            .map(|(client, url)| told(client, &format!("{}{path}", url.trim_end_matches('/')), args));
+        Ok([near?, far?, outside?])
+    }
+
+    /// Fails unless they get this, with HTTP/1 and HTTP/2.
+    fn check(&self, path: &str, expected: [&str; 3]) -> Result<()> {
+        for version in [&[][..], &["--http2"]] {
+            // What stands when a policy comes may stand for a moment.
+            eventually(Duration::from_secs(1), "the policies hold", || {
+                let got = self.each(path, version)?;
+                ensure!(got == expected, "{path} {version:?}: {got:?}, not {expected:?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn endpoint(&self, client: &Pod, port: u16) -> SocketAddr {
+        // Who is outside of the mesh dials the pod, and so do the others where no Service leads there.
+        _ = client;
+        SocketAddr::new(self.server.ip(), port)
+    }
+}
+
+#[test]
+fn callers_are_let_in_by_who_they_are() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-access", &[])?;
+    stage.check("/", ["200", "200", "200"])?;
+    // Whoever calls in plaintext has no identity, and where its connection cannot be let in, is not answered at all.
+    for (name, source, expected) in [
+        ("account", json!({ "serviceAccounts": ["near"] }), ["200", "403", "broken"]),
+        ("other", json!({ "serviceAccounts": ["shop/far"] }), ["403", "200", "broken"]),
+        (
+            "identity",
+            json!({ "identities": ["spiffe://cluster.local/ns/shop/sa/f*"] }),
+            ["403", "200", "broken"],
+        ),
+        ("namespace", json!({ "namespaces": ["shop"] }), ["200", "200", "broken"]),
+        ("not", json!({ "notServiceAccounts": ["far"] }), ["200", "403", "broken"]),
+        ("address", json!({ "ipBlocks": [format!("{}/32", stage.outside.ip())] }), ["403", "403", "200"]),
+    ] {
+        let spec = json!({ "action": "Allow", "rules": [{ "from": [source] }] });
+        in_force(&stage, &policy("who", spec))?;
+        stage.check("/", expected).context(name)?;
+    }
+    // IPv6 is another way to the same door.
+    let to6 = format!("http://[{}]:8080/", stage.server.ip6());
+    let spec = json!({ "rules": [{ "from": [{ "serviceAccounts": ["near"] }] }] });
+    in_force(&stage, &policy("who", spec))?;
+    for (client, expected) in [(&stage.near, "200"), (&stage.far, "403"), (&stage.outside, "broken")] {
+        let got = told(client, &to6, &[])?;
+        ensure!(got == expected, "{} over IPv6: {got}", client.name());
+    }
+    // What is denied stays so, whatever allows it.
+    let deny = json!({ "action": "Deny", "rules": [{ "from": [{ "serviceAccounts": ["near"] }] }] });
+    in_force(&stage, &policy("never", deny))?;
+    stage.check("/", ["403", "403", "broken"])?;
+    stage.mesh.lab.delete(&policy("who", json!({})))?;
+    eventually(SOON, "one policy is gone", || stage.check("/", ["403", "200", "200"]))?;
+    // Callers of gRPC are told in their own words.
+    let grpc = ["--http2", "--method", "POST", "--header", "content-type: application/grpc"];
+    let (near, url) = (&stage.near, format!("http://{}/", SocketAddr::new(web(), 80)));
+    let headers = ask(near, &url, &grpc)?.answered(200)?["headers"].clone();
+    ensure!(headers["grpc-status"] == "7", "{headers}");
+    ensure!(
+        headers["proxy-status"].as_str().is_some_and(|it| it.contains("error=http_request_denied")),
+        "{headers}"
+    );
+    ensure!(!headers.to_string().contains("never"), "the policy's name is nobody's to know: {headers}");
+    Ok(())
+}
+
+#[test]
+fn requests_are_let_in_by_what_they_ask_for() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-access-requests", &[])?;
+    let allow = json!({ "rules": [
+        { "to": [{ "paths": ["/open/*"], "methods": ["GET"] }] },
+        { "from": [{ "serviceAccounts": ["near"] }], "to": [{ "paths": ["/orders/{*}/items"] }] },
+        { "when": [{ "header": { "name": "x-team", "values": ["blue"] } }], "to": [{ "paths": ["/team"] }] },
+    ] });
+    in_force(&stage, &policy("what", allow))?;
+    stage.check("/open/a", ["200", "200", "200"])?;
+    stage.check("/orders/7/items", ["200", "403", "403"])?;
+    stage.check("/orders/7/8/items", ["403", "403", "403"])?;
+    stage.check("/team", ["403", "403", "403"])?;
+    for (args, expected) in [
+        (&["--header", "x-team: blue"][..], ["200", "200", "200"]),
+        (&["--header", "x-team: red"], ["403", "403", "403"]),
+        (&["--header", "x-team: blue", "--http2"], ["200", "200", "200"]),
+    ] {
+        ensure!(stage.each("/team", args)? == expected, "{args:?}");
+    }
+    ensure!(stage.each("/open/a", &["--method", "POST"])? == ["403", "403", "403"], "the method");
+    // Many ways to write a path that is denied.
+    let deny = json!({ "action": "Deny", "rules": [{ "to": [{ "paths": ["/admin/*", "/admin"] }] }] });
+    in_force(&stage, &policy("admin", deny))?;
+    in_force(&stage, &policy("what", json!({ "rules": [{}] })))?;
+    stage.check("/", ["200", "200", "200"])?;
+    for path in ["/admin", "/admin/x", "//admin", "/%61dmin", "/x/../admin", "/x/%2e%2e/admin", "/./admin/"] {
+        stage.check(path, ["403", "403", "403"])?;
+    }
+    stage.check("/x%2f..%2fadmin", ["400", "400", "400"])?;
+    stage.check("/administrator", ["200", "200", "200"])?;
+    // A Service's policies are its endpoints' at the ports that it leads to, and at no other.
+    stage.mesh.lab.delete(&policy("admin", json!({})))?;
+    let target = json!([{ "group": "", "kind": "Service", "name": "web" }]);
+    in_force(&stage, &policy("what", json!({ "targetRefs": target, "rules": [] })))?;
+    stage.check("/", ["403", "403", "broken"])?;
+    let _other = serve_on(&stage.server, PORT)?;
+    for client in [&stage.near, &stage.far, &stage.outside] {
+        dial_at_once(client, SocketAddr::new(stage.server.ip(), PORT), 3, 1)?.all_served()?;
+    }
+    Ok(())
+}
+
+/// A connection that policies let in no more ends within a second, and so does one of which they would have to see requests.
+#[test]
+fn connections_end_that_are_let_in_no_more() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-access-live", &[])?;
+    let _server = serve_on(&stage.server, PORT)?;
+    let clients = [&stage.near, &stage.far, &stage.outside];
+    let talks = || -> Result<Vec<Talk>> {
+        clients.iter().map(|client| Talk::with(client, stage.endpoint(client, PORT))).collect()
+    };
+    for (name, spec, stay) in [
+        ("all", json!({ "action": "Deny", "rules": [{ "to": [{ "ports": [PORT] }] }] }), [false; 3]),
+        ("one", json!({ "rules": [{ "from": [{ "serviceAccounts": ["far"] }] }] }), [false, true, false]),
+        ("paths", json!({ "rules": [{ "to": [{ "paths": ["/a"] }] }] }), [false; 3]),
+        ("others", json!({ "action": "Deny", "rules": [{ "to": [{ "ports": [PORT + 1] }] }] }), [true; 3]),
+        ("dry", json!({ "action": "Deny", "dryRun": true, "rules": [{}] }), [true; 3]),
+    ] {
+        let talks = talks()?;
+        in_force(&stage, &policy("live", spec))?;
+        let changed = Instant::now();
+        for ((mut talk, stays), client) in talks.into_iter().zip(stay).zip(clients) {
+            let whom = format!("{name}: {}", client.name());
+            if stays {
+                std::thread::sleep(Duration::from_millis(1_200).saturating_sub(changed.elapsed()));
+                talk.goes_on().context(whom)?;
+                talk.end()?;
+            } else {
+                talk.ends_somehow(Duration::from_secs(2)).context(whom)?;
+            }
+        }
+        // New ones meet the same.
+        for (client, stays) in clients.into_iter().zip(stay) {
+            let dialled = dial_at_once(client, stage.endpoint(client, PORT), 2, 1)?;
+            let served = dialled.all_served().is_ok();
+            ensure!(served == stays, "{name}: a new connection of {} is served: {served}", client.name());
+        }
+        stage.mesh.lab.delete(&policy("live", json!({})))?;
+        eventually(SOON, "the policy is gone", || {
+            clients.iter().try_for_each(|client| {
+                dial_at_once(client, stage.endpoint(client, PORT), 1, 1)?.all_served().map(drop)
+            })
+        })?;
+    }
+    let closed =
+        stage.mesh.agents[0].metrics()?.sum(CLOSED, &[("reason", "denied"), ("reporter", "destination")]);
+    ensure!(closed >= 8.0, "{closed} connections count as ended by policies");
+    Ok(())
+}
+
+/// What is tried changes nothing and is told of; so is what is to be known; and what is denied, with what was in the way.
+#[test]
+fn what_policies_do_is_told() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let audit = tempfile::tempdir()?;
+    let file = audit.path().join("audit.json");
+    let stage = Stage::set("um-e2e-access-told", &["--audit-log", &file.display().to_string()])?;
+    let agent = &stage.mesh.agents[0];
+    let outcomes = |name: &str, outcome: &str| -> Result<f64> {
+        let policy = format!("AuthorizationPolicy shop/{name}");
+        Ok(agent.metrics()?.sum(OUTCOMES, &[("policy", &policy), ("outcome", outcome)]))
+    };
+    let lines = || -> Result<Vec<Value>> {
+        fs::read_to_string(&file)?.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    };
+    let dry = json!({ "action": "Deny", "dryRun": true, "rules": [{ "to": [{ "paths": ["/old"] }] }] });
+    in_force(&stage, &policy("dry", dry))?;
+    let audited = json!({ "action": "Audit", "rules": [{ "to": [{ "paths": ["/money"] }] }] });
+    in_force(&stage, &policy("seen", audited))?;
+    stage.check("/old", ["200", "200", "200"])?;
+    stage.check("/money", ["200", "200", "200"])?;
+    ensure!(
+        outcomes("dry", "would_deny")? == 6.0 && outcomes("seen", "audited")? == 6.0,
+        "not all are counted"
+    );
+    let seen = eventually(SOON, "the audit log has them", || {
+        let seen: Vec<Value> = lines()?
+            .into_iter()
+            .filter(|line| line["policy_audited"] == "AuthorizationPolicy shop/seen")
+            .collect();
+        ensure!(seen.len() == 6, "{seen:?}");
+        Ok(seen)
+    })?;
+    for line in &seen {
+        ensure!(line["outcome"] == "allowed" && line["path"] == "/money" && line["status"] == 200, "{line}");
+    }
+    let known = seen.iter().filter(|line| line["source_identity"].is_string()).count();
+    ensure!(known == 4, "only who calls in plaintext has no identity: {seen:?}");
+
+    let allow =
+        json!({ "rules": [{ "from": [{ "serviceAccounts": ["near"] }], "to": [{ "methods": ["GET"] }] }] });
+    in_force(&stage, &policy("allow", allow))?;
+    ensure!(stage.each("/", &["--method", "POST"])? == ["403", "403", "broken"], "the method is not allowed");
+    let denied = eventually(SOON, "the audit log has them", || {
+        let denied: Vec<Value> = lines()?
+            .into_iter()
+            .filter(|line| line["outcome"] == "denied" && line["method"] == "POST")
+            .collect();
+        ensure!(denied.len() == 1, "{denied:?}");
+        Ok(denied)
+    })?;
+    // Of who might have been let in with another method, what was in the way.
+    let detail = denied[0]["policy_detail"].as_str().context("no detail")?;
+    ensure!(detail.contains("shop/allow") && detail.contains("methods"), "{detail}");
+    ensure!(agent.metrics()?.sum(REFUSED, &[("reason", "denied")]) >= 2.0, "refusals are not counted");
+    Ok(())
+}
+
+/// A policy that cannot be used lets nobody in, and says why.
+#[test]
+fn a_policy_that_cannot_be_used_opens_nothing() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-access-invalid", &[])?;
+    let wrong =
+        policy("wrong", json!({ "rules": [{ "from": [{ "namespaces": ["shop"], "colour": "blue" }] }] }));
+    stage.mesh.lab.apply(&wrong)?;
+    eventually(SOON, "the policy denies all", || stage.check("/", ["403", "403", "broken"]))?;
+    let log = stage.mesh.agents[0].process().output();
+    ensure!(log.contains("spec.rules[0].from[0].colour") && log.contains("shop/wrong"), "{log}");
+    let rejected = stage.mesh.agents[0].metrics()?.sum("undermesh_config_rejected_documents", &[]);
+    ensure!(rejected >= 1.0, "it is not counted");
+    stage.mesh.lab.delete(&wrong)?;
+    eventually(SOON, "all are let in again", || stage.check("/", ["200", "200", "200"]))
+}
+
+/// Without the agent that knows the policies, nobody gets past it; nor does a port that is strict take plaintext.
+#[test]
+fn policies_hold_while_their_agent_is_down() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut stage = Stage::set("um-e2e-access-down", &[])?;
+    let _server = serve_on(&stage.server, PORT)?;
+    let strict = Manifest::new("undermesh.io/v1alpha1", "MeshPolicy", Some(SHOP), "modes").with(
+        "spec",
+        json!({ "mtls": { "mode": "Permissive", "ports": [{ "port": PORT, "mode": "Strict" }] } }),
+    );
+    in_force(&stage, &strict)?;
+    let to = |port| SocketAddr::new(stage.server.ip(), port);
+    eventually(SOON, "one port is strict", || {
+        dial_at_once(&stage.outside, to(PORT), 1, 1)?.all_failed("ECONNREFUSED")
+    })?;
+    ensure!(stage.each("/", &[])? == ["200", "200", "200"], "the other port is not");
+    for client in [&stage.near, &stage.far] {
+        dial_at_once(client, to(PORT), 2, 1)?.all_served()?;
+    }
+    let spec = json!({ "rules": [{ "from": [{ "serviceAccounts": ["near"] }] }] });
+    in_force(&stage, &policy("who", spec))?;
+    ensure!(stage.each("/", &[])? == ["200", "403", "broken"], "the policy is not in force");
+    stage.mesh.agents[0].kill();
+    let url = format!("http://{}/", to(8080));
+    eventually(SOON, "nobody is let in without an agent", || {
+        for client in [&stage.outside, &stage.far, &stage.near] {
+            let got = told(client, &url, &["--fresh"])?;
+            ensure!(got == "broken" || got == "503", "{} gets {got}", client.name());
+        }
+        dial_at_once(&stage.outside, to(PORT), 1, 1)?.all_failed("ECONNREFUSED")
+    })?;
+    stage.mesh.restart(0, &[])?;
+    eventually(SOON, "the policy is in force again", || {
+        ensure!(stage.each("/", &[])? == ["200", "403", "broken"]);
+        Ok(())
+    })?;
+    Ok(())
+}
