@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::agents::{AgentsArgs, Answers};
+use super::agents::{AgentsArgs, Answer, Answers};
 use super::connections::OutputFormat;
 use super::print;
 use super::table::{age, table};
@@ -115,7 +115,7 @@ impl Report {
         let is_meant = |of: &str| namespace.is_none_or(|namespace| namespace == of);
         let mut incomplete: Vec<_> = asked.missing.iter().map(|why| format!("not asked: {why}")).collect();
         let mut gathered: BTreeMap<(&str, &str), Gathered<'_>> = BTreeMap::new();
-        for page in &asked.answers {
+        for Answer { page, .. } in &asked.nodes {
             incomplete.extend(shortcomings(page, window));
             for workload in page.workloads.iter().filter(|it| is_meant(&it.namespace)) {
                 gathered.entry((&workload.namespace, &workload.workload)).or_default().here.push(workload);
@@ -352,7 +352,8 @@ mod tests {
 
     fn check(answers: &[PlaintextView], missing: &[&str], hours: u64, exit_code: u8, expected: Expect) {
         let missing = missing.iter().map(ToString::to_string).collect();
-        let answers = Answers { answers: answers.to_vec(), missing };
+        let nodes = answers.iter().map(|page| Answer::new(page.node.clone(), page.clone(), 0)).collect();
+        let answers = Answers { nodes, missing };
         let report = Report::of(&answers, Some("shop"), Duration::from_secs(hours * HOUR));
         expected.assert_eq(&report.as_text());
         assert_eq!(report.exit_code(), exit_code);
