@@ -9,6 +9,7 @@ pub mod check;
 pub mod connections;
 pub mod controller;
 pub mod detach;
+pub mod explain;
 mod log;
 pub mod mtls;
 mod print;
@@ -37,6 +38,7 @@ enum Command {
     Connections(connections::ConnectionsArgs),
     Certs(certs::CertsArgs),
     Mtls(mtls::MtlsArgs),
+    Explain(Box<explain::ExplainArgs>),
     Ca(ca::CaArgs),
     Detach(detach::DetachArgs),
 }
@@ -51,6 +53,7 @@ pub fn main() -> ExitCode {
         Command::Connections(args) => connections::run(&args),
         Command::Certs(args) => certs::run(&args),
         Command::Mtls(args) => mtls::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Ca(args) => ca::run(&args),
         Command::Detach(args) => detach::run(&args),
     }

@@ -5,7 +5,7 @@ use http::Request;
 use super::answer::Refusal;
 use super::exchange::Exchange;
 use super::head;
-use crate::policy::authorization;
+use crate::policy::authorization::{self, PathNormalisation};
 use crate::proxy::Proxy;
 use crate::proxy::admission::{self, Caller, Door};
 use crate::snapshot::Snapshot;
@@ -23,19 +23,10 @@ pub(super) fn request<B>(
     request: &Request<B>,
 ) -> Result<(), Refusal> {
     let Some(policies) = door.policies(snapshot) else { return Ok(()) };
-    let bad = |why: String| Refusal::new(RequestEnd::BadRequest, why);
-    let path = authorization::normalise(request.uri().path(), proxy.settings.paths)
-        .map_err(|why| bad(why.to_string()))?;
-    let host = head::authority(request).map_err(|why| bad(why.to_string()))?;
-    let asked = authorization::Request {
-        method: request.method(),
-        path: &path,
-        host: host.as_ref().map(|host| host.as_str()),
-        headers: request.headers(),
-        claims: None,
-        is_grpc: exchange.is_grpc,
-    };
-    let decision = policies.request(&visitor.at(door.address.port()), &asked);
+    let connection = visitor.at(door.address.port());
+    let ask = |asked: &authorization::Request<'_>| policies.request(&connection, asked);
+    let decision = as_policies_see_it(proxy.settings.paths, request, exchange.is_grpc, ask)
+        .map_err(|why| Refusal::new(RequestEnd::BadRequest, why))?;
     exchange.ruling = admission::of(&decision);
     if decision.is_allowed() {
         return Ok(());
@@ -46,4 +37,26 @@ pub(super) fn request<B>(
         RequestEnd::Denied,
         detail.unwrap_or_else(|| "policies do not let this request in".to_owned()),
     ))
+}
+
+/// Shows the request as policies are asked about it.
+///
+/// # Errors
+/// When it could be understood in more than one way.
+pub(super) fn as_policies_see_it<B, T>(
+    paths: PathNormalisation,
+    request: &Request<B>,
+    is_grpc: bool,
+    ask: impl FnOnce(&authorization::Request<'_>) -> T,
+) -> Result<T, String> {
+    let path = authorization::normalise(request.uri().path(), paths).map_err(|why| why.to_string())?;
+    let host = head::authority(request).map_err(|why| why.to_string())?;
+    Ok(ask(&authorization::Request {
+        method: request.method(),
+        path: &path,
+        host: host.as_ref().map(|host| host.as_str()),
+        headers: request.headers(),
+        claims: None,
+        is_grpc,
+    }))
 }

@@ -10,6 +10,7 @@ mod body;
 mod connect;
 mod deadline;
 mod exchange;
+mod explained;
 mod fault;
 mod forward;
 #[cfg(fuzzing)]
@@ -42,6 +43,7 @@ use super::Proxy;
 use super::captured::Captured;
 use super::relay::close_in_order;
 use super::worker::{Fate, Here};
+pub(super) use explained::{Routed, as_policies_see_it, routed};
 pub(super) use inbound::Inbound;
 pub(super) use pool::Pool;
 use talk::{Dialect, Talk};
