@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("sentence", &[]),
+    ("web_roots", &["sentence"]),
     ("kubernetes", &["sentence"]),
     ("policy", &["model"]),
     ("route", &["model"]),
@@ -19,11 +20,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["model", "snapshot", "policy", "route", "balance"]),
     ("identity", &["model", "sentence"]),
     ("capture", &["model", "snapshot", "sentence"]),
-    ("telemetry", &["model", "snapshot"]),
+    ("telemetry", &["model", "snapshot", "web_roots"]),
+    ("jwks", &["model", "policy", "sentence", "web_roots"]),
     ("discovery", &["model", "snapshot", "config", "kubernetes"]),
     (
         "proxy",
-        &["model", "snapshot", "policy", "route", "balance", "identity", "capture", "telemetry", "sentence"],
+        &[
+            "model",
+            "snapshot",
+            "policy",
+            "route",
+            "balance",
+            "identity",
+            "capture",
+            "telemetry",
+            "jwks",
+            "sentence",
+        ],
     ),
     ("admin", &["model", "snapshot", "telemetry"]),
     // A role of its own, wired in its `mod.rs`: the authority is `identity`'s, its health and metrics are `admin`'s.
@@ -33,7 +46,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("cli", &EVERYBODY),
 ];
 
-const EVERYBODY: [&str; 16] = [
+const EVERYBODY: [&str; 18] = [
     "agent",
     "model",
     "snapshot",
@@ -50,6 +63,8 @@ const EVERYBODY: [&str; 16] = [
     "controller",
     "kubernetes",
     "sentence",
+    "jwks",
+    "web_roots",
 ];
 
 /// What only some modules may name, and which.

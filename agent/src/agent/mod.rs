@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 use tracing::{error, info};
@@ -26,6 +26,7 @@ use crate::balance::AffinityTable;
 use crate::capture::{Capture, CaptureSettings};
 use crate::config::Defaults;
 use crate::discovery::Publication;
+use crate::jwks::{Jwks, JwksSettings};
 use crate::model::{MtlsMode, NodeInfo};
 use crate::proxy::{Proxy, ProxySettings, Workers};
 use crate::snapshot::Snapshot;
@@ -73,6 +74,8 @@ pub struct AgentSettings {
     pub audit_log: AccessLogSettings,
     /// Where spans of requests go; none: nowhere.
     pub traces: Option<TraceSettings>,
+    /// How the keys of whoever makes tokens are fetched.
+    pub jwks: JwksSettings,
     /// How long connections may go on that are open when the agent is to stop.
     pub drain: Duration,
 }
@@ -119,6 +122,14 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
         None => (None, None, None),
     };
 
+    let jwks = Jwks::new(&settings.jwks).map_err(|error| anyhow!("--jwks-ca: {error}"))?;
+    report::keys_at_scrape(&telemetry, &jwks);
+    // It ends with the runtime.
+    tokio::spawn({
+        let jwks = jwks.clone();
+        async move { jwks.run().await }
+    });
+
     let capture = Capture::start(settings.capture)?;
     let proxy = Arc::new(Proxy {
         snapshot: snapshot.clone(),
@@ -128,6 +139,7 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
         affinity: AffinityTable::new(AFFINITY_CLIENTS),
         settings: settings.proxy,
         tunnel,
+        jwks: jwks.clone(),
         open: AtomicUsize::new(0),
     });
     let workers = Workers::start(capture.workers(), &proxy, &capture)?;
@@ -144,6 +156,8 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
         let (snapshot, status) = (snapshot.clone(), status.clone());
         move |Publication { snapshot: next, rejections }: Publication| {
             report::rejections(&status, &rejections);
+            let rules = next.tokens.values();
+            jwks.want(rules.flat_map(|rules| rules.addresses()).cloned().collect());
             snapshot.store(next);
             tell_mesh.send_replace(());
         }

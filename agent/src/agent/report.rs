@@ -8,11 +8,12 @@ use tracing::warn;
 use crate::capture::{Capture, CaptureError, Counters, Part, PodCounters, PodNet};
 use crate::config;
 use crate::discovery::kubernetes::{Announcer, Condition};
-use crate::identity::{Radar, Reading};
+use crate::identity::{self, Radar};
+use crate::jwks::{Jwks, Reading};
 use crate::model::{Opened, Workload, WorkloadUid};
 use crate::telemetry::{
-    self, CertificateFigures, CertificateLifetime, KernelCounters, NotEnrolledReason, PodReport, PodState,
-    PodTcp, Status, Telemetry,
+    self, CertificateFigures, CertificateLifetime, IssuerKeyFigures, KernelCounters, NotEnrolledReason,
+    PodReport, PodState, PodTcp, Status, Telemetry,
 };
 
 /// Whoever is told how the pods of this node stand.
@@ -112,7 +113,19 @@ pub(super) fn certificates(telemetry: &Arc<Telemetry>, radar: &Arc<Radar>) {
     telemetry.status().on_missing(move || radar.missing());
 }
 
-fn certificate_figures(reading: Reading) -> CertificateFigures {
+/// Has the keys of tokens looked at whenever the metrics are scraped.
+pub(super) fn keys_at_scrape(telemetry: &Arc<Telemetry>, jwks: &Arc<Jwks>) {
+    let jwks = jwks.clone();
+    telemetry.on_scrape(move |telemetry| {
+        let Reading { fetches, ages } = jwks.read();
+        telemetry.set_issuer_keys(IssuerKeyFigures {
+            fetches: fetches.iter().map(|(result, count)| (result.as_str(), *count)).collect(),
+            ages: ages.into_iter().map(|(uri, age)| (uri, age.as_secs_f64())).collect(),
+        });
+    });
+}
+
+fn certificate_figures(reading: identity::Reading) -> CertificateFigures {
     let lifetimes = reading.lifetimes.into_iter().map(|lifetime| CertificateLifetime {
         kind: lifetime.kind.as_str(),
         identity: lifetime.identity,

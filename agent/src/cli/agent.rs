@@ -269,6 +269,7 @@ impl AgentArgs {
             access_log: self.access_log_settings(),
             audit_log: self.policy.audit_log(),
             traces: self.traces.settings(&self.node_name)?,
+            jwks: self.policy.jwks(),
             drain: self.drain,
         })
     }

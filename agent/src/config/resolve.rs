@@ -9,7 +9,7 @@ mod policies;
 
 pub use access::{Stated, what_is_denied};
 pub(super) use access::{authorization, mesh_policy, missing_targets};
-pub(super) use mtls::{Level, Verdict, conflict, mtls};
+pub(super) use mtls::{Level, Verdict, conflict, mtls, tokens};
 pub use policies::TargetStatus;
 pub(super) use policies::{Remark, Settled, settle};
 

@@ -3,6 +3,7 @@
 //! Pure: the time is an argument, and whoever asks does what the verdict says.
 
 pub mod authorization;
+pub mod jwt;
 mod rate;
 
 pub use rate::{Admission, Limits, Standing, admit};

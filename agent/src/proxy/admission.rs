@@ -10,6 +10,7 @@ use std::time::Instant;
 use crate::balance::Carries;
 use crate::model::{Limited, Name, SpiffeId, WorkloadUid};
 use crate::policy::authorization::{Connection, Decision, OnConnection, Outcome, Set};
+use crate::policy::jwt::Rules;
 use crate::policy::{self, Admission, Limits};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{RefuseReason, Ruling, RulingOf, Tried};
@@ -77,9 +78,15 @@ impl Door {
         snapshot.access.get(&self.pod)
     }
 
+    /// What holds of tokens that the pod is shown, if anything does.
+    pub(super) fn tokens<'s>(&self, snapshot: &'s Snapshot) -> Option<&'s Arc<Rules>> {
+        snapshot.tokens.get(&self.pod)
+    }
+
     /// Whether the endpoint takes a connection of the caller.
     pub(super) fn enter(&self, snapshot: &Snapshot, caller: &Caller) -> Result<Entry, Refused> {
-        let (mut by_request, mut ruling) = (is_limited(snapshot, self.address, Limited::Requests), None);
+        let is_limited = is_limited(snapshot, self.address, Limited::Requests);
+        let (mut by_request, mut ruling) = (is_limited || self.tokens(snapshot).is_some(), None);
         let policies = self.policies(snapshot);
         if let Some(policies) = policies {
             match policies.connection(&caller.at(self.address.port())) {

@@ -13,6 +13,7 @@ use super::admission::{Caller, Door, Entry};
 use crate::balance::Carries;
 use crate::model::{MtlsMode, Workload, WorkloadUid};
 use crate::policy::authorization::Set;
+use crate::policy::jwt::Rules;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Security;
 
@@ -32,6 +33,7 @@ struct Open {
 #[derive(Debug, Default)]
 struct HeldTo {
     access: OrdMap<WorkloadUid, Arc<Set>>,
+    tokens: OrdMap<WorkloadUid, Arc<Rules>>,
     workloads: OrdMap<WorkloadUid, Arc<Workload>>,
 }
 
@@ -77,11 +79,14 @@ impl LetIn {
     /// Holds them to the policies that there are now, unless it has.
     pub(super) fn review(&self, snapshot: &Snapshot) {
         let mut open = self.lock();
-        let Snapshot { access, workloads, .. } = snapshot;
-        if open.held_to.access.ptr_eq(access) && open.held_to.workloads.ptr_eq(workloads) {
+        let Snapshot { access, tokens, workloads, .. } = snapshot;
+        let before = &open.held_to;
+        if before.access.ptr_eq(access) && before.tokens.ptr_eq(tokens) && before.workloads.ptr_eq(workloads)
+        {
             return;
         }
-        open.held_to = HeldTo { access: access.clone(), workloads: workloads.clone() };
+        open.held_to =
+            HeldTo { access: access.clone(), tokens: tokens.clone(), workloads: workloads.clone() };
         for entry in open.connections.values_mut() {
             entry.review(snapshot);
         }
@@ -99,7 +104,10 @@ impl Carried {
         let is_same = policies.as_ref().map(Arc::as_ptr) == entry.policies.as_ref().map(Arc::as_ptr);
         entry.policies = policies;
         let caller = visitor.at(door.address.port());
-        if (is_same || entry.lets_stand(&caller, *carries)) && self.connection.is_protected(snapshot) {
+        if (is_same || entry.lets_stand(&caller, *carries))
+            && self.connection.is_protected(snapshot)
+            && self.connection.is_seen(snapshot)
+        {
             return;
         }
         let Standing { door, visitor, .. } = &self.connection;
@@ -112,6 +120,12 @@ impl Carried {
 }
 
 impl Standing {
+    /// Whether its requests are looked at, if it has any, where the pod wants tokens to be checked: what was never looked at may be
+    /// requests, and say what only tokens may.
+    fn is_seen(&self, snapshot: &Snapshot) -> bool {
+        self.entry.by_request || self.door.tokens(snapshot).is_none()
+    }
+
     /// Whether it is as well protected as the pod asks for.
     fn is_protected(&self, snapshot: &Snapshot) -> bool {
         let takes_plaintext = || {

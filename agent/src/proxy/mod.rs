@@ -38,6 +38,7 @@ use socket2::TcpKeepalive;
 
 use crate::balance::AffinityTable;
 use crate::capture::{CodeTable, EnrolledPods, PodNet};
+use crate::jwks::Jwks;
 use crate::model::{Name, SpiffeId, Workload};
 use crate::policy::authorization::PathNormalisation;
 use crate::snapshot::Snapshot;
@@ -80,6 +81,8 @@ pub struct Proxy {
     pub settings: ProxySettings,
     /// Mutual TLS between the nodes; none where it is not set up.
     pub tunnel: Option<Arc<Tunnel>>,
+    /// Keys of whoever makes tokens.
+    pub jwks: Arc<Jwks>,
     /// Connections relayed now.
     pub open: AtomicUsize,
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use crate::model::{Front, ObjectRef, Service, Workload, WorkloadUid};
-use crate::policy::Limits;
 use crate::policy::authorization::Set;
+use crate::policy::{Limits, jwt};
 use crate::route::{InvalidBackend, ServiceRoutes, Target};
 
 /// Everything that a connection's decisions are made from, immutable. The maps are persistent: the next snapshot
@@ -34,6 +34,8 @@ pub struct Snapshot {
     pub limits: OrdMap<SocketAddr, Vec<Arc<Limits>>>,
     /// Who may call the pods of this node, where policies say something of that.
     pub access: OrdMap<WorkloadUid, Arc<Set>>,
+    /// What holds of tokens that the pods of this node are shown, where policies say something of that.
+    pub tokens: OrdMap<WorkloadUid, Arc<jwt::Rules>>,
     /// The Services of each endpoint, while a pod of this node wants those that it dials to be taken for them; else empty.
     pub fronts: OrdSet<Front>,
 }

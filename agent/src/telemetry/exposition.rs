@@ -21,6 +21,7 @@ use prometheus_client::registry::Registry;
 use super::certificates::CertificateFigures;
 use super::histogram::{Histogram, HistogramFigures};
 use super::http::{DurationLabels, Sizes};
+use super::issuer_keys::IssuerKeyFigures;
 use super::kernel::{KernelCounters, PodTcp};
 use super::process::ProcessFigures;
 use super::ruling::Outcome;
@@ -55,6 +56,7 @@ struct Scrape {
     tunnels: Arc<Tunnels>,
     kernel: KernelCounters,
     certificates: CertificateFigures,
+    issuer_keys: IssuerKeyFigures,
     process: ProcessFigures,
     enrolled: u64,
     not_enrolled: BTreeMap<&'static str, u64>,
@@ -95,6 +97,7 @@ impl Scrape {
             tunnels: telemetry.tunnels.clone(),
             kernel: telemetry.kernel_counters(),
             certificates: telemetry.certificate_figures(),
+            issuer_keys: telemetry.issuer_key_figures(),
             process: ProcessFigures::read(),
             enrolled,
             not_enrolled,
@@ -121,6 +124,7 @@ impl Collector for Scrape {
         self.tunnels(&mut out)?;
         self.pods(&mut out)?;
         self.certificates(&mut out)?;
+        self.issuer_keys(&mut out)?;
         self.agent(&mut out)?;
         process(&mut out, &self.process)
     }
@@ -295,6 +299,20 @@ impl Scrape {
         }
         let help = "The largest advance of another clock over this node's that was seen.";
         out.one_gauge("undermesh_clock_skew_seconds", help, certificates.clock_skew)
+    }
+
+    fn issuer_keys(&self, out: &mut Out<'_>) -> fmt::Result {
+        let help = "Attempts to fetch the keys of those who make tokens, by their result.";
+        let mut family = out.counter("undermesh_jwks_fetches", help)?;
+        for (result, count) in &self.issuer_keys.fetches {
+            counter(&mut family, &[("result", *result)], *count)?;
+        }
+        let help = "How long ago the keys in use were told last, by the address that they are fetched from.";
+        let mut family = out.gauge("undermesh_jwks_age_seconds", help)?;
+        for (uri, age) in &self.issuer_keys.ages {
+            gauge(&mut family, &[("uri", &**uri)], *age)?;
+        }
+        Ok(())
     }
 
     fn agent(&self, out: &mut Out<'_>) -> fmt::Result {

@@ -10,6 +10,7 @@ mod controller;
 mod exposition;
 mod histogram;
 mod http;
+mod issuer_keys;
 mod kernel;
 mod plaintext;
 mod process;
@@ -28,6 +29,7 @@ pub use access_log::{AccessLog, AccessLogFormat, AccessLogOutput, AccessLogSetti
 pub use certificates::{CertificateFigures, CertificateLifetime};
 pub use connection::{Connection, ConnectionFacts, OpenConnection, Peer, Reporter, Security};
 pub use controller::{Checked, ControllerTelemetry, DenyReason, ReviewResult};
+pub use issuer_keys::IssuerKeyFigures;
 pub use kernel::{KernelCounters, PodTcp};
 pub use plaintext::{Calls, Plaintext, PlaintextCaller, PlaintextReport, PlaintextSource, Watched};
 pub use reason::{CloseReason, RefuseReason, RequestEnd};
@@ -98,6 +100,7 @@ pub struct Telemetry {
     tunnels: Arc<Tunnels>,
     kernel: Mutex<KernelCounters>,
     certificates: Mutex<CertificateFigures>,
+    issuer_keys: Mutex<IssuerKeyFigures>,
     watch_failures: Mutex<BTreeMap<&'static str, u64>>,
     mtls_downgrades: AtomicU64,
     on_scrape: Mutex<Vec<Arc<ScrapeHook>>>,
@@ -152,6 +155,7 @@ impl Telemetry {
             tunnels: Arc::default(),
             kernel: Mutex::default(),
             certificates: Mutex::default(),
+            issuer_keys: Mutex::default(),
             watch_failures: Mutex::default(),
             mtls_downgrades: AtomicU64::new(0),
             on_scrape: Mutex::default(),
@@ -236,6 +240,11 @@ impl Telemetry {
         *self.certificates.lock().unwrap_or_else(PoisonError::into_inner) = figures;
     }
 
+    /// Sets what is known of the keys of tokens, in place of what was known before.
+    pub fn set_issuer_keys(&self, figures: IssuerKeyFigures) {
+        *self.issuer_keys.lock().unwrap_or_else(PoisonError::into_inner) = figures;
+    }
+
     /// Has something done before each scrape, on the scrape's thread: reading the kernel's counters, say. It may
     /// block for a moment.
     pub fn on_scrape(&self, hook: impl Fn(&Telemetry) + Send + Sync + 'static) {
@@ -275,6 +284,10 @@ impl Telemetry {
 
     fn watch_failures(&self) -> BTreeMap<&'static str, u64> {
         self.watch_failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn issuer_key_figures(&self) -> IssuerKeyFigures {
+        self.issuer_keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn certificate_figures(&self) -> CertificateFigures {

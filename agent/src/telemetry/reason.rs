@@ -97,6 +97,8 @@ pub enum RequestEnd {
     ConnectFailed,
     /// Policies of the destination do not let this client in.
     Denied,
+    /// It showed a token that does not hold.
+    Unauthenticated,
     /// The upstream broke off before the end of its answer.
     UpstreamReset,
     /// One attempt took longer than the rule (`backendRequest`) or the Service port allows, and there was no further one.
@@ -203,7 +205,7 @@ impl RefuseReason {
 
 impl RequestEnd {
     /// Every end, in the order of the declaration.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Done,
         Self::NoRoute,
         Self::InvalidBackend,
@@ -215,6 +217,7 @@ impl RequestEnd {
         Self::ConnectTimeout,
         Self::ConnectFailed,
         Self::Denied,
+        Self::Unauthenticated,
         Self::UpstreamReset,
         Self::UpstreamTimeout,
         Self::RequestTimeout,
@@ -241,6 +244,7 @@ impl RequestEnd {
             Self::ConnectTimeout => "connect_timeout",
             Self::ConnectFailed => "connect_failed",
             Self::Denied => "denied",
+            Self::Unauthenticated => "unauthenticated",
             Self::UpstreamReset => "upstream_reset",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::RequestTimeout => "request_timeout",

@@ -137,6 +137,7 @@ fn requests_are_let_in_by_what_they_ask_for() -> Result<()> {
         { "to": [{ "paths": ["/open/*"], "methods": ["GET"] }] },
         { "from": [{ "serviceAccounts": ["near"] }], "to": [{ "paths": ["/orders/{*}/items"] }] },
         { "when": [{ "header": { "name": "x-team", "values": ["blue"] } }], "to": [{ "paths": ["/team"] }] },
+        { "when": [{ "expression": "request.method == 'PUT' && source.namespace == 'shop'" }] },
     ] });
     in_force(&stage, &policy("what", allow))?;
     stage.check("/open/a", ["200", "200", "200"])?;
@@ -150,6 +151,7 @@ fn requests_are_let_in_by_what_they_ask_for() -> Result<()> {
     ] {
         ensure!(stage.each("/team", args)? == expected, "{args:?}");
     }
+    ensure!(stage.each("/else", &["--method", "PUT"])? == ["200", "200", "403"], "the expression");
     ensure!(stage.each("/open/a", &["--method", "POST"])? == ["403", "403", "403"], "the method");
     // Many ways to write a path that is denied.
     let deny = json!({ "action": "Deny", "rules": [{ "to": [{ "paths": ["/admin/*", "/admin"] }] }] });

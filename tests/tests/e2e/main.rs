@@ -34,6 +34,7 @@ mod services;
 mod soak;
 mod sockets;
 mod telemetry;
+mod tokens;
 mod traces;
 mod traffic;
 mod transfers;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::jwks::JwksSettings;
 use crate::policy::authorization::{EscapedSlashes, PathNormalisation};
 use crate::telemetry::{AccessLogFormat, AccessLogOutput, AccessLogSettings};
 
@@ -26,6 +27,9 @@ pub struct PolicyArgs {
     /// Policies do not tell upper case in paths from lower case.
     #[arg(long, env = "UNDERMESH_IGNORE_PATH_CASE")]
     ignore_path_case: bool,
+    /// Roots in PEM that the certificates of those lead to who publish keys of tokens, instead of the system's.
+    #[arg(long, value_name = "FILE", env = "UNDERMESH_JWKS_CA")]
+    jwks_ca: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -56,6 +60,11 @@ impl PolicyArgs {
     /// Whether who is denied something is told by which policy.
     pub fn names_policies(&self) -> bool {
         self.name_policies
+    }
+
+    /// How keys of tokens are fetched.
+    pub fn jwks(&self) -> JwksSettings {
+        JwksSettings { ca: self.jwks_ca.clone() }
     }
 
     /// Where the audit log goes.

@@ -10,6 +10,7 @@ use crate::config::document::{self, MeshPolicy, Mtls};
 use crate::config::resolve::{self, Level, Stated, Verdict};
 use crate::config::{FieldPath, Key, Kind, Problem};
 use crate::model::{MtlsMode, MtlsSource, Name, ObjectRef};
+use crate::policy::jwt::Rules;
 
 /// All MeshPolicies.
 #[derive(Debug, Default)]
@@ -145,6 +146,20 @@ impl MeshPolicies {
         resolve::mtls(&levels, default)
     }
 
+    /// What of all that is said of tokens is in force for a pod of this node.
+    pub(super) fn tokens_of(&self, pod: &document::Pod, mesh: Option<&Name>) -> Option<Arc<Rules>> {
+        let own = &pod.id.namespace;
+        let levels = [
+            self.selecting.of(own, &pod.labels).into_iter().collect(),
+            if mesh == Some(own) { Vec::new() } else { self.whole_of(own) },
+            mesh.map(|mesh| self.whole_of(mesh)).unwrap_or_default(),
+        ];
+        levels.iter().find_map(|ids| {
+            let policies = ids.iter().filter_map(|id| Some(&*self.entries.get(id)?.in_force));
+            resolve::tokens(policies)?.jwt.clone()
+        })
+    }
+
     fn level<'a, 'i>(&'a self, ids: impl Iterator<Item = &'i ObjectRef>) -> Level<'a> {
         let policy = |id: &ObjectRef| {
             let policy = &self.entries.get(id)?.in_force;
@@ -169,7 +184,13 @@ impl MeshPolicies {
         let of_version = entry.is_bad.then(|| match entry.was_good {
             true => "this version cannot be used, and the last one that could stays in force".to_owned(),
             false => {
-                "this version cannot be used, and there was none before it: its pods take no plaintext".into()
+                let tokens = match entry.in_force.jwt {
+                    Some(_) => ", and no requests, for tokens cannot be checked",
+                    None => "",
+                };
+                format!(
+                    "this version cannot be used, and there was none before it: its pods take no plaintext{tokens}"
+                )
             }
         });
         // Which pods there are that two of them select, the leader says: of most pods an agent knows no labels.

@@ -24,6 +24,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use imbl::OrdMap;
+
 use self::access::{AccessPolicies, Concerned};
 use self::claims::{Claimant, Claims};
 use self::fronts::Askers;
@@ -37,7 +39,7 @@ use self::services::{Reference, Services};
 use super::Problem;
 use super::document::{self, Document, Key, Kind, Marks};
 use super::resolve::{ParentStatus, Stated, TargetStatus};
-use crate::model::{self, MtlsMode, Name, NodeInfo, ObjectRef, TrustDomain};
+use crate::model::{self, MtlsMode, Name, NodeInfo, ObjectRef, TrustDomain, WorkloadUid};
 use crate::route::RouteRef;
 use crate::snapshot::{Destination, Snapshot};
 
@@ -369,6 +371,7 @@ impl Compiler {
         if let Some(old) = old.filter(|old| new.as_ref().is_none_or(|new| new.uid != old.uid)) {
             self.snapshot.workloads.remove(&old.uid);
             self.snapshot.access.remove(&old.uid);
+            self.snapshot.tokens.remove(&old.uid);
         }
         if let Some(new) = new {
             self.snapshot.workloads.insert(new.uid.clone(), new);
@@ -383,21 +386,18 @@ impl Compiler {
         let is_asked = self.here.has(id) && self.pods.workload(id).is_some_and(is_wanted);
         let pod = self.pods.get(id).filter(|_| is_asked);
         let new = pod.map(|pod| self.access.of_pod(pod)).filter(|set| !set.policies().is_empty());
+        let mesh = self.defaults.mesh_namespace.as_ref();
+        let tokens = pod.and_then(|pod| self.mesh_policies.tokens_of(pod, mesh));
         // What the pod's endpoints have of it stays as it was: nobody asks them.
-        let guarded = new.as_ref().is_some_and(|set| set.can_deny());
+        let guarded = new.as_ref().is_some_and(|set| set.can_deny()) || tokens.is_some();
         if let Some(workload) = self.pods.guard(id, guarded) {
             addresses.extend(&workload.addresses);
             self.snapshot.workloads.insert(uid.clone(), workload);
         }
-        let is_same = match (self.snapshot.access.get(&uid), &new) {
-            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
-            (old, new) => old.is_none() && new.is_none(),
-        };
-        match new {
-            Some(new) => drop(self.snapshot.access.insert(uid, new)),
-            None => drop(self.snapshot.access.remove(&uid)),
-        }
-        !is_same
+        let Snapshot { access, tokens: of_pods, .. } = &mut self.snapshot;
+        let is_other = put(access, &uid, new, Arc::ptr_eq);
+        // Policies that say the same of tokens may be others in all else.
+        put(of_pods, &uid, tokens, PartialEq::eq) || is_other
     }
 
     fn compile_service(&mut self, id: &ObjectRef, addresses: &mut BTreeSet<IpAddr>) -> bool {
@@ -529,6 +529,24 @@ impl Change {
             Self::Put(document) => document.kind(),
             Self::Remove(key) => key.kind,
         }
+    }
+}
+
+/// Has the pod have this. True if that is something else than before.
+fn put<T>(
+    all: &mut OrdMap<WorkloadUid, Arc<T>>,
+    pod: &WorkloadUid,
+    new: Option<Arc<T>>,
+    is_same: impl Fn(&Arc<T>, &Arc<T>) -> bool,
+) -> bool {
+    match (all.get(pod), new) {
+        (None, None) => false,
+        (Some(old), Some(new)) if is_same(old, &new) => false,
+        (_, Some(new)) => {
+            all.insert(pod.clone(), new);
+            true
+        }
+        (_, None) => all.remove(pod).is_some(),
     }
 }
 

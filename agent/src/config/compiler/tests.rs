@@ -3,6 +3,7 @@
 mod access;
 mod fronts;
 mod mtls;
+mod tokens;
 
 use expect_test::{Expect, expect};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};

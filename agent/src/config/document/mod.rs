@@ -254,7 +254,7 @@ impl Document {
             Kind::AuthorizationPolicy => {
                 Some(Self::AuthorizationPolicy(Arc::new(AuthorizationPolicy::unreadable(key, why))))
             }
-            Kind::MeshPolicy => Some(Self::MeshPolicy(Arc::new(MeshPolicy::unreadable(key)))),
+            Kind::MeshPolicy => Some(Self::MeshPolicy(Arc::new(MeshPolicy::unreadable(key, why)))),
             _ => None,
         }
     }

@@ -46,7 +46,17 @@ pub(in crate::config) fn mtls(levels: &[Level<'_>], default: MtlsMode) -> Verdic
     verdict
 }
 
-/// Where the policy wants plaintext let in and another one that is as specific does not: what is to be said to its author.
+/// Of policies that are as specific as each other, the one that has the word on tokens: one that says something of them which cannot be
+/// used, else the first by name.
+pub(in crate::config) fn tokens<'a>(
+    policies: impl Iterator<Item = &'a MeshPolicy>,
+) -> Option<&'a MeshPolicy> {
+    let policies = policies.filter_map(|policy| Some((policy.jwt.as_ref()?.invalid.is_none(), policy)));
+    Some(policies.min_by_key(|(is_usable, policy)| (*is_usable, &policy.key))?.1)
+}
+
+/// Where the policy wants plaintext let in and another one that is as specific does not, or where it speaks of tokens in vain: what is to
+/// be said to its author.
 pub(in crate::config) fn conflict<'a>(
     policy: &MeshPolicy,
     others: impl Iterator<Item = &'a MeshPolicy>,
@@ -54,6 +64,9 @@ pub(in crate::config) fn conflict<'a>(
     let own = policy.mtls.as_ref()?;
     let mut said = Vec::new();
     for other in others.filter(|other| other.key != policy.key) {
+        if policy.jwt.is_some() && tokens([policy, other].into_iter()) == Some(other) {
+            said.push(format!("{} is as specific and says what holds of tokens", other.key));
+        }
         let Some(theirs) = &other.mtls else { continue };
         let ports = own.ports.keys().chain(theirs.ports.keys()).map(|port| Some(*port));
         let asked: BTreeSet<Option<u16>> = ports.chain([None]).collect();

@@ -14,7 +14,7 @@ use super::facts::{Facts, host_and_port};
 use super::keys::{Choice, Clause, Dimension, Key, Part, begin, hash, of_header_line, of_network};
 
 /// So many rules are looked at one after the other.
-const FEW: usize = 8;
+const FEW: usize = 4;
 
 /// What is found by more keys than this is not divided further: each of these would be divided on its own.
 const MOST_KEYS_WITHIN: usize = 8;
@@ -33,7 +33,7 @@ pub(super) struct Index {
 
 #[derive(Debug)]
 enum Bucket {
-    /// Ascending.
+    /// One after the other, ascending.
     Few(Box<[u32]>),
     Many(Box<Index>),
 }
@@ -148,7 +148,17 @@ impl Bucket {
         done.dedup();
         let rules: Vec<_> = members.iter().map(|(number, clauses, _)| (*number, *clauses)).collect();
         let index = Index::of(&rules, &done);
-        if index.buckets.is_empty() { Self::Few(numbers()) } else { Self::Many(Box::new(index)) }
+        let most = index.buckets.values().map(Self::len).max().unwrap_or_default();
+        let is_divided = index.rest.len() + most <= rules.len() / 2;
+        if is_divided { Self::Many(Box::new(index)) } else { Self::Few(numbers()) }
+    }
+
+    /// How many rules are found by it.
+    fn len(&self) -> usize {
+        match self {
+            Self::Few(numbers) => numbers.len(),
+            Self::Many(index) => index.buckets.values().map(Self::len).sum::<usize>() + index.rest.len(),
+        }
     }
 }
 

@@ -129,11 +129,18 @@ fn of_path(pattern: &PathPattern) -> Option<Key> {
         PathPattern::Prefix(text) => Key::start(Dimension::Path, text),
         PathPattern::Suffix(text) => Key::end(Dimension::Path, text),
         PathPattern::Template(segments) => {
-            let literals = segments.iter().map_while(|segment| match segment {
-                Segment::Literal(text) => Some(text),
-                Segment::One | Segment::Any => None,
-            });
-            let start: String = literals.flat_map(|text| ["/", text]).collect();
+            let mut start = String::new();
+            for segment in segments {
+                // What follows on `{**}` may be nothing at all, not even the slash.
+                match segment {
+                    Segment::Literal(text) => start.extend(["/", text]),
+                    Segment::One => start.push('/'),
+                    Segment::Any => {}
+                }
+                if !matches!(segment, Segment::Literal(_)) {
+                    break;
+                }
+            }
             Key::start(Dimension::Path, &start)
         }
     }

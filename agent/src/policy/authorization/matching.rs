@@ -200,6 +200,7 @@ impl Condition {
                 }
                 None => values.any_of.is_empty() && facts.in_doubt,
             },
+            Self::Cel(expression) => expression.evaluate(facts).unwrap_or(facts.in_doubt),
         };
         holds.into()
     }
@@ -223,8 +224,7 @@ fn has(claim: &Value, patterns: &[Pattern]) -> bool {
         Value::Bool(is) => any(if *is { "true" } else { "false" }),
         Value::Number(number) => any(&number.to_string()),
         Value::Array(elements) => {
-            let scalars = elements.iter().filter(|element| !element.is_array());
-            scalars.into_iter().any(|element| has(element, patterns))
+            elements.iter().any(|element| !element.is_array() && has(element, patterns))
         }
         Value::Object(_) => patterns.contains(&Pattern::Present),
         Value::Null => false,

@@ -4,6 +4,7 @@
 
 mod considered;
 mod decision;
+mod expression;
 mod facts;
 mod index;
 mod keys;
@@ -18,8 +19,9 @@ mod tests;
 
 pub use considered::{Considered, Found};
 pub use decision::{Decision, NearMiss, OnConnection, Outcome, RuleRef, Verdict};
+pub use expression::Expression;
 pub use facts::{Connection, Request};
-pub use path::{EscapedSlashes, PathNormalisation, normalise};
+pub use path::{EscapedSlashes, PathNormalisation, Refused, normalise};
 pub use rule::{
     Action, Applied, Condition, GrpcMethod, Matcher, Operation, PathPattern, Pattern, Policy, Rule, Segment,
     ServiceAccount, Source,

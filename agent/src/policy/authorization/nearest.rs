@@ -138,6 +138,10 @@ fn show_condition(condition: &Condition, facts: &Facts<'_>) -> String {
             let has_token = facts.request.is_none_or(|request| request.claims.is_some());
             (format!("the claim {}", path.join(".")), has_token)
         }
+        Condition::Cel(expression) if facts.request.is_some() => {
+            return format!("the expression {} is not true", shown(expression.as_str()));
+        }
+        Condition::Cel(_) => ("an expression".to_owned(), true),
     };
     match (facts.request, has_any) {
         (None, _) => format!("{what} {NEEDS_REQUEST}"),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::HeaderName;
 use ipnet::IpNet;
 
+use super::expression::Expression;
 use crate::model::Name;
 
 /// A policy, for whichever workloads it is attached to.
@@ -121,6 +122,8 @@ pub enum Condition {
         /// Its values.
         values: Matcher<Pattern>,
     },
+    /// The expression is true. One that fails does not hold where the policy allows, and holds where it denies or audits.
+    Cel(Expression),
 }
 
 /// Values that are meant, and values that are left out.

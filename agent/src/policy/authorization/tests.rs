@@ -233,7 +233,7 @@ fn what_ten_thousand_policies_cost() {
             .map(|place| {
                 let rules: Vec<String> = (0..10).map(|number| rule(place, number)).collect();
                 let action = if place % 10 == 0 { "deny" } else { "allow" };
-                format!("{action} p{place}: {}", rules.join("|"))
+                format!("{action} p{place}: {}", rules.join(" | "))
             })
             .collect();
         let applied: Vec<Applied> = lines.iter().map(|line| policy(line)).collect();

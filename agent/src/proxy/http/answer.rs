@@ -1,7 +1,7 @@
 //! What the agent answers itself, where no upstream does: a status, why in RFC 9209's words, and for callers of gRPC in theirs.
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 
 use super::body::ResponseBody;
@@ -65,6 +65,11 @@ impl Refusal {
         if let Some(too_soon) = &self.too_soon {
             too_soon.tell(headers);
         }
+        if self.end == RequestEnd::Unauthenticated {
+            // RFC 6750, section 3.1.
+            let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+            headers.insert(WWW_AUTHENTICATE, challenge);
+        }
         if is_grpc {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.insert(&GRPC_STATUS, HeaderValue::from(words.grpc));
@@ -114,6 +119,7 @@ impl Words {
         const UNIMPLEMENTED: u16 = 12;
         const INTERNAL: u16 = 13;
         const UNAVAILABLE: u16 = 14;
+        const UNAUTHENTICATED: u16 = 16;
         let (status, error, grpc) = match end {
             RequestEnd::NoRoute => (StatusCode::NOT_FOUND, "destination_not_found", UNIMPLEMENTED),
             RequestEnd::InvalidBackend | RequestEnd::NoBackend => {
@@ -145,6 +151,7 @@ impl Words {
                 (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", DEADLINE_EXCEEDED)
             }
             RequestEnd::Denied => (StatusCode::FORBIDDEN, "http_request_denied", PERMISSION_DENIED),
+            RequestEnd::Unauthenticated => (StatusCode::UNAUTHORIZED, "http_request_denied", UNAUTHENTICATED),
             RequestEnd::BadRequest => (StatusCode::BAD_REQUEST, "http_request_error", INTERNAL),
             RequestEnd::Done
             | RequestEnd::Redirected
@@ -203,7 +210,18 @@ mod tests {
         check(RequestEnd::UpstreamReset, 502, "connection_terminated", "14");
         check(RequestEnd::RequestTimeout, 504, "http_response_timeout", "4");
         check(RequestEnd::Denied, 403, "http_request_denied", "7");
+        check(RequestEnd::Unauthenticated, 401, "http_request_denied", "16");
         check(RequestEnd::BadRequest, 400, "http_request_error", "13");
+    }
+
+    #[test]
+    fn whoever_shows_a_bad_token_is_asked_for_another() {
+        for is_grpc in [false, true] {
+            let answer = |end| Refusal::new(end, "the token has expired").answer(is_grpc);
+            let asked = answer(RequestEnd::Unauthenticated);
+            assert_eq!(header(&asked, &WWW_AUTHENTICATE), "Bearer error=\"invalid_token\"");
+            assert!(!answer(RequestEnd::Denied).headers().contains_key(WWW_AUTHENTICATE));
+        }
     }
 
     #[test]

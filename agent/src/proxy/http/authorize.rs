@@ -1,31 +1,37 @@
 //! Whether policies let a request in: asked at the endpoint's own node, of the request as the application would get it.
 
 use http::Request;
+use serde_json::{Map, Value};
 
 use super::answer::Refusal;
 use super::exchange::Exchange;
-use super::head;
+use super::{head, tokens};
 use crate::policy::authorization::{self, PathNormalisation};
 use crate::proxy::Proxy;
 use crate::proxy::admission::{self, Caller, Door};
 use crate::snapshot::Snapshot;
 use crate::telemetry::RequestEnd;
 
-/// Asks the policies of the pod; the exchange has what they say.
+/// Asks the policies of the pod; the exchange has what they say. The request becomes what the application is to get.
 ///
 /// # Errors
-/// When they deny it, or when its path could be understood in more than one way.
-pub(super) fn request<B>(
+/// When they deny it, when it shows a token that does not hold, or when its path could be understood in more than one way.
+pub(super) async fn request<B>(
     proxy: &Proxy,
     snapshot: &Snapshot,
     (door, visitor): (&Door, &Caller),
     exchange: &mut Exchange,
-    request: &Request<B>,
+    request: &mut Request<B>,
 ) -> Result<(), Refusal> {
+    let claims = match door.tokens(snapshot) {
+        Some(rules) => tokens::taken(proxy, rules, exchange, request).await?,
+        None => None,
+    };
     let Some(policies) = door.policies(snapshot) else { return Ok(()) };
     let connection = visitor.at(door.address.port());
     let ask = |asked: &authorization::Request<'_>| policies.request(&connection, asked);
-    let decision = as_policies_see_it(proxy.settings.paths, request, exchange.is_grpc, ask)
+    let shown = Shown { claims: claims.as_ref(), is_grpc: exchange.is_grpc };
+    let decision = as_policies_see_it(&proxy.settings.paths, request, shown, ask)
         .map_err(|why| Refusal::new(RequestEnd::BadRequest, why))?;
     exchange.ruling = admission::of(&decision);
     if decision.is_allowed() {
@@ -39,14 +45,22 @@ pub(super) fn request<B>(
     ))
 }
 
+/// What is known of a request beside itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown<'s> {
+    /// What its token says.
+    pub(super) claims: Option<&'s Map<String, Value>>,
+    pub(super) is_grpc: bool,
+}
+
 /// Shows the request as policies are asked about it.
 ///
 /// # Errors
 /// When it could be understood in more than one way.
 pub(super) fn as_policies_see_it<B, T>(
-    paths: PathNormalisation,
+    paths: &PathNormalisation,
     request: &Request<B>,
-    is_grpc: bool,
+    Shown { claims, is_grpc }: Shown<'_>,
     ask: impl FnOnce(&authorization::Request<'_>) -> T,
 ) -> Result<T, String> {
     let path = authorization::normalise(request.uri().path(), paths).map_err(|why| why.to_string())?;
@@ -56,7 +70,7 @@ pub(super) fn as_policies_see_it<B, T>(
         path: &path,
         host: host.as_ref().map(|host| host.as_str()),
         headers: request.headers(),
-        claims: None,
+        claims,
         is_grpc,
     }))
 }

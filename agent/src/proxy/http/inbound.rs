@@ -24,7 +24,7 @@ use super::limit;
 use super::pool::Sender;
 use super::talk::{Dialect, Told};
 use super::upgrade::Passed;
-use super::{authorize, connect, head, send, serve};
+use super::{authorize, blame, connect, head, send, serve};
 use crate::model::Limited;
 use crate::proxy::admission::{Caller, Door};
 use crate::proxy::detect::{self, Speech};
@@ -181,7 +181,7 @@ impl Application {
             Ok(passed) => Ok(passed.answer(exchange, &self.inbound.here.upstreams.tasks)),
             Err(Unanswered::Refused(refusal)) => Ok(exchange.refused(&refusal)),
             Err(Unanswered::Broken(error)) => {
-                exchange.broke(send::blamed(&error));
+                exchange.broke(blame::blamed(&error));
                 Err(error.into())
             }
             // The application has said that it takes no more, and knows nothing of this one: its client may send it again.
@@ -192,13 +192,17 @@ impl Application {
         }
     }
 
-    async fn carry(&self, exchange: &mut Exchange, request: Request<Incoming>) -> Result<Passed, Unanswered> {
+    async fn carry(
+        &self,
+        exchange: &mut Exchange,
+        mut request: Request<Incoming>,
+    ) -> Result<Passed, Unanswered> {
         let authority =
             head::authority(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
         exchange.authority = authority.clone();
         let Inbound { proxy, door, visitor, .. } = &self.inbound;
-        let snapshot = proxy.snapshot.load();
-        authorize::request(proxy, &snapshot, (door, visitor), exchange, &request)?;
+        let snapshot = proxy.snapshot.load_full();
+        authorize::request(proxy, &snapshot, (door, visitor), exchange, &mut request).await?;
         let admission = admission::admit(&snapshot, door.address, Limited::Requests, || visitor.source());
         let standing = limit::admitted(admission)?;
         drop(snapshot);

@@ -6,6 +6,7 @@
 
 mod answer;
 mod authorize;
+mod blame;
 mod body;
 mod connect;
 mod deadline;
@@ -29,6 +30,7 @@ mod serve;
 mod session;
 mod slow;
 mod talk;
+mod tokens;
 mod upgrade;
 
 use std::convert::Infallible;

@@ -1,25 +1,23 @@
 //! A request that knows where it wants to go, sent to one endpoint after another until one answers.
 
-use std::error::Error as _;
 use std::fmt::Display;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use tokio::time::{sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::answer::Refusal;
-use super::body::{BodyError, RequestBody};
+use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::mirror::MIRRORED;
 use super::pool::{Lease, Loan};
 use super::retry::{Retries, Wish, mark_in_vain};
 use super::talk::{Dialect, Talk};
-use super::{authorize, deadline, fault, hashed, head, limit};
+use super::{authorize, blame, deadline, fault, hashed, head, limit};
 use crate::balance::outlier::Verdict;
 use crate::balance::{budget, caps, latency};
 use crate::model::{Limited, LoadGuard, Service, ServiceLoad, ServicePort, TrafficSettings, UnderWay};
@@ -201,7 +199,7 @@ impl Sending<'_> {
                     Err(Failed::Broken(refusal)) => Err(refusal),
                     Ok(response) => Ok(response),
                 };
-            match verdict(exchange, &answer) {
+            match blame::verdict(exchange, &answer) {
                 Some(verdict) => {
                     endpoints.took(exchange.asked, &answer);
                     endpoints.judge(verdict);
@@ -241,12 +239,18 @@ impl Sending<'_> {
         let Self { talk, snapshot, dialect, .. } = self;
         let dialled = exchange.service.clone();
         let service = dialled.as_ref();
-        let standing = self.admitted(exchange, to, &request).map_err(Failed::Broken)?;
+        let Admitted { standing, came } =
+            self.admitted(exchange, to, &mut request).await.map_err(Failed::Broken)?;
         let mut must_be_fresh = false;
         loop {
             let mut lease = match talk.lease(snapshot, service, (to, port), *dialect, must_be_fresh).await {
                 Ok(lease) => lease,
-                Err(why) => return Err(Failed::Unconnected(why, Box::new(request))),
+                Err(why) => {
+                    if let Some((uri, headers)) = came {
+                        (*request.uri_mut(), *request.headers_mut()) = (uri, headers);
+                    }
+                    return Err(Failed::Unconnected(why, Box::new(request)));
+                }
             };
             let told = talk.told(snapshot, service, to, &lease.assurance);
             exchange.tell(told);
@@ -279,7 +283,7 @@ impl Sending<'_> {
                         must_be_fresh = true;
                     }
                     _ => {
-                        let end = blamed(&error);
+                        let end = blame::blamed(&error);
                         let detail = format!("{to}: {}", in_one_sentence(&error));
                         return Err(Failed::Broken(Refusal::new(end, detail)));
                     }
@@ -288,29 +292,32 @@ impl Sending<'_> {
         }
     }
 
-    /// Whether an endpoint of this node takes the request. Others are asked by their own agents.
-    fn admitted(
+    /// Whether an endpoint of this node takes the request, which becomes what its application is to get. Others are asked by their own
+    /// agents.
+    async fn admitted(
         &self,
         exchange: &mut Exchange,
         to: SocketAddr,
-        request: &Request<RequestBody>,
-    ) -> Result<Option<Standing>, Refusal> {
+        request: &mut Request<RequestBody>,
+    ) -> Result<Admitted, Refusal> {
         let (talk, snapshot) = (self.talk, self.snapshot);
         let is_limited = admission::is_limited(snapshot, to, Limited::Requests);
-        if snapshot.access.is_empty() && !is_limited {
-            return Ok(None);
+        if snapshot.access.is_empty() && snapshot.tokens.is_empty() && !is_limited {
+            return Ok(Admitted::default());
         }
         let Some((door, assurance)) = reach::door(&talk.proxy, snapshot, &talk.captured, to) else {
-            return Ok(None);
+            return Ok(Admitted::default());
         };
+        let came = door.tokens(snapshot).map(|_| (request.uri().clone(), request.headers().clone()));
         let visitor = talk.captured.caller();
-        let admitted = authorize::request(&talk.proxy, snapshot, (&door, &visitor), exchange, request)
-            .and_then(|()| {
-                limit::admitted(admission::admit(snapshot, to, Limited::Requests, || visitor.source()))
-            });
-        admitted.inspect_err(|_| {
+        let admitted =
+            authorize::request(&talk.proxy, snapshot, (&door, &visitor), exchange, request).await.and_then(
+                |()| limit::admitted(admission::admit(snapshot, to, Limited::Requests, || visitor.source())),
+            );
+        let standing = admitted.inspect_err(|_| {
             exchange.tell(talk.told(snapshot, exchange.service.as_ref(), to, &assurance));
-        })
+        })?;
+        Ok(Admitted { standing, came })
     }
 
     async fn over(
@@ -343,45 +350,13 @@ pub(super) fn let_go_on(request: &mut Request<RequestBody>) {
     }
 }
 
-/// What the answer says of the endpoint that has given it.
-fn verdict(exchange: &Exchange, answer: &Result<Response<Incoming>, Refusal>) -> Option<Verdict> {
-    let response = match answer {
-        Ok(response) => response,
-        Err(Refusal {
-            end:
-                RequestEnd::ClientGone | RequestEnd::RateLimited | RequestEnd::Denied | RequestEnd::BadRequest,
-            ..
-        }) => return None,
-        Err(_) => return Some(Verdict::GatewayFailure),
-    };
-    Some(match (response.status().as_u16(), exchange.grpc_status()) {
-        (502..=504, _) | (_, Some(UNAVAILABLE)) => Verdict::GatewayFailure,
-        (500..=599, _) | (_, Some(UNKNOWN | INTERNAL | DATA_LOSS)) => Verdict::ServerError,
-        _ => Verdict::Good,
-    })
+/// A request that an endpoint takes.
+#[derive(Default)]
+struct Admitted {
+    standing: Option<Standing>,
+    /// Target and headers as it came with them, where it is not passed on with them: another endpoint's agent wants to see them.
+    came: Option<(Uri, HeaderMap)>,
 }
-
-/// Whose doing it is that a connection brought no answer: it may be the client's, in the middle of its request's body.
-pub(super) fn blamed(error: &hyper::Error) -> RequestEnd {
-    let causes = std::iter::successors(error.source(), |&cause| cause.source());
-    let mut causes = causes.skip_while(|cause| !cause.is::<BodyError>()).peekable();
-    if causes.peek().is_none() {
-        return RequestEnd::UpstreamReset;
-    }
-    // hyper says so of chunks that are none.
-    let is_malformed =
-        |cause: &io::Error| matches!(cause.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData);
-    match causes.any(|cause| cause.downcast_ref::<io::Error>().is_some_and(is_malformed)) {
-        true => RequestEnd::BadRequest,
-        false => RequestEnd::ClientGone,
-    }
-}
-
-// Of gRPC, where an answer has them in its head.
-const UNKNOWN: u16 = 2;
-const INTERNAL: u16 = 13;
-const UNAVAILABLE: u16 = 14;
-const DATA_LOSS: u16 = 15;
 
 /// An attempt that came to nothing.
 enum Failed {

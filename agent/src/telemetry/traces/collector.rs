@@ -4,7 +4,6 @@
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
@@ -12,7 +11,7 @@ use ::http::uri::{PathAndQuery, Scheme};
 use ::http::{Method, Request, StatusCode, Uri};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -21,14 +20,13 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use prost::Message as _;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::pem::PemObject as _;
+use rustls::ClientConfig;
 use tokio::time::timeout;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
 use super::{TraceProtocol, TraceSettings};
+use crate::web_roots;
 
 /// For an answer, with the connection if there is none.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -216,31 +214,11 @@ fn target(endpoint: &Uri, protocol: TraceProtocol) -> Result<Uri, TraceSettingsE
 
 /// Whom to believe; nobody where no certificate is asked for.
 fn tls(settings: &TraceSettings, target: &Uri) -> Result<ClientConfig, TraceSettingsError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let failed = |error: &dyn std::fmt::Display| TraceSettingsError::Roots(error.to_string());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| failed(&error))?;
-    let config = match &settings.ca {
-        _ if target.scheme() != Some(&Scheme::HTTPS) => config.with_root_certificates(RootCertStore::empty()),
-        None => config.with_native_roots().map_err(|error| failed(&error))?,
-        Some(path) => {
-            let unread = |what: &dyn std::fmt::Display| {
-                TraceSettingsError::Roots(format!("{}: {what}", path.display()))
-            };
-            let mut roots = RootCertStore::empty();
-            let file = CertificateDer::pem_file_iter(path).map_err(|error| unread(&error))?;
-            for certificate in file {
-                let certificate = certificate.map_err(|error| unread(&error))?;
-                roots.add(certificate).map_err(|error| unread(&error))?;
-            }
-            if roots.is_empty() {
-                return Err(unread(&"there is no certificate in it"));
-            }
-            config.with_root_certificates(roots)
-        }
+    let config = match target.scheme() == Some(&Scheme::HTTPS) {
+        true => web_roots::client(settings.ca.as_deref()),
+        false => web_roots::client_of_nobody(),
     };
-    Ok(config.with_no_client_auth())
+    config.map_err(TraceSettingsError::Roots)
 }
 
 /// As the specification of OTLP has it: which answers are worth another try.

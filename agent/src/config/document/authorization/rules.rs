@@ -6,7 +6,9 @@ use super::super::place::Place;
 use super::text;
 use super::wire;
 use crate::model::Name;
-use crate::policy::authorization::{Condition, GrpcMethod, Matcher, Operation, Pattern, Rule, Source};
+use crate::policy::authorization::{
+    Condition, Expression, GrpcMethod, Matcher, Operation, Pattern, Rule, Source,
+};
 
 /// The longest lists: of rules, of what stands in one, and of values.
 pub(super) const MOST_RULES: usize = 512;
@@ -136,10 +138,14 @@ fn claim_condition(wire: &wire::Claim, place: &Place<'_>) -> Option<Condition> {
     Some(Condition::Claim { path: wire.path.iter().map(|name| name.as_str().into()).collect(), values })
 }
 
-/// The place of CEL, of which the decision knows nothing yet.
-fn expression(_text: &str, place: &Place<'_>) -> Option<Condition> {
-    place.refuse("expressions are not supported by this version of Undermesh");
-    None
+fn expression(text: &str, place: &Place<'_>) -> Option<Condition> {
+    match Expression::parse(text) {
+        Ok(expression) => Some(Condition::Cel(expression)),
+        Err(why) => {
+            place.refuse(format!("the expression {why}"));
+            None
+        }
+    }
 }
 
 fn values(place: &Place<'_>, lists: [&Option<Vec<String>>; 2]) -> Matcher<Pattern> {

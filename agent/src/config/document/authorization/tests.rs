@@ -421,7 +421,7 @@ fn what_is_wrong_with_rules() {
     );
     refused(
         "{rules: [{when: [{header: {name: 'a b', values: [a]}}, {header: {name: a}}, {header: {name: a, values: [a]}, claim: {path: [a], values: [a]}},
-            {claim: {path: [], values: [a]}}, {claim: {path: ['']}}, {expression: 'true'}]}]}",
+            {claim: {path: [], values: [a]}}, {claim: {path: ['']}}, {expression: 'request.colour == 1'}]}]}",
         expect![[r#"
             spec.rules[0].when[0].header.name: expected the name of a header, found "a b"
             spec.rules[0].when[1].header: expected values, notValues or both
@@ -429,7 +429,7 @@ fn what_is_wrong_with_rules() {
             spec.rules[0].when[3].claim.path: expected 1 to 8 names, found []
             spec.rules[0].when[4].claim.path: expected 1 to 8 names, found [""]
             spec.rules[0].when[4].claim: expected values, notValues or both
-            spec.rules[0].when[5].expression: expressions are not supported by this version of Undermesh
+            spec.rules[0].when[5].expression: the expression names request.colour; there is method, path, host, headers
         "#]],
     );
     refused(

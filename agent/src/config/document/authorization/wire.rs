@@ -124,7 +124,8 @@ pub(super) struct Condition {
     /// A claim of the caller's token. Who has shown no valid token is in no list of values; those of what is left out hold for it in
     /// policies that deny or audit, and not in those that allow.
     pub(super) claim: Option<Claim>,
-    /// An expression of the Common Expression Language (CEL).
+    /// An expression of the Common Expression Language (CEL) that is true: of request, source, destination and claims. One that fails
+    /// counts as true in policies that deny or audit, and as false in those that allow.
     pub(super) expression: Option<String>,
 }
 

@@ -4,12 +4,15 @@
 
 #[cfg(test)]
 mod crd;
+mod jwt;
 #[cfg(test)]
 mod tests;
 mod wire;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -18,6 +21,7 @@ use super::place::Place;
 use super::selector::{self, Selector};
 use super::{Key, Kind, object_id, route};
 use crate::model::MtlsMode;
+use crate::policy::jwt::Rules;
 
 /// The most ports that one policy may name: the kernel looks through them for each connection.
 const MOST_PORTS: usize = 16;
@@ -32,6 +36,9 @@ pub struct MeshPolicy {
     pub selector: Option<Selector>,
     /// What it says; None where it says something badly.
     pub mtls: Option<Mtls>,
+    /// What it says of tokens, if it does. Where it says something badly and may have said something of them, that they cannot be
+    /// checked.
+    pub jwt: Option<Arc<Rules>>,
 }
 
 /// What a policy says of plaintext.
@@ -57,23 +64,36 @@ impl MeshPolicy {
         let root = Place::root(&found);
         route::refuse_unknown(object, &root);
         let (spec, place) = (object.get("spec").unwrap_or(&Value::Null), root.key("spec"));
-        let (selector, mtls) = match place.typed::<wire::Spec>(spec) {
-            Some(wire::Spec { selector, mtls }) => {
+        let (selector, mtls, jwt) = match place.typed::<wire::Spec>(spec) {
+            Some(wire::Spec { selector, mtls, jwt }) => {
                 let selector = selector.map(|selector| read_selector(&selector, &place.key("selector")));
-                (selector, mtls.map(|mtls| read_mtls(&mtls, &place.key("mtls"))))
+                let mtls = mtls.map(|mtls| read_mtls(&mtls, &place.key("mtls")));
+                (selector, mtls, jwt.map(|jwt| jwt::read(&key, &jwt, &place.key("jwt"))))
             }
-            None => (salvaged(spec), None),
+            None => (salvaged(spec), None, None),
         };
         let found = found.into_inner();
-        let mtls = found.is_empty().then(|| mtls.unwrap_or_default());
+        let (mtls, jwt) = match found.first() {
+            None => (Some(mtls.unwrap_or_default()), jwt),
+            Some(problem) => {
+                let is_of_tokens = spec.get("jwt").is_some_and(|jwt| !jwt.is_null()) || !spec.is_object();
+                (None, is_of_tokens.then(|| unusable(&key, problem)))
+            }
+        };
         problems.extend(found);
-        Ok(Self { key, selector, mtls })
+        Ok(Self { key, selector, mtls, jwt: jwt.map(Arc::new) })
     }
 
     /// The policy of which nothing is known but which one it is.
-    pub(super) fn unreadable(key: &Key) -> Self {
-        Self { key: key.clone(), selector: Some(Selector::default()), mtls: None }
+    pub(super) fn unreadable(key: &Key, why: &str) -> Self {
+        let jwt = Some(Arc::new(unusable(key, &why)));
+        Self { key: key.clone(), selector: Some(Selector::default()), mtls: None, jwt }
     }
+}
+
+fn unusable(key: &Key, problem: &dyn Display) -> Rules {
+    let invalid = Some(problem.to_string().into());
+    Rules { policy: key.to_string().into(), issuers: Vec::new(), leeway: 0, invalid }
 }
 
 fn read_selector(wire: &selector::Wire, place: &Place<'_>) -> Selector {

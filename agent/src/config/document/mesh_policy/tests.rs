@@ -78,9 +78,9 @@ fn what_is_wrong() {
         "#]],
     );
     check(
-        "{mtls: {mode: Strict, ports: []}, jwt: {}, selector: {}}",
+        "{mtls: {mode: Strict, ports: []}, tls: {}, selector: {}}",
         expect![[r#"
-        spec.jwt: there is no such field, or this version of Undermesh does not know it
+        spec.tls: there is no such field, or this version of Undermesh does not know it
         spec.selector: expected matchLabels or matchExpressions; without a selector all pods are meant
         spec.mtls.ports: expected at least one, or no such field
     "#]],

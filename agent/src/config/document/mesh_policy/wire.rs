@@ -17,6 +17,9 @@ pub(super) struct Spec {
     pub(super) selector: Option<selector::Wire>,
     /// Whether callers must be in the mesh. At least one of its fields.
     pub(super) mtls: Option<Mtls>,
+    /// JSON Web Tokens of callers. Of several policies the most specific that has this has the word on all of it. Without a token a
+    /// request has no claims, with one that does not hold it is refused.
+    pub(super) jwt: Option<Jwt>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -35,4 +38,67 @@ pub(super) struct Port {
     pub(super) port: i64,
     /// Strict or Permissive.
     pub(super) mode: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub(super) struct Jwt {
+    /// Whose tokens are believed. Those of others are refused.
+    pub(super) issuers: Vec<Issuer>,
+    /// How far clocks may be apart when it is judged whether a token holds now. 60s unless given, 10m at most.
+    pub(super) leeway: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(test, derive(JsonSchema))]
+pub(super) struct Issuer {
+    /// As its tokens name it in iss, word for word.
+    pub(super) issuer: String,
+    /// One of these must be in a token's aud. Whomever a token is for unless given.
+    pub(super) audiences: Option<Vec<String>>,
+    /// The public keys that its tokens are signed with: either inline or uri.
+    pub(super) jwks: Jwks,
+    /// Where requests have its tokens; in Authorization, after Bearer, unless given.
+    pub(super) from: Option<TokenPlaces>,
+    /// Whether the application is shown the token. It is taken out unless this is true.
+    pub(super) forward: Option<bool>,
+    /// Headers that tell the application what a token says. What callers write there is taken out, token or not.
+    pub(super) claims_to_headers: Option<Vec<ClaimToHeader>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub(super) struct Jwks {
+    /// A JSON Web Key Set.
+    pub(super) inline: Option<String>,
+    /// Where the issuer publishes one, which agents fetch: https, without a user.
+    pub(super) uri: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub(super) struct TokenPlaces {
+    /// Headers.
+    pub(super) headers: Option<Vec<TokenHeader>>,
+    /// Parameters of the query.
+    pub(super) params: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub(super) struct TokenHeader {
+    /// The header's name.
+    pub(super) name: String,
+    /// What comes before the token in it, in any case, with the space if there is one. Values without it are no tokens.
+    pub(super) prefix: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(JsonSchema))]
+pub(super) struct ClaimToHeader {
+    /// The claim's name, and the names in it where it is an object.
+    pub(super) claim: Vec<String>,
+    /// The header's name. It is not there where the claim is not.
+    pub(super) header: String,
 }

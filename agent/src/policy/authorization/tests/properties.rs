@@ -74,7 +74,7 @@ fn policies() -> impl Strategy<Value = Vec<String>> {
     let one = (head, proptest::collection::vec(rule(), 0..12));
     proptest::collection::vec(one, 0..8).prop_map(|policies| {
         let lines = policies.into_iter().enumerate().map(|(place, ((action, ports, invalid), rules))| {
-            format!("{action} p{place}{ports}{invalid}: {}", rules.join("|"))
+            format!("{action} p{place}{ports}{invalid}: {}", rules.join(" | "))
         });
         lines.collect()
     })
@@ -247,7 +247,7 @@ fn what_many_rules_share_is_divided_further() {
             format!("from namespaces=n{a} to methods=M{b} paths=/p{c}/*")
         })
         .collect();
-    let set = set(&[format!("deny a: {}", rules.join("|"))]);
+    let set = set(&[format!("deny a: {}", rules.join(" | "))]);
     for place in [0, 7, 99, 1_234, 1_999] {
         let (a, b, c) = (place % 10, place / 10 % 10, place / 100);
         let question = Question::parse(&format!("n{a}/x M{b} /p{c}/y"));

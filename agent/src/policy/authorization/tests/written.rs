@@ -4,7 +4,7 @@
 //!     dry deny no-admin @8080: to paths=/admin/* when header:x-role!=admin
 //!       shop/web GET /a/b host=shop h:x-role=user => allowed by only-web, rule 1
 //!
-//! Rules are parted by `|`; each `from` and each `to` begins another source or operation. `!=` is what is left out. What follows the
+//! Rules are parted by ` | `; an expression, `when cel:...`, takes the rest of its rule. each `from` and each `to` begins another source or operation. `!=` is what is left out. What follows the
 //! name after `@` are the ports that it is attached to, what follows it in brackets is what is wrong with it. A question begins with a
 //! service account of `cluster.local`, or `-` for nobody, perhaps `@PORT` (80) and `from=ADDRESS` (10.0.0.1); then `connects`,
 //! `speaks` for bytes, or a request.
@@ -42,13 +42,15 @@ pub fn policy(line: &str) -> Applied {
         ports.split(',').map(|port| port.parse().unwrap()).collect()
     });
     // Without a rule it is one that has none; `any` is one that says nothing.
-    let rules = rules.split('|').filter(|rule| !rule.trim().is_empty()).map(rule).collect();
+    let rules = rules.split(" | ").filter(|rule| !rule.trim().is_empty()).map(rule).collect();
     Applied { policy: Arc::new(Policy { name, action, dry_run, rules, invalid }), ports }
 }
 
 fn rule(text: &str) -> Rule {
     let mut rule = Rule::default();
     let mut section = "";
+    let (text, expression) = text.split_once(" cel:").map_or((text, None), |(text, cel)| (text, Some(cel)));
+    rule.when.extend(expression.map(|text| Condition::Cel(Expression::parse(text.trim()).unwrap())));
     for word in text.split_whitespace() {
         match word {
             "any" => {}

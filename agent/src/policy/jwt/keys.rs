@@ -1,0 +1,188 @@
+//! The keys of an issuer, as it publishes them: a JSON Web Key Set (RFC 7517).
+//!
+//! Only public keys for signatures are taken. A shared secret never is, whatever it says of itself: who can check with it can also sign,
+//! and whoever knows a public key could sign with that.
+
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, crypto};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Keys of an issuer: at least one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeySet {
+    keys: Vec<Key>,
+    left_out: Vec<String>,
+}
+
+/// Keys that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeySetError {
+    /// Longer than anybody needs.
+    #[error("longer than {} KiB", KeySet::MOST_BYTES / 1024)]
+    TooLong,
+    /// No set of keys.
+    #[error("not a JSON Web Key Set: {0}")]
+    Malformed(String),
+    /// More than anybody needs.
+    #[error("{0} keys, {most} at most", most = KeySet::MOST_KEYS)]
+    TooMany(usize),
+    /// Nothing that tokens could be held against.
+    #[error("no key that can be used{}", list(.0))]
+    NoKey(Vec<String>),
+}
+
+/// A public key for signatures.
+#[derive(Clone, Debug)]
+pub(super) struct Key {
+    jwk: Jwk,
+    algorithms: &'static [Algorithm],
+    decoding: DecodingKey,
+}
+
+#[derive(Deserialize)]
+struct Wire {
+    keys: Vec<Value>,
+}
+
+const RSA: &[Algorithm] = &[
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+];
+
+/// The bytes of a modulus: 2048 to 8192 bits.
+const MODULUS: std::ops::RangeInclusive<usize> = 256..=1024;
+
+impl KeySet {
+    /// The longest that a set may be.
+    pub const MOST_BYTES: usize = 256 * 1024;
+
+    /// The most keys that a set may have.
+    pub const MOST_KEYS: usize = 100;
+
+    /// Reads a set. What it has beside keys that can be used is left out, as RFC 7517, section 5, wants it.
+    ///
+    /// # Errors
+    /// When there is no such key in it, or it is too large.
+    pub fn parse(json: &[u8]) -> Result<Self, KeySetError> {
+        if json.len() > Self::MOST_BYTES {
+            return Err(KeySetError::TooLong);
+        }
+        let Wire { keys } =
+            serde_json::from_slice(json).map_err(|error| KeySetError::Malformed(error.to_string()))?;
+        if keys.len() > Self::MOST_KEYS {
+            return Err(KeySetError::TooMany(keys.len()));
+        }
+        let mut set = Self { keys: Vec::new(), left_out: Vec::new() };
+        for (place, key) in keys.into_iter().enumerate() {
+            match Key::read(key) {
+                Ok(key) => set.keys.push(key),
+                Err(why) => set.left_out.push(format!("key {} {why}", place + 1)),
+            }
+        }
+        if set.keys.is_empty() {
+            return Err(KeySetError::NoKey(set.left_out));
+        }
+        Ok(set)
+    }
+
+    /// The keys that are of no use here, each with the reason: `key 2 is a shared secret`.
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
+    }
+
+    /// The keys that may have signed a token that names this one, or none.
+    pub(super) fn candidates(&self, id: Option<&str>) -> impl Iterator<Item = &Key> {
+        self.keys.iter().filter(move |key| id.is_none() || key.id().is_none() || key.id() == id)
+    }
+}
+
+impl Key {
+    fn read(value: Value) -> Result<Self, &'static str> {
+        let jwk: Jwk = serde_json::from_value(value).map_err(|_| "lacks something or is of another kind")?;
+        let algorithms = algorithms(&jwk.algorithm)?;
+        let common = &jwk.common;
+        if common.public_key_use.as_ref().is_some_and(|usage| *usage != PublicKeyUse::Signature) {
+            return Err("is not for signatures");
+        }
+        if common.key_operations.as_ref().is_some_and(|all| !all.contains(&KeyOperations::Verify)) {
+            return Err("is not for verifying");
+        }
+        let algorithms = match common.key_algorithm {
+            None => algorithms,
+            Some(own) => {
+                let own = Algorithm::try_from(own).map_err(|_| "has an algorithm that is not known here")?;
+                let place = algorithms.iter().position(|algorithm| *algorithm == own);
+                let place = place.ok_or("has an algorithm that is not of its type")?;
+                &algorithms[place..=place]
+            }
+        };
+        let decoding = DecodingKey::from_jwk(&jwk).map_err(|_| "is not in base64url")?;
+        Ok(Self { jwk, algorithms, decoding })
+    }
+
+    pub(super) fn id(&self) -> Option<&str> {
+        self.jwk.common.key_id.as_deref()
+    }
+
+    pub(super) fn fits(&self, algorithm: Algorithm) -> bool {
+        self.algorithms.contains(&algorithm)
+    }
+
+    /// Whether it has signed this.
+    pub(super) fn has_signed(&self, signed: &str, signature: &str, algorithm: Algorithm) -> bool {
+        self.fits(algorithm)
+            && crypto::verify(signature, signed.as_bytes(), &self.decoding, algorithm).unwrap_or(false)
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.jwk == other.jwk
+    }
+}
+
+/// What a key of this type signs with.
+fn algorithms(parameters: &AlgorithmParameters) -> Result<&'static [Algorithm], &'static str> {
+    match parameters {
+        AlgorithmParameters::RSA(rsa) => match octets(&rsa.n) {
+            Some(length) if MODULUS.contains(&length) => Ok(RSA),
+            _ => Err("is not of 2048 to 8192 bits"),
+        },
+        AlgorithmParameters::EllipticCurve(point) => {
+            let (algorithms, length): (&[_], _) = match point.curve {
+                EllipticCurve::P256 => (&[Algorithm::ES256], 32),
+                EllipticCurve::P384 => (&[Algorithm::ES384], 48),
+                _ => return Err("is of a curve that is not known here"),
+            };
+            match [&point.x, &point.y].iter().all(|part| octets(part) == Some(length)) {
+                true => Ok(algorithms),
+                false => Err("has coordinates of a wrong length"),
+            }
+        }
+        AlgorithmParameters::OctetKeyPair(pair) => match pair.curve {
+            EllipticCurve::Ed25519 if octets(&pair.x) == Some(32) => Ok(&[Algorithm::EdDSA]),
+            EllipticCurve::Ed25519 => Err("has a coordinate of a wrong length"),
+            _ => Err("is of a curve that is not known here"),
+        },
+        AlgorithmParameters::OctetKey(_) => Err("is a shared secret"),
+        _ => Err("is of a type that is not known here"),
+    }
+}
+
+/// How many bytes the text is in base64url, without padding.
+fn octets(text: &str) -> Option<usize> {
+    use base64::Engine as _;
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).ok().map(|bytes| bytes.len())
+}
+
+fn list(reasons: &[String]) -> String {
+    match reasons {
+        [] => String::new(),
+        reasons => format!(": {}", reasons.join(", ")),
+    }
+}
