@@ -207,7 +207,7 @@ impl Naming {
     }
 
     /// The heading of such rows.
-    pub fn heading<'h, const N: usize>(self, heading: [&'h str; N]) -> Vec<&'h str> {
+    pub fn heading<const N: usize>(self, heading: [&str; N]) -> Vec<&str> {
         (self == Self::Needed).then_some("NODE").into_iter().chain(heading).collect()
     }
 

@@ -4,6 +4,7 @@
 //! nothing is decided.
 
 use std::collections::BTreeMap;
+use std::{fmt, fs};
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
@@ -18,6 +19,8 @@ use crate::proxy::explain::{
     Asked, ClientAnswer, ClientSide, EndpointView, PolicyView, Question, ServerAnswer, ServerSide,
     VerdictView, WayView, header, object,
 };
+
+const AUTHORIZATION: &str = "authorization";
 
 const PAGE: &str = "/debug/explain";
 
@@ -47,6 +50,9 @@ pub struct ExplainArgs {
     /// A header of a request; may be repeated
     #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
+    /// A token that the request shows in its header `Authorization`, or @FILE for one in a file
+    #[arg(long, value_name = "TOKEN", value_parser = token)]
+    jwt: Option<Token>,
     #[command(flatten)]
     agents: AgentsArgs,
     /// How to print it
@@ -58,6 +64,24 @@ pub struct ExplainArgs {
 enum Caller {
     Pod(ObjectRef),
     Outside,
+}
+
+/// Nobody is to see it who sees what was asked.
+#[derive(Clone)]
+struct Token(String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+fn token(text: &str) -> Result<Token, String> {
+    let token = match text.strip_prefix('@') {
+        Some(file) => fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))?,
+        None => text.to_owned(),
+    };
+    Ok(Token(token.trim().to_owned()))
 }
 
 fn caller(text: &str) -> Result<Caller, String> {
@@ -101,12 +125,14 @@ struct Judged {
 
 impl ExplainArgs {
     fn ask(&self, agents: &Agents) -> Report {
-        let Self { method, path, headers, .. } = self;
+        let Self { method, path, headers, jwt, .. } = self;
+        let bearer = jwt.iter().map(|Token(token)| (AUTHORIZATION.to_owned(), format!("Bearer {token}")));
+        let headers: Vec<_> = headers.iter().cloned().chain(bearer).collect();
         let is_request = method.is_some() || path.is_some() || !headers.is_empty();
         let asked = is_request.then(|| Asked {
             method: method.clone().unwrap_or_else(|| "GET".into()),
             path: path.clone().unwrap_or_else(|| "/".into()),
-            headers: headers.clone(),
+            headers,
         });
         let from = match &self.from {
             Caller::Pod(pod) => Some(pod.clone()),
@@ -171,7 +197,11 @@ impl Report {
         Self { verdict: VerdictView::Unknown, incomplete, client: None, servers: Vec::new() }
     }
 
-    fn of(client: ClientSide, told: &[Vec<ServerSide>], incomplete: Vec<String>) -> Self {
+    fn of(mut client: ClientSide, told: &[Vec<ServerSide>], incomplete: Vec<String>) -> Self {
+        let shown = client.ways.iter_mut().filter_map(|way| way.request.as_mut());
+        for (_, value) in shown.flat_map(|it| &mut it.headers).filter(|(name, _)| name == AUTHORIZATION) {
+            *value = "not shown".into();
+        }
         let mut servers = Vec::new();
         for (way, (view, told)) in client.ways.iter().zip(told).enumerate() {
             for endpoint in &view.endpoints {

@@ -1,12 +1,16 @@
 //! The server's node: whether a pod of it lets something in.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ::http::Request;
 
 use super::{PolicyView, RuleView, ServerSide, VerdictView};
 use crate::model::{MtlsMode, SpiffeId};
-use crate::policy::authorization::{Action, Considered, Decision, Found, OnConnection, Set, Verdict};
+use crate::policy::authorization::{
+    self, Action, Considered, Decision, Found, OnConnection, Set, Verdict,
+};
+use crate::policy::jwt::Rules;
 use crate::proxy::admission::{Caller, Door};
 use crate::proxy::{Proxy, http};
 use crate::snapshot::Snapshot;
@@ -33,10 +37,10 @@ pub(super) fn answer(proxy: &Proxy, snapshot: &Snapshot, to: SocketAddr, visit: 
     let pod = snapshot.workloads.get(&net.workload.uid).unwrap_or(&net.workload);
     let door = Door { pod: pod.uid.clone(), address: to };
     let caller = Caller { identity: visit.identity.clone(), address: visit.address };
-    let policies = door.policies(snapshot);
-    let mut side = match policies {
-        Some(policies) => judged(proxy, policies, to, &caller, visit.request.as_ref()),
-        None => ServerSide::new(to, VerdictView::Allowed, "no policy is for this pod".into()),
+    let asked = Asking { proxy, tokens: door.tokens(snapshot).map(Arc::as_ref), request: visit.request.as_ref() };
+    let mut side = match door.policies(snapshot) {
+        Some(policies) => asked.judged(policies, to, &caller),
+        None => asked.unjudged(to),
     };
     if visit.is_plaintext && pod.mtls_at(to.port()) == MtlsMode::Strict {
         let by: Vec<_> = pod.mtls_by.iter().map(ToString::to_string).collect();
@@ -47,65 +51,79 @@ pub(super) fn answer(proxy: &Proxy, snapshot: &Snapshot, to: SocketAddr, visit: 
     ServerSide { pod: Some(pod.pod.to_string()), ..side }
 }
 
-/// By policies.
-fn judged(
-    proxy: &Proxy,
-    policies: &Set,
-    to: SocketAddr,
-    caller: &Caller,
-    request: Option<&Request<()>>,
-) -> ServerSide {
-    let connection = caller.at(to.port());
-    let seen = |ask: &mut dyn FnMut(&crate::policy::authorization::Request<'_>) -> ServerSide| {
-        request.map(|request| http::as_policies_see_it(&proxy.settings.paths, request, ask))
-    };
-    let decided = |decision: &Decision, considered: &[Considered<'_>]| {
-        let would_be = decision.dry.as_ref().map(|dry| match dry.verdict() {
-            Verdict::Allowed => format!("would be {dry}"),
-            Verdict::Denied => format!("would not be let in: {dry}"),
-        });
-        ServerSide {
-            would_be,
-            audited: decision.audited.iter().map(ToString::to_string).collect(),
-            policies: considered.iter().map(PolicyView::of).collect(),
-            ..ServerSide::new(to, verdict(decision), decision.outcome.to_string())
+/// What is asked of a pod.
+struct Asking<'a> {
+    proxy: &'a Proxy,
+    tokens: Option<&'a Rules>,
+    request: Option<&'a Request<()>>,
+}
+
+impl Asking<'_> {
+    /// Where no policy is for the pod.
+    fn unjudged(&self, to: SocketAddr) -> ServerSide {
+        match self.seen(|_| ()) {
+            Some(Err(why)) if self.tokens.is_some() => ServerSide::new(to, VerdictView::Denied, why),
+            _ => ServerSide::new(to, VerdictView::Allowed, "no policy is for this pod".into()),
         }
-    };
-    let mut side = match policies.connection(&connection) {
-        OnConnection::Decided(decision) => {
-            let of_request =
-                seen(&mut |asked| decided(&decision, &policies.considered(&connection, Some(asked))));
-            // What decides without requests does so whatever is asked for.
-            of_request
-                .and_then(Result::ok)
-                .unwrap_or_else(|| decided(&decision, &policies.considered(&connection, None)))
-        }
-        OnConnection::ByRequest => {
-            let of_request = seen(&mut |asked| {
-                decided(&policies.request(&connection, asked), &policies.considered(&connection, Some(asked)))
-            });
-            match of_request {
-                Some(Ok(side)) => side,
-                Some(Err(why)) => {
-                    ServerSide::new(to, VerdictView::Denied, format!("answered with 400: {why}"))
+    }
+
+    /// By policies.
+    fn judged(&self, policies: &Set, to: SocketAddr, caller: &Caller) -> ServerSide {
+        let connection = caller.at(to.port());
+        let mut side = match policies.connection(&connection) {
+            // What is decided without requests is so whatever is asked for; a token that does not hold comes before what lets in.
+            OnConnection::Decided(decision) => {
+                match self.seen(|asked| policies.considered(&connection, Some(asked))) {
+                    Some(Err(why)) if decision.is_allowed() && self.tokens.is_some() => {
+                        ServerSide::new(to, VerdictView::Denied, why)
+                    }
+                    Some(Ok(considered)) => decided(to, &decision, &considered),
+                    _ => decided(to, &decision, &policies.considered(&connection, None)),
                 }
-                None => {
-                    let bytes = policies.bytes(&connection);
-                    ServerSide {
-                        bytes: Some((verdict(&bytes), bytes.outcome.to_string())),
-                        policies: policies.considered(&connection, None).iter().map(PolicyView::of).collect(),
-                        ..ServerSide::new(to, VerdictView::Depends, "it depends on what is asked for".into())
+            }
+            OnConnection::ByRequest => {
+                let by_request = self.seen(|asked| {
+                    let decision = policies.request(&connection, asked);
+                    decided(to, &decision, &policies.considered(&connection, Some(asked)))
+                });
+                match by_request {
+                    Some(Ok(side)) => side,
+                    Some(Err(why)) => ServerSide::new(to, VerdictView::Denied, why),
+                    None => {
+                        let (bytes, considered) =
+                            (policies.bytes(&connection), policies.considered(&connection, None));
+                        let why = "it depends on what is asked for".to_owned();
+                        ServerSide {
+                            bytes: Some((verdict(&bytes), bytes.outcome.to_string())),
+                            policies: considered.iter().map(PolicyView::of).collect(),
+                            ..ServerSide::new(to, VerdictView::Depends, why)
+                        }
                     }
                 }
             }
-        }
-    };
-    let covered = policies.covered();
-    side.never = covered
-        .iter()
-        .map(|(rule, by)| format!("{rule} never lets anything in: {by} denies it all"))
-        .collect();
-    side
+        };
+        let never = |(rule, by)| format!("{rule} never lets anything in: {by} denies it all");
+        side.never = policies.covered().into_iter().map(never).collect();
+        side
+    }
+
+    /// The request as policies see it, if there is one.
+    fn seen<T>(&self, ask: impl FnOnce(&authorization::Request<'_>) -> T) -> Option<Result<T, String>> {
+        self.request.map(|request| http::as_policies_see_it(self.proxy, self.tokens, request, ask))
+    }
+}
+
+fn decided(to: SocketAddr, decision: &Decision, considered: &[Considered<'_>]) -> ServerSide {
+    let would_be = decision.dry.as_ref().map(|dry| match dry.verdict() {
+        Verdict::Allowed => format!("would be {dry}"),
+        Verdict::Denied => format!("would not be let in: {dry}"),
+    });
+    ServerSide {
+        would_be,
+        audited: decision.audited.iter().map(ToString::to_string).collect(),
+        policies: considered.iter().map(PolicyView::of).collect(),
+        ..ServerSide::new(to, verdict(decision), decision.outcome.to_string())
+    }
 }
 
 fn verdict(decision: &Decision) -> VerdictView {

@@ -30,8 +30,8 @@ pub(super) async fn request<B>(
     let Some(policies) = door.policies(snapshot) else { return Ok(()) };
     let connection = visitor.at(door.address.port());
     let ask = |asked: &authorization::Request<'_>| policies.request(&connection, asked);
-    let facts = (exchange.is_grpc, claims.as_ref());
-    let decision = as_policies_see_it(&proxy.settings.paths, request, facts, ask)
+    let shown = Shown { claims: claims.as_ref(), is_grpc: exchange.is_grpc };
+    let decision = as_policies_see_it(&proxy.settings.paths, request, shown, ask)
         .map_err(|why| Refusal::new(RequestEnd::BadRequest, why))?;
     exchange.ruling = admission::of(&decision);
     if decision.is_allowed() {
@@ -45,6 +45,14 @@ pub(super) async fn request<B>(
     ))
 }
 
+/// What is known of a request beside itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown<'s> {
+    /// What its token says.
+    pub(super) claims: Option<&'s Map<String, Value>>,
+    pub(super) is_grpc: bool,
+}
+
 /// Shows the request as policies are asked about it.
 ///
 /// # Errors
@@ -52,7 +60,7 @@ pub(super) async fn request<B>(
 pub(super) fn as_policies_see_it<B, T>(
     paths: &PathNormalisation,
     request: &Request<B>,
-    (is_grpc, claims): (bool, Option<&Map<String, Value>>),
+    Shown { claims, is_grpc }: Shown<'_>,
     ask: impl FnOnce(&authorization::Request<'_>) -> T,
 ) -> Result<T, String> {
     let path = authorization::normalise(request.uri().path(), paths).map_err(|why| why.to_string())?;

@@ -5,9 +5,12 @@ use http::header::LOCATION;
 
 use super::answer::{Refusal, is_grpc};
 use super::talk::Dialect;
-use super::{authorize, forward, head};
+use super::authorize::Shown;
+use super::{authorize, forward, head, tokens};
 use crate::model::Service;
-use crate::policy::authorization::{self, PathNormalisation};
+use crate::policy::authorization;
+use crate::policy::jwt::Rules;
+use crate::proxy::Proxy;
 use crate::route::{Backend, Matched};
 use crate::snapshot::Snapshot;
 
@@ -48,14 +51,24 @@ pub(in crate::proxy) fn routed<'s>(
     Ok(Some(Routed { matched, own_answer, sent }))
 }
 
-/// Shows the request as policies would be asked about it.
+/// Shows the request as policies would be asked about it, where this is said of tokens.
 ///
 /// # Errors
-/// When it could be understood in more than one way, and is answered with 400.
+/// How it would be answered instead, and why.
 pub(in crate::proxy) fn as_policies_see_it<T>(
-    paths: &PathNormalisation,
+    proxy: &Proxy,
+    tokens: Option<&Rules>,
     request: &Request<()>,
     ask: impl FnOnce(&authorization::Request<'_>) -> T,
 ) -> Result<T, String> {
-    authorize::as_policies_see_it(paths, request, (is_grpc(request.headers()), None), ask)
+    let mut request = request.clone();
+    let is_grpc = is_grpc(request.headers());
+    let claims = match tokens {
+        Some(rules) => tokens::taken_now(proxy, rules, &mut request)
+            .map_err(|why| format!("answered with 401 by {}: {why}", rules.policy))?,
+        None => None,
+    };
+    let shown = Shown { claims: claims.as_ref(), is_grpc };
+    authorize::as_policies_see_it(&proxy.settings.paths, &request, shown, ask)
+        .map_err(|why| format!("answered with 400: {why}"))
 }
