@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -41,6 +41,8 @@ undermesh agent
 /debug/status       pods, rejected documents, readiness (JSON)
 /debug/pods         the pods of this node and their enrolment (JSON)
 /debug/connections  every open connection (JSON)
+/debug/plaintext    who has called the pods of this node in plaintext (JSON)
+/debug/explain      what would become of a connection or a request, and why (JSON); `undermesh explain` asks it
 /debug/certs        certificates, trusted roots and revocation lists (JSON)
 /debug/config       the configuration in force (JSON)
 ";
@@ -51,8 +53,21 @@ pub struct Admin {
     listener: TcpListener,
     address: SocketAddr,
     telemetry: Arc<Telemetry>,
-    certificates: CertificatesPage,
+    on_demand: OnDemand,
 }
+
+/// Pages that others render.
+#[derive(Clone, Debug, Default)]
+struct OnDemand {
+    certificates: CertificatesPage,
+    explanations: ExplanationsPage,
+}
+
+/// Renders `/debug/explain` by what stands behind its `?`, or says what is wrong with that; none where nothing is to be explained.
+#[derive(Clone, Default)]
+struct ExplanationsPage(Option<Arc<Explain>>);
+
+type Explain = dyn Fn(&str) -> Result<Vec<u8>, String> + Send + Sync;
 
 /// Renders `/debug/certs`; none where there is no certificate authority.
 #[derive(Clone, Default)]
@@ -77,13 +92,25 @@ impl Admin {
         let failed = |source| BindError { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address, telemetry, certificates: CertificatesPage::default() })
+        Ok(Self { listener, address, telemetry, on_demand: OnDemand::default() })
     }
 
     /// Shows this on `/debug/certs`: what it returns must have no secrets. It may block for a moment.
     #[must_use]
     pub fn with_certificates<V: Serialize>(mut self, view: impl Fn() -> V + Send + Sync + 'static) -> Self {
-        self.certificates = CertificatesPage(Some(Arc::new(move || view::to_json(&view()))));
+        self.on_demand.certificates = CertificatesPage(Some(Arc::new(move || view::to_json(&view()))));
+        self
+    }
+
+    /// Answers on `/debug/explain` like this, by what stands behind the `?`: what it returns must have no secrets. It may block for a
+    /// moment.
+    #[must_use]
+    pub fn with_explanations<V: Serialize>(
+        mut self,
+        explain: impl Fn(&str) -> Result<V, String> + Send + Sync + 'static,
+    ) -> Self {
+        let page = Arc::new(move |query: &str| Ok(view::to_json(&explain(query)?)));
+        self.on_demand.explanations = ExplanationsPage(Some(page));
         self
     }
 
@@ -94,7 +121,7 @@ impl Admin {
 
     /// Serves until `shutdown` is done, then lets answers under way end for a moment.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
-        serve(self.listener, router(self.telemetry, self.certificates), shutdown).await;
+        serve(self.listener, router(self.telemetry, self.on_demand), shutdown).await;
     }
 }
 
@@ -117,11 +144,11 @@ async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Outp
 #[derive(Clone)]
 struct Pages {
     telemetry: Arc<Telemetry>,
-    certificates: CertificatesPage,
+    on_demand: OnDemand,
     renderers: Arc<Semaphore>,
 }
 
-fn router(telemetry: Arc<Telemetry>, certificates: CertificatesPage) -> Router {
+fn router(telemetry: Arc<Telemetry>, on_demand: OnDemand) -> Router {
     Router::new()
         .route("/", get(INDEX))
         .route("/metrics", get(metrics))
@@ -133,11 +160,13 @@ fn router(telemetry: Arc<Telemetry>, certificates: CertificatesPage) -> Router {
             "/debug/connections",
             get(async |State(pages): State<Pages>| pages.json(view::connections).await),
         )
+        .route("/debug/plaintext", get(async |State(pages): State<Pages>| pages.json(view::plaintext).await))
+        .route("/debug/explain", get(explain))
         .route("/debug/certs", get(certs))
         .route("/debug/config", get(async |State(pages): State<Pages>| pages.json(view::config).await))
         .fallback(async || (StatusCode::NOT_FOUND, "not found; / lists the pages\n"))
         .method_not_allowed_fallback(async || (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"))
-        .with_state(Pages { telemetry, certificates, renderers: Arc::new(Semaphore::new(RENDERERS)) })
+        .with_state(Pages { telemetry, on_demand, renderers: Arc::new(Semaphore::new(RENDERERS)) })
 }
 
 async fn metrics(State(pages): State<Pages>, headers: HeaderMap) -> Response {
@@ -168,9 +197,21 @@ fn readiness(missing: &[String]) -> Response {
 }
 
 async fn certs(State(pages): State<Pages>) -> Response {
-    match pages.certificates.0.clone() {
+    match pages.on_demand.certificates.0.clone() {
         Some(page) => pages.render("application/json", move |_| page()).await,
         None => (StatusCode::NOT_FOUND, "this agent has no certificate authority\n").into_response(),
+    }
+}
+
+async fn explain(State(pages): State<Pages>, RawQuery(query): RawQuery) -> Response {
+    let Some(explain) = pages.on_demand.explanations.0.clone() else {
+        return (StatusCode::NOT_FOUND, "nothing is explained here\n").into_response();
+    };
+    let rendered = pages.on_a_thread(move |_| explain(&query.unwrap_or_default())).await;
+    match rendered {
+        Ok(Err(why)) => (StatusCode::BAD_REQUEST, why + "\n").into_response(),
+        Ok(Ok(body)) => answer("application/json", Ok(body)),
+        Err(error) => answer("application/json", Err(error)),
     }
 }
 
@@ -185,15 +226,21 @@ impl Pages {
         content_type: &'static str,
         page: impl FnOnce(&Telemetry) -> Vec<u8> + Send + 'static,
     ) -> Response {
-        let Ok(turn) = self.renderers.acquire_owned().await else {
-            return StatusCode::SERVICE_UNAVAILABLE.into_response();
-        };
+        answer(content_type, self.on_a_thread(page).await)
+    }
+
+    async fn on_a_thread<T: Send + 'static>(
+        self,
+        render: impl FnOnce(&Telemetry) -> T + Send + 'static,
+    ) -> Result<T, tokio::task::JoinError> {
+        // Nobody closes it.
+        let turn = self.renderers.acquire_owned().await;
         let rendered = tokio::task::spawn_blocking(move || {
-            let body = page(&self.telemetry);
+            let rendered = render(&self.telemetry);
             drop(turn);
-            body
+            rendered
         });
-        answer(content_type, rendered.await)
+        rendered.await
     }
 }
 
@@ -205,6 +252,12 @@ fn answer(content_type: &'static str, rendered: Result<Vec<u8>, tokio::task::Joi
             (StatusCode::INTERNAL_SERVER_ERROR, "this page failed; the agent's log has the error\n")
                 .into_response()
         }
+    }
+}
+
+impl fmt::Debug for ExplanationsPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ExplanationsPage").field(&self.0.is_some()).finish()
     }
 }
 

@@ -273,8 +273,7 @@ async fn a_slow_client_loses_its_place() {
     let address = listener.local_addr().unwrap();
     let patience = Duration::from_millis(300);
     let limited = LimitedListener::with_limits(listener, 1, patience);
-    let server =
-        tokio::spawn(axum::serve(limited, router(telemetry(), CertificatesPage::default())).into_future());
+    let server = tokio::spawn(axum::serve(limited, router(telemetry(), OnDemand::default())).into_future());
 
     let started = Instant::now();
     let mut slow = TcpStream::connect(address).await.unwrap();

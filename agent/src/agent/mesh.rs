@@ -370,6 +370,7 @@ impl Mesh {
             self.workers.release(&net, Fate::BreakOff).await?;
         }
         self.capture.tidy(Instant::now());
+        self.telemetry.plaintext().watches(self.capture.enrolled_workloads(), Instant::now());
         self.telemetry.retain(&self.snapshot.load(), Instant::now());
         Ok(())
     }

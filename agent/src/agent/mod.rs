@@ -146,6 +146,8 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     watch_workers(&capture, &workers)?;
     report::kernel_counters_at_scrape(&telemetry, &capture)?;
 
+    let asked = proxy.clone();
+    admin = admin.with_explanations(move |query| asked.explain(query));
     info!(address = %admin.local_address(), "admin endpoints");
     tokio::spawn(admin.serve(std::future::pending()));
 

@@ -462,6 +462,11 @@ impl Capture {
         self.pods.keys().cloned().collect()
     }
 
+    /// The pods that are enrolled, as they were when they were.
+    pub fn enrolled_workloads(&self) -> impl Iterator<Item = &Workload> {
+        self.pods.values().map(|pod| &*pod.net.workload)
+    }
+
     /// The pods that have listeners of this agent.
     pub fn served(&self) -> impl Iterator<Item = &Arc<PodNet>> {
         let enrolled = self.pods.values().chain(self.stranded.values());

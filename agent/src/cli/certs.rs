@@ -1,23 +1,20 @@
 //! `undermesh certs`: the certificates of this node, what they lead to, and how long they live.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::admin_client::{self, AdminError, DEFAULT_ADMIN_ADDRESS};
+use super::agents::{AgentsArgs, Answer, Naming};
 use super::connections::OutputFormat;
-use super::print;
 use super::table::{age, table};
 use crate::identity::{CertificateView, CertificatesView, RootView};
 
 /// Shows the certificates of this node's service accounts and the roots that are trusted
 #[derive(Args, Clone, Debug)]
 pub struct CertsArgs {
-    /// Where the agent's admin server listens
-    #[arg(long, value_name = "ADDRESS", default_value = DEFAULT_ADMIN_ADDRESS)]
-    pub admin_address: SocketAddr,
+    #[command(flatten)]
+    agents: AgentsArgs,
     /// How to print them
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,
@@ -25,51 +22,57 @@ pub struct CertsArgs {
 
 /// Runs the command.
 pub fn run(args: &CertsArgs) -> ExitCode {
-    print::outcome(show(args))
+    args.agents.show("/debug/certs", args.output, as_text)
 }
 
-fn show(args: &CertsArgs) -> Result<String, AdminError> {
-    const PATH: &str = "/debug/certs";
-    match args.output {
-        OutputFormat::Json => Ok(print::json(&admin_client::get_json(args.admin_address, PATH)?)),
-        OutputFormat::Table => Ok(as_text(&admin_client::get_json(args.admin_address, PATH)?)),
-    }
-}
-
-fn as_text(view: &CertificatesView) -> String {
+fn as_text(answers: &[Answer<CertificatesView>], naming: Naming) -> String {
     let mut text = String::new();
-    for warning in &view.warnings {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "warning: {}", warning.replace(char::is_control, "?"));
-    }
-    if let Some(seconds) = view.clock_skew_seconds {
-        let _ = writeln!(text, "warning: the clock of this node is {} behind another", age(seconds as f64));
+    for answer in answers {
+        let skew = answer
+            .page
+            .clock_skew_seconds
+            .map(|seconds| format!("the clock of this node is {} behind another", age(seconds as f64)));
+        for warning in answer.page.warnings.iter().chain(&skew) {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "warning: {}", naming.line(answer, warning));
+        }
     }
     if !text.is_empty() {
         text.push('\n');
     }
-    match view.certificates.is_empty() {
-        true => text.push_str("no certificates: no pod of this node needs one\n"),
-        false => text.push_str(&table(
-            ["IDENTITY", "LEAF", "ISSUER", "ROOT", "RENEWAL", "SERIAL", "LAST ERROR"],
-            &view.certificates.iter().map(certificate).collect::<Vec<_>>(),
-        )),
+    let certificates = |answer| {
+        let Answer { page, .. }: &Answer<CertificatesView> = answer;
+        page.certificates.iter().map(move |it| naming.row(answer, certificate(it)))
+    };
+    let rows: Vec<_> = answers.iter().flat_map(certificates).collect();
+    match (rows.is_empty(), naming) {
+        (true, Naming::Needless) => text.push_str("no certificates: no pod of this node needs one\n"),
+        (true, Naming::Needed) => text.push_str("no certificates: no pod of these nodes needs one\n"),
+        (false, _) => {
+            let heading = ["IDENTITY", "LEAF", "ISSUER", "ROOT", "RENEWAL", "SERIAL", "LAST ERROR"];
+            text.push_str(&table(naming.heading(heading), &rows));
+        }
     }
-    if !view.roots.is_empty() {
+    let roots = answers.iter().flat_map(|it| it.page.roots.iter().map(move |of| naming.row(it, root(of))));
+    let roots: Vec<_> = roots.collect();
+    if !roots.is_empty() {
         text.push('\n');
-        let rows: Vec<_> = view.roots.iter().map(root).collect();
-        text.push_str(&table(["TRUST DOMAIN", "ROOT", "LEFT", "SERIAL"], &rows));
+        text.push_str(&table(naming.heading(["TRUST DOMAIN", "ROOT", "LEFT", "SERIAL"]), &roots));
     }
-    for crl in &view.crls {
-        let until = crl.next_update.as_deref().unwrap_or("the next");
-        let state = if crl.expired { "expired at" } else { "valid until" };
-        let issuer = crl.issuer.replace(char::is_control, "?");
-        let _ = write!(text, "\nrevocation list ({}) of {issuer}: {state} {until}", view.crl_mode);
+    let mut lists = String::new();
+    for answer in answers {
+        for crl in &answer.page.crls {
+            let until = crl.next_update.as_deref().unwrap_or("the next");
+            let state = if crl.expired { "expired at" } else { "valid until" };
+            let line =
+                format!("revocation list ({}) of {}: {state} {until}", answer.page.crl_mode, crl.issuer);
+            let _ = writeln!(lists, "{}", naming.line(answer, &line));
+        }
     }
-    if !view.crls.is_empty() {
+    if !lists.is_empty() {
         text.push('\n');
     }
-    text
+    text + &lists
 }
 
 fn certificate(view: &CertificateView) -> [String; 7] {
@@ -138,6 +141,6 @@ mod tests {
             cluster.local  CN=root  expired  40
 
             revocation list (prefer) of CN=root: expired at 2027-01-15T08:00:00Z
-        "#]].assert_eq(&as_text(&view));
+        "#]].assert_eq(&as_text(&[Answer::new("n1".into(), view, 0)], Naming::Needless));
     }
 }

@@ -1,21 +1,18 @@
 //! `undermesh connections`: who talks to whom through this node's agent, now.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
-use super::admin_client::{self, AdminError, DEFAULT_ADMIN_ADDRESS};
-use super::print;
+use super::agents::{AgentsArgs, Answer, Naming};
 use super::table::{age, bytes, table};
 use crate::admin::view::{ConnectionView, ConnectionsView, PeerView};
 
 /// Lists the connections that are open through the agent of this node
 #[derive(Args, Clone, Debug)]
 pub struct ConnectionsArgs {
-    /// Where the agent's admin server listens
-    #[arg(long, value_name = "ADDRESS", default_value = DEFAULT_ADMIN_ADDRESS)]
-    pub admin_address: SocketAddr,
+    #[command(flatten)]
+    agents: AgentsArgs,
     /// How to print them
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,
@@ -33,30 +30,24 @@ pub enum OutputFormat {
 
 /// Runs the command.
 pub fn run(args: &ConnectionsArgs) -> ExitCode {
-    print::outcome(show(args))
-}
-
-fn show(args: &ConnectionsArgs) -> Result<String, AdminError> {
-    const PATH: &str = "/debug/connections";
-    match args.output {
-        OutputFormat::Json => Ok(print::json(&admin_client::get_json(args.admin_address, PATH)?)),
-        OutputFormat::Table => {
-            let view: ConnectionsView = admin_client::get_json(args.admin_address, PATH)?;
-            Ok(as_table(view.connections))
-        }
-    }
+    args.agents.show("/debug/connections", args.output, as_table)
 }
 
 /// The oldest first.
-fn as_table(mut connections: Vec<ConnectionView>) -> String {
-    if connections.is_empty() {
+fn as_table(answers: &[Answer<ConnectionsView>], naming: Naming) -> String {
+    let of_node = |answer| {
+        let Answer { page, .. }: &Answer<ConnectionsView> = answer;
+        page.connections.iter().map(move |connection| (answer, connection))
+    };
+    let mut all: Vec<_> = answers.iter().flat_map(of_node).collect();
+    if all.is_empty() {
         return "no open connections\n".into();
     }
-    connections.sort_by(|a, b| b.age_seconds.total_cmp(&a.age_seconds));
-    let rows: Vec<_> = connections.iter().map(row).collect();
+    all.sort_by(|(_, a), (_, b)| b.age_seconds.total_cmp(&a.age_seconds));
+    let rows: Vec<_> = all.iter().map(|(answer, connection)| naming.row(answer, row(connection))).collect();
     let heading =
         ["SEEN BY", "SOURCE", "DESTINATION", "SERVICE", "DIALLED", "SECURITY", "SENT", "RECEIVED", "AGE"];
-    table(heading, &rows)
+    table(naming.heading(heading), &rows)
 }
 
 fn row(connection: &ConnectionView) -> [String; 9] {
@@ -103,12 +94,24 @@ mod tests {
             }))
             .unwrap()
         };
+        let node = |node: &str, connections| Answer::new(node.into(), ConnectionsView { connections }, 0);
         expect![[r#"
             SEEN BY  SOURCE       DESTINATION     SERVICE  DIALLED         SECURITY   SENT  RECEIVED  AGE
             source   shop/web-10  [fd00::2]:5432  shop/db  10.96.0.7:5432  same_node  5 B   200 KiB   2m05s
             source   shop/web-0   [fd00::2]:5432  shop/db  10.96.0.7:5432  same_node  5 B   200 KiB   1s
         "#]]
-        .assert_eq(&as_table(vec![connection(1.5, "web-0"), connection(125.0, "web-10")]));
-        assert_eq!(as_table(Vec::new()), "no open connections\n");
+        .assert_eq(&as_table(
+            &[node("n1", vec![connection(1.5, "web-0"), connection(125.0, "web-10")])],
+            Naming::Needless,
+        ));
+        expect![[r#"
+            NODE  SEEN BY  SOURCE       DESTINATION     SERVICE  DIALLED         SECURITY   SENT  RECEIVED  AGE
+            n2    source   shop/web-10  [fd00::2]:5432  shop/db  10.96.0.7:5432  same_node  5 B   200 KiB   2m05s
+            n1    source   shop/web-0   [fd00::2]:5432  shop/db  10.96.0.7:5432  same_node  5 B   200 KiB   1s
+        "#]].assert_eq(&as_table(
+            &[node("n1", vec![connection(1.5, "web-0")]), node("n2", vec![connection(125.0, "web-10")])],
+            Naming::Needed,
+        ));
+        assert_eq!(as_table(&[node("n1", Vec::new())], Naming::Needless), "no open connections\n");
     }
 }

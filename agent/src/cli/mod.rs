@@ -2,13 +2,16 @@
 
 mod admin_client;
 pub mod agent;
+mod agents;
 pub mod ca;
 pub mod certs;
 pub mod check;
 pub mod connections;
 pub mod controller;
 pub mod detach;
+pub mod explain;
 mod log;
+pub mod mtls;
 mod print;
 pub mod status;
 mod table;
@@ -34,6 +37,8 @@ enum Command {
     Status(status::StatusArgs),
     Connections(connections::ConnectionsArgs),
     Certs(certs::CertsArgs),
+    Mtls(mtls::MtlsArgs),
+    Explain(Box<explain::ExplainArgs>),
     Ca(ca::CaArgs),
     Detach(detach::DetachArgs),
 }
@@ -47,6 +52,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Connections(args) => connections::run(&args),
         Command::Certs(args) => certs::run(&args),
+        Command::Mtls(args) => mtls::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Ca(args) => ca::run(&args),
         Command::Detach(args) => detach::run(&args),
     }

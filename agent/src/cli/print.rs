@@ -4,22 +4,34 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use serde::Serialize;
+use serde_json::json;
+
 /// Prints what a command found, or why it found nothing.
 pub fn outcome<E: Display>(outcome: Result<String, E>) -> ExitCode {
     match outcome {
-        Ok(text) => match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
-            Ok(()) => ExitCode::SUCCESS,
-            // The reader has seen enough (`| head`).
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-            Err(error) => failed(&error),
-        },
+        Ok(text) => and_exit(&text, 0),
+        Err(error) => failed(&error),
+    }
+}
+
+/// Prints what a command found, which its exit code says in short.
+pub fn and_exit(text: &str, code: u8) -> ExitCode {
+    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+        Ok(()) => ExitCode::from(code),
+        // The reader has seen enough (`| head`).
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(code),
         Err(error) => failed(&error),
     }
 }
 
 /// Indented JSON and a line end.
-pub fn json(value: &serde_json::Value) -> String {
-    format!("{value:#}\n")
+pub fn json(value: &impl Serialize) -> String {
+    let json = serde_json::to_string_pretty(value).unwrap_or_else(|error| {
+        // Nothing that is printed has a map with keys that are no strings.
+        json!({ "error": error.to_string() }).to_string()
+    });
+    json + "\n"
 }
 
 fn failed(error: &impl Display) -> ExitCode {

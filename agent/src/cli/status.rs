@@ -1,23 +1,20 @@
 //! `undermesh status`: how this node's agent and its pods fare.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::admin_client::{self, AdminError, DEFAULT_ADMIN_ADDRESS};
+use super::agents::{AgentsArgs, Answer, Naming};
 use super::connections::OutputFormat;
-use super::print;
 use super::table::table;
 use crate::admin::view::{PodView, StatusView};
 
 /// Shows the pods of this node, what was rejected, and whether the agent is ready
 #[derive(Args, Clone, Debug)]
 pub struct StatusArgs {
-    /// Where the agent's admin server listens
-    #[arg(long, value_name = "ADDRESS", default_value = DEFAULT_ADMIN_ADDRESS)]
-    pub admin_address: SocketAddr,
+    #[command(flatten)]
+    agents: AgentsArgs,
     /// How to print it
     #[arg(long, short, value_enum, default_value_t)]
     pub output: OutputFormat,
@@ -25,39 +22,50 @@ pub struct StatusArgs {
 
 /// Runs the command.
 pub fn run(args: &StatusArgs) -> ExitCode {
-    print::outcome(show(args))
+    args.agents.show("/debug/status", args.output, as_text)
 }
 
-fn show(args: &StatusArgs) -> Result<String, AdminError> {
-    const PATH: &str = "/debug/status";
-    match args.output {
-        OutputFormat::Json => Ok(print::json(&admin_client::get_json(args.admin_address, PATH)?)),
-        OutputFormat::Table => Ok(as_text(&admin_client::get_json(args.admin_address, PATH)?)),
+fn as_text(answers: &[Answer<StatusView>], naming: Naming) -> String {
+    let mut text = String::new();
+    for Answer { page: status, .. } in answers {
+        let ready = if status.ready { "ready" } else { "not ready" };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "undermesh {} on node {}: {ready}, configuration {}",
+            status.version, status.node, status.generation
+        );
     }
-}
-
-fn as_text(status: &StatusView) -> String {
-    let ready = if status.ready { "ready" } else { "not ready" };
-    let mut text = format!(
-        "undermesh {} on node {}: {ready}, configuration {}\n",
-        status.version, status.node, status.generation
-    );
-    let mut list = |title: &str, lines: &mut dyn Iterator<Item = &String>| {
-        for (i, line) in lines.enumerate() {
+    let mut list = |title: &str, lines: Vec<String>| {
+        for (i, line) in lines.iter().enumerate() {
             let title = if i == 0 { format!("\n{title}\n") } else { String::new() };
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "{title}  {}", line.replace(char::is_control, "?"));
+            let _ = writeln!(text, "{title}  {line}");
         }
     };
-    list("waiting:", &mut status.missing.iter());
-    list("rejected documents:", &mut status.rejections.iter().map(|rejection| &rejection.text));
+    let of_nodes = |lines: &dyn Fn(&StatusView) -> Vec<String>| {
+        let of_node = |answer: &Answer<StatusView>| {
+            let lines = lines(&answer.page);
+            lines.iter().map(|line| naming.line(answer, line)).collect::<Vec<_>>()
+        };
+        answers.iter().flat_map(of_node).collect()
+    };
+    list("waiting:", of_nodes(&|status| status.missing.clone()));
+    list(
+        "rejected documents:",
+        of_nodes(&|status| status.rejections.iter().map(|rejection| rejection.text.clone()).collect()),
+    );
     text.push('\n');
-    match status.pods.is_empty() {
-        true => text.push_str("no pods on this node\n"),
-        false => text.push_str(&table(
-            ["NAMESPACE", "POD", "STATE", "SINCE", "MTLS", "POLICIES", "REASON"],
-            &status.pods.iter().map(row).collect::<Vec<_>>(),
-        )),
+    let rows: Vec<_> = answers
+        .iter()
+        .flat_map(|answer| answer.page.pods.iter().map(move |pod| naming.row(answer, row(pod))))
+        .collect();
+    match (rows.is_empty(), naming) {
+        (true, Naming::Needless) => text.push_str("no pods on this node\n"),
+        (true, Naming::Needed) => text.push_str("no pods on these nodes\n"),
+        (false, _) => {
+            let heading = ["NAMESPACE", "POD", "STATE", "SINCE", "MTLS", "POLICIES", "REASON"];
+            text.push_str(&table(naming.heading(heading), &rows));
+        }
     }
     text
 }
@@ -117,6 +125,28 @@ mod tests {
             shop       host-0  not_enrolled  -      -       -                                  it uses the host's network
             shop       web-0   enrolled      -      strict  mesh/all,shop/a,shop/b and 2 more  -
         "#]]
-        .assert_eq(&as_text(&status));
+        .assert_eq(&as_text(&[Answer::new("node-1".into(), status.clone(), 0)], Naming::Needless));
+        let other = StatusView { node: "node-2".into(), missing: Vec::new(), ready: true, ..status.clone() };
+        let both = [Answer::new("node-1".into(), status, 0), Answer::new("node-2".into(), other, 1)];
+        expect![[r#"
+            undermesh 0.1.0 on node node-1: not ready, configuration 4
+            undermesh 0.1.0 on node node-2: ready, configuration 4
+
+            waiting:
+              node-1: pod shop/db-0 is being enrolled
+
+            rejected documents:
+              node-1: a.yaml:3: no kind
+              node-2: a.yaml:3: no kind
+
+            NODE    NAMESPACE  POD     STATE         SINCE  MTLS    POLICIES                           REASON
+            node-1  shop       db-0    pending       -      -       -                                  -
+            node-1  shop       host-0  not_enrolled  -      -       -                                  it uses the host's network
+            node-1  shop       web-0   enrolled      -      strict  mesh/all,shop/a,shop/b and 2 more  -
+            node-2  shop       db-0    pending       -      -       -                                  -
+            node-2  shop       host-0  not_enrolled  -      -       -                                  it uses the host's network
+            node-2  shop       web-0   enrolled      -      strict  mesh/all,shop/a,shop/b and 2 more  -
+        "#]]
+        .assert_eq(&as_text(&both, Naming::Needed));
     }
 }

@@ -4,16 +4,16 @@ use std::fmt::Write;
 
 /// Lays out a heading and rows, two spaces between columns. Control characters are shown as `?`: what is printed came
 /// over the network and must not drive the terminal.
-pub fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
+pub fn table<'h>(heading: impl AsRef<[&'h str]>, rows: &[impl AsRef<[String]>]) -> String {
     let clean = |cell: &str| cell.replace(char::is_control, "?");
-    let mut all = vec![heading.map(str::to_owned)];
-    all.extend(rows.iter().map(|row| std::array::from_fn(|i| clean(&row[i]))));
-    let widths: [usize; N] =
-        std::array::from_fn(|i| all.iter().map(|row| row[i].chars().count()).max().unwrap_or_default());
+    let mut all: Vec<Vec<String>> = vec![heading.as_ref().iter().map(ToString::to_string).collect()];
+    all.extend(rows.iter().map(|row| row.as_ref().iter().map(|cell| clean(cell)).collect()));
+    let width = |column: usize| all.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: Vec<_> = (0..heading.as_ref().len()).map(width).collect();
     let mut text = String::new();
     for row in &all {
         let start = text.len();
-        for (cell, width) in row.iter().zip(widths) {
+        for (cell, &width) in row.iter().zip(&widths) {
             // Writing to a String cannot fail.
             let _ = write!(text, "{cell:width$}  ");
         }

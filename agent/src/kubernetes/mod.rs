@@ -1,8 +1,9 @@
-//! The Kubernetes API as its clients see it: how it is reached, asked and followed, and what its errors say. It knows no kind
-//! of object and decides nothing.
+//! The Kubernetes API as its clients see it: how it is reached, asked and followed, and what its errors say. Of objects it knows pods
+//! that serve pages, and no other; it decides nothing.
 
 mod follow;
 mod optional;
+mod pages;
 #[cfg(test)]
 pub(crate) mod testkit;
 
@@ -13,6 +14,7 @@ use tokio::time::timeout;
 
 pub(crate) use follow::follow;
 pub(crate) use optional::Optional;
+pub(crate) use pages::{Server, Servers};
 
 use crate::sentence::in_one_sentence;
 

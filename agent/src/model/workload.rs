@@ -68,6 +68,13 @@ pub enum Enrolment {
     Impossible(String),
 }
 
+impl Workload {
+    /// What the pod is a replica of, with its namespace.
+    pub fn replica_of(&self) -> ObjectRef {
+        ObjectRef::new(self.pod.namespace.clone(), self.workload.clone())
+    }
+}
+
 impl Enrolment {
     /// True for a pod that is to be enrolled.
     pub fn is_wanted(&self) -> bool {

@@ -75,7 +75,7 @@ impl Captured {
 }
 
 /// Found out once: a client that keeps its connection stays with the Service when the pod that it dialled has gone.
-fn front(snapshot: &Snapshot, net: &PodNet, dialled: SocketAddr) -> Option<Box<Front>> {
+pub(super) fn front(snapshot: &Snapshot, net: &PodNet, dialled: SocketAddr) -> Option<Box<Front>> {
     if snapshot.fronts.is_empty() || snapshot.service(dialled.ip()).is_some() {
         return None;
     }

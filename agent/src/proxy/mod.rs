@@ -10,6 +10,7 @@ mod admission;
 mod captured;
 mod carriage;
 mod detect;
+pub mod explain;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod http;

@@ -371,6 +371,11 @@ pub(super) fn assurance(
     way(proxy, snapshot, captured, to).1
 }
 
+/// What a connection of any enrolled pod of this node to the endpoint would rely on if it were made now.
+pub(super) fn assurance_of_pods(proxy: &Proxy, snapshot: &Snapshot, to: SocketAddr) -> Assurance {
+    way_of_pods(proxy, snapshot, to).1
+}
+
 /// How a connection gets to an endpoint.
 enum Way<'a> {
     /// To a pod of another node that takes tunnels.
@@ -390,6 +395,11 @@ fn way<'a>(
     if captured.bound.is_some_and(|source| !captured.net.addresses.contains(&source)) {
         return (Way::Plaintext, Assurance::NONE);
     }
+    way_of_pods(proxy, snapshot, to)
+}
+
+/// The way of whatever an enrolled pod says from an address of its own.
+fn way_of_pods<'a>(proxy: &'a Proxy, snapshot: &'a Snapshot, to: SocketAddr) -> (Way<'a>, Assurance) {
     // Who had the address before may still be enrolled for a moment.
     let is_owner = |uid: &WorkloadUid| snapshot.workload(to.ip()).is_none_or(|owner| owner.uid == *uid);
     if let Some(near) = proxy.enrolled.load().get(&to.ip()).filter(|near| is_owner(&near.workload.uid)) {

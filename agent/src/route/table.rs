@@ -1,5 +1,6 @@
 //! Rules in the order of their precedence, and an index that finds the first that fits without asking them all.
 
+mod hidden;
 #[cfg(test)]
 mod tests;
 

@@ -12,6 +12,7 @@ mod histogram;
 mod http;
 mod issuer_keys;
 mod kernel;
+mod plaintext;
 mod process;
 mod prometheus_text;
 mod reason;
@@ -30,6 +31,7 @@ pub use connection::{Connection, ConnectionFacts, OpenConnection, Peer, Reporter
 pub use controller::{Checked, ControllerTelemetry, DenyReason, ReviewResult};
 pub use issuer_keys::IssuerKeyFigures;
 pub use kernel::{KernelCounters, PodTcp};
+pub use plaintext::{Calls, Plaintext, PlaintextCaller, PlaintextReport, PlaintextSource, Watched};
 pub use reason::{CloseReason, RefuseReason, RequestEnd};
 pub use ruling::{Ruling, RulingOf, Tried};
 pub use status::{NotEnrolledReason, PodReport, PodStanding, PodState, Rejection, Status};
@@ -67,11 +69,21 @@ pub struct TelemetrySettings {
     /// How long the series of a workload that is gone stay. Several scrape intervals, so that its last figures are
     /// read.
     pub series_grace: Duration,
+    /// Callers that came in plaintext, by what they called; what comes beyond them is counted alone. Each costs about 200 bytes.
+    pub max_plaintext_callers: usize,
+    /// How long such a caller is remembered after its last connection.
+    pub plaintext_memory: Duration,
 }
 
 impl Default for TelemetrySettings {
     fn default() -> Self {
-        Self { max_label_sets: 10_000, max_request_sets: 10_000, series_grace: Duration::from_secs(300) }
+        Self {
+            max_label_sets: 10_000,
+            max_request_sets: 10_000,
+            series_grace: Duration::from_secs(300),
+            max_plaintext_callers: 10_000,
+            plaintext_memory: Duration::from_secs(86_400),
+        }
     }
 }
 
@@ -79,6 +91,7 @@ impl Default for TelemetrySettings {
 pub struct Telemetry {
     table: Table,
     series: SeriesSet,
+    plaintext: Plaintext,
     access_log: AccessLog,
     audit_log: AccessLog,
     rulings: Rulings,
@@ -129,6 +142,11 @@ impl Telemetry {
         Arc::new(Self {
             table: Table::default(),
             series: SeriesSet::new(settings),
+            plaintext: Plaintext::new(
+                settings.max_plaintext_callers,
+                settings.plaintext_memory,
+                Instant::now(),
+            ),
             access_log: logs.access,
             audit_log: logs.audit,
             rulings: Rulings::default(),
@@ -146,9 +164,10 @@ impl Telemetry {
 
     /// Counts and lists a connection that has got an upstream, or is about to.
     pub fn connection_opened(self: &Arc<Self>, facts: ConnectionFacts) -> OpenConnection {
-        self.ruled(&facts.ruling, || AuditRecord::Connection(facts.clone()));
+        self.ruled(&facts.ruling, || AuditRecord::Connection(Box::new(facts.clone())));
         let series = self.series.get(&facts);
         series.opened.fetch_add(1, Ordering::Relaxed);
+        self.plaintext.opened(&facts, Instant::now());
         let connection = Arc::new(Connection::new(facts, series));
         let slot = self.table.insert(connection.clone());
         // Until the proxy says otherwise: whoever drops a connection without a word is shutting down.
@@ -158,7 +177,7 @@ impl Telemetry {
     /// Counts and logs a connection that never got an upstream.
     pub fn connection_refused(&self, facts: ConnectionFacts, reason: RefuseReason) {
         self.series.get(&facts).refused[reason as usize].fetch_add(1, Ordering::Relaxed);
-        self.ruled(&facts.ruling, || AuditRecord::Connection(facts.clone()));
+        self.ruled(&facts.ruling, || AuditRecord::Connection(Box::new(facts.clone())));
         self.access_log.refused(facts, reason);
     }
 
@@ -191,6 +210,17 @@ impl Telemetry {
         let mut open = Vec::new();
         self.table.for_each(|connection| open.push(connection.clone()));
         open
+    }
+
+    /// Who calls this node's pods in plaintext.
+    pub fn plaintext(&self) -> &Plaintext {
+        &self.plaintext
+    }
+
+    /// Who has called this node's pods in plaintext, those included whose connections are still open.
+    pub fn plaintext_report(&self, now: Instant) -> PlaintextReport {
+        self.table.for_each(|connection| self.plaintext.is_open(connection, now));
+        self.plaintext.report(now)
     }
 
     /// Retires the series of workloads and Services that have been gone from the snapshot for the grace, and are not

@@ -40,6 +40,7 @@ fn a_label_takes_running_pods_in_and_out() -> Result<()> {
         security::the_status_and_the_webhook_say_what_is_wrong(cluster)?;
         installed::open_shop(cluster)?;
         running_pods_join(cluster)?;
+        commands_ask_all_nodes(cluster)?;
         a_policy_that_closes_the_tunnel_is_told_of(cluster)?;
         pods_that_take_no_plaintext_pass_their_probes(cluster)?;
         callers_from_outside_reach_pods_that_take_plaintext(cluster)?;
@@ -104,6 +105,32 @@ pub(crate) fn running_pods_join(cluster: &Kube) -> Result<()> {
     cluster.kubectl(&["delete", "pod", "caller", "--namespace", SHOP, "--wait"])?;
     let plaintext = counted(cluster, OPENED, &[("security", "plaintext")])?;
     ensure!(plaintext == 0.0, "{plaintext} connections in plaintext");
+    Ok(())
+}
+
+/// As whoever has the kubeconfig, through the API server.
+fn commands_ask_all_nodes(cluster: &Kube) -> Result<()> {
+    let said = |args: &[&str]| -> Result<(Option<i32>, Value)> {
+        let mut command = cluster.command(binary("undermesh")?);
+        command.args(args).args(["--all-nodes", "--mesh-namespace", SYSTEM, "-o", "json"]);
+        let output = command.output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let said = serde_json::from_str(&said).with_context(|| format!("{args:?} says {said}"))?;
+        Ok((output.status.code(), said))
+    };
+    let nodes = cluster.node_names()?;
+    for command in ["status", "connections", "certs"] {
+        let (code, said) = said(&[command])?;
+        let asked: Vec<_> = said["nodes"].as_array().into_iter().flatten().map(|it| &it["node"]).collect();
+        ensure!(code == Some(0) && asked == nodes.iter().collect::<Vec<_>>(), "{command}: {code:?} {said:#}");
+    }
+    let (code, readiness) = said(&["mtls", "readiness", SHOP, "--window", "1s"])?;
+    let workloads = readiness["workloads"].as_array().map(Vec::len);
+    ensure!(code == Some(0) && workloads > Some(0), "{code:?} {readiness:#}");
+    let (_, from) = &servers(cluster)?[0];
+    let (code, explained) =
+        said(&["explain", "--from", &format!("{SHOP}/web"), "--to", &format!("{from}:{PORT}")])?;
+    ensure!(code == Some(0) && explained["verdict"] == "allowed", "{code:?} {explained:#}");
     Ok(())
 }
 

@@ -34,13 +34,28 @@ pub struct Mesh {
 impl Mesh {
     /// Starts the agents before there is a pod; [`Mesh::ready`] waits for pods that are added.
     pub fn start(name: &str, nodes: usize, agent_args: &[&str]) -> Result<Self> {
+        Self::start_as(name, nodes, |_| options(agent_args))
+    }
+
+    /// As [`Self::start`], with agents that can be asked from all nodes; where each listens.
+    pub fn start_reachable(name: &str, nodes: usize, agent_args: &[&str]) -> Result<(Self, Vec<String>)> {
+        let address = |node: &Node| SocketAddr::new(node.addresses()[0], 15020).to_string();
+        let mesh = Self::start_as(name, nodes, |node| AgentOptions {
+            admin_address: Some(address(node)),
+            ..options(agent_args)
+        })?;
+        let addresses = mesh.nodes.iter().map(address).collect();
+        Ok((mesh, addresses))
+    }
+
+    fn start_as(name: &str, nodes: usize, options: impl Fn(&Node) -> AgentOptions) -> Result<Self> {
         let lab = Lab::create(name)?;
         lab.apply(&namespace(true))?;
         let nodes = (0..nodes).map(|_| lab.add_node()).collect::<Result<Vec<_>>>()?;
         let pods = nodes.iter().map(|_| RefCell::default()).collect();
         let mut mesh = Self { agents: Vec::new(), nodes, pods, lab };
         for index in 0..mesh.nodes.len() {
-            let agent = mesh.nodes[index].spawn_agent(options(agent_args))?;
+            let agent = mesh.nodes[index].spawn_agent(options(&mesh.nodes[index]))?;
             mesh.agents.push(agent);
         }
         mesh.ready()?;

@@ -4,6 +4,7 @@
 
 mod access;
 mod attacks;
+mod commands;
 mod conformance;
 mod crash;
 mod endings;

@@ -294,8 +294,11 @@ fn cluster_ip(name: &str) -> IpAddr {
 }
 
 fn service(name: &str) -> Manifest {
-    let ports = [HTTP_PORT, HTTP2_PORT, GRPC_PORT, BULK_PORT].map(|port| (port, port));
-    Manifest::service(NAMESPACE, name, &[cluster_ip(name)], &ports, &[("app", name)])
+    // A port of which the name says TCP has no requests that could be limited.
+    let ports = [("http", HTTP_PORT), ("http2", HTTP2_PORT), ("grpc", GRPC_PORT), ("tcp", BULK_PORT)]
+        .map(|(name, port)| json!({ "name": name, "port": port }));
+    let service = Manifest::service(NAMESPACE, name, &[cluster_ip(name)], &[], &[("app", name)]);
+    service.with("spec.ports", json!(ports))
 }
 
 /// So many rules for a port, of which requests for `/` fall under the last, as those for whatever gRPC method do.

@@ -3,13 +3,16 @@
 
 mod config;
 mod connections;
+mod plaintext;
 mod status;
 
 pub use connections::{ConnectionView, ConnectionsView, PeerView};
+pub use plaintext::{CallerView, CallsView, PlaintextView, WatchedView};
 pub use status::{PodView, RejectionView, StatusView};
 
 pub(super) use config::config;
 pub(super) use connections::connections;
+pub(super) use plaintext::plaintext;
 pub(super) use status::{pods, status};
 
 use std::time::SystemTime;

@@ -2,6 +2,7 @@
 //!
 //! Where the policies come from, and which workload each is for, is not known here; nor is any header an identity.
 
+mod considered;
 mod decision;
 mod expression;
 mod facts;
@@ -16,6 +17,7 @@ mod set;
 #[cfg(test)]
 mod tests;
 
+pub use considered::{Considered, Found};
 pub use decision::{Decision, NearMiss, OnConnection, Outcome, RuleRef, Verdict};
 pub use expression::Expression;
 pub use facts::{Connection, Request};

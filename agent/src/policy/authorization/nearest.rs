@@ -5,8 +5,8 @@
 use super::decision::NearMiss;
 use super::facts::Facts;
 use super::matching::{Match, OperationField, SourceField};
-use super::rule::{Condition, Matcher, Operation, Source};
-use super::set::{Entry, Group};
+use super::rule::{Condition, Matcher, Operation, Rule, Source};
+use super::set::Group;
 use crate::model::SpiffeId;
 
 /// So many rules that resemble the request are looked at, and so many of all: who is denied often must not cost much.
@@ -30,9 +30,13 @@ pub(super) fn nearest(group: &Group, facts: &Facts<'_>) -> Option<NearMiss> {
     looked_at.extend((0..).take(group.rules.len().min(MOST)));
     let rules = looked_at.into_iter().filter_map(|number| Some((number, group.rules.get(number as usize)?)));
     let here = rules.filter(|(_, rule)| rule.is_at(facts.connection.port));
-    let (_, rule) = here.min_by_key(|(number, rule)| (failures(rule, facts).len(), *number))?;
-    let failed = failures(rule, facts).first()?.show(facts);
-    Some(NearMiss { rule: rule.named()?, failed })
+    let (_, rule) = here.min_by_key(|(number, rule)| (failures(rule.rule(), facts).len(), *number))?;
+    Some(NearMiss { rule: rule.named()?, failed: failed(rule.rule(), facts)? })
+}
+
+/// What of the rule does not hold, or not for sure; of several things the first.
+pub(super) fn failed(rule: &Rule, facts: &Facts<'_>) -> Option<String> {
+    Some(failures(rule, facts).first()?.show(facts))
 }
 
 /// Something of a rule that does not hold, or not for sure.
@@ -43,8 +47,7 @@ enum Failure<'r> {
 }
 
 /// What of a rule does not hold. Of several sources or operations, those of the one of which the least does not.
-fn failures<'r>(entry: &'r Entry, facts: &Facts<'_>) -> Vec<Failure<'r>> {
-    let rule = entry.rule();
+fn failures<'r>(rule: &'r Rule, facts: &Facts<'_>) -> Vec<Failure<'r>> {
     let of_source = |source: &'r Source| {
         let failing = SourceField::ALL.into_iter().filter(|field| !source.holds(*field, facts));
         failing.map(|field| Failure::Source(source, field)).collect::<Vec<_>>()

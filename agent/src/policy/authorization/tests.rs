@@ -52,6 +52,128 @@ fn what_must_hold_beside_it() {
     check(include_str!("cases/conditions.txt"));
 }
 
+/// What each policy makes of a question, and the rules that never let anything in.
+fn check_considered(policies: &str, question: &str, expected: expect_test::Expect) {
+    let set = Set::new(policies.lines().map(policy).collect());
+    let question = Question::parse(question);
+    let request = (question.asked == written::Asked::Request).then(|| question.request());
+    let mut told = String::new();
+    for Considered { applied, is_here, rules } in set.considered(&question.connection(), request.as_ref()) {
+        let place = if is_here { "" } else { " is not for this port" };
+        told += &format!("{}{place}\n", applied.policy.name);
+        for (rule, found) in (1..).zip(rules) {
+            told += &match found {
+                Found::Matches => format!("  {rule} matches\n"),
+                Found::Depends { on } => format!("  {rule} depends on {on}\n"),
+                Found::Fails { failed } => format!("  {rule} fails: {failed}\n"),
+            };
+        }
+    }
+    for (rule, by) in set.covered() {
+        told += &format!("{rule} is covered by {by}\n");
+    }
+    expected.assert_eq(&told);
+}
+
+#[test]
+fn every_policy_says_what_it_makes_of_it() {
+    let policies = "allow a: from namespaces=shop to methods=GET | to ports=81 | any\n\
+                    allow none:\n\
+                    dry deny b @81: any\n\
+                    deny c: from namespaces!=shop\n\
+                    allow broken(it is): any";
+    check_considered(
+        policies,
+        "shop/web POST /",
+        expect_test::expect![[r#"
+        a
+          1 fails: to: methods does not have "POST"
+          2 fails: to: ports does not have 80
+          3 matches
+        b is not for this port
+          1 matches
+        broken
+        c
+          1 fails: from: notNamespaces has shop
+        none
+    "#]],
+    );
+    check_considered(
+        policies,
+        "- connects",
+        expect_test::expect![[r#"
+        a
+          1 fails: from: namespaces needs an identity, and none is proven
+          2 fails: to: ports does not have 80
+          3 matches
+        b is not for this port
+          1 matches
+        broken
+        c
+          1 matches
+        none
+    "#]],
+    );
+}
+
+#[test]
+fn rules_that_never_let_anything_in_are_known() {
+    let check = |policies, expected| check_considered(policies, "- connects", expected);
+    check(
+        "allow a: from namespaces=shop | any\ndeny b: from namespaces=shop",
+        expect_test::expect![[r#"
+        a
+          1 fails: from: namespaces needs an identity, and none is proven
+          2 matches
+        b
+          1 fails: from: namespaces needs an identity, and none is proven
+        a, rule 1 is covered by b, rule 1
+    "#]],
+    );
+    check(
+        "allow a: to methods=GET | to ports=80\ndeny b: any",
+        expect_test::expect![[r#"
+        a
+          1 depends on to: methods needs a request, and there is none
+          2 matches
+        b
+          1 matches
+        a, rule 1 is covered by b, rule 1
+        a, rule 2 is covered by b, rule 1
+    "#]],
+    );
+    check(
+        "allow a: any\ndry deny b: any\ndeny c @80: any",
+        expect_test::expect![[r#"
+        a
+          1 matches
+        b
+          1 matches
+        c
+          1 matches
+    "#]],
+    );
+    check(
+        "allow a @80: any\ndeny c @80,81: any",
+        expect_test::expect![[r#"
+        a
+          1 matches
+        c
+          1 matches
+        a, rule 1 is covered by c, rule 1
+    "#]],
+    );
+    check(
+        "allow a: to paths=/a when header:x=1\ndeny b: to paths=/a when header:y=1",
+        expect_test::expect![[r#"
+        a
+          1 depends on to: paths needs a request, and there is none
+        b
+          1 depends on to: paths needs a request, and there is none
+    "#]],
+    );
+}
+
 #[test]
 fn what_a_connection_decides_and_what_is_not_http() {
     check(include_str!("cases/connections.txt"));

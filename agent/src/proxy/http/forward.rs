@@ -81,7 +81,9 @@ async fn carry(
     exchange.authority = authority.clone();
     let service = talk.captured.service(snapshot);
     exchange.service = service.map(|service| service.id.clone());
-    let matched = matched(talk, snapshot, service, &request, authority.as_ref())?;
+    let namespace = &talk.captured.net.workload.pod.namespace;
+    let dialled_port = (service, talk.captured.port());
+    let matched = matched(snapshot, dialled_port, namespace, &request, authority.as_ref())?;
     exchange.rule = matched.map(|matched| matched.rule.clone());
     let Some(matched) = matched else {
         // No route says anything: it goes where it was sent.
@@ -98,7 +100,7 @@ async fn carry(
         }
         return Ok(Outcome::Passed(Passed::of(response, client_end)));
     };
-    if let Some((end, response)) = own_answer(talk, &matched, &request, authority.as_ref()) {
+    if let Some((end, response)) = own_answer(talk.captured.port(), &matched, &request, authority.as_ref()) {
         return Ok(Outcome::Own(end, response));
     }
     let origin = request.headers().get(ORIGIN).cloned();
@@ -132,17 +134,16 @@ async fn carry(
 }
 
 /// The rule that the request falls under; none where no route says anything of its port.
-fn matched<'s>(
-    talk: &Talk,
+pub(super) fn matched<'s, B>(
     snapshot: &'s Snapshot,
-    service: Option<&'s Service>,
-    request: &Request<Incoming>,
+    (service, port): (Option<&'s Service>, u16),
+    client_namespace: &str,
+    request: &Request<B>,
     authority: Option<&Authority>,
 ) -> Result<Option<Matched<'s>>, Refusal> {
     let routed = || {
         let service = service?;
-        let namespace = &talk.captured.net.workload.pod.namespace;
-        Some((service, snapshot.routes.get(&service.id)?.http(talk.captured.port(), namespace)?))
+        Some((service, snapshot.routes.get(&service.id)?.http(port, client_namespace)?))
     };
     let Some((service, table)) = routed() else { return Ok(None) };
     match table.find(&request_head(request, authority)) {
@@ -165,10 +166,10 @@ fn request_head<'a, B>(request: &'a Request<B>, authority: Option<&'a Authority>
 }
 
 /// The answer of rules that send the client elsewhere, or tell a browser what it may do.
-fn own_answer(
-    talk: &Talk,
+pub(super) fn own_answer<B>(
+    port: u16,
     matched: &Matched<'_>,
-    request: &Request<Incoming>,
+    request: &Request<B>,
     authority: Option<&Authority>,
 ) -> Option<(RequestEnd, Response<ResponseBody>)> {
     let filters = &matched.rule.filters;
@@ -184,7 +185,7 @@ fn own_answer(
     let redirect = filters.redirect.as_ref()?;
     let head = request_head(request, authority);
     let host = authority.map_or("", Authority::as_str);
-    let (status, location) = redirect.answer(&head, host, "http", talk.captured.port(), matched.prefix);
+    let (status, location) = redirect.answer(&head, host, "http", port, matched.prefix);
     let mut response = Response::new(ResponseBody::Own(None));
     *response.status_mut() = status;
     response.headers_mut().insert(LOCATION, location);
@@ -234,13 +235,13 @@ pub(super) fn outgoing(
 }
 
 /// The request as the rule and its backend want it.
-fn modified(
-    mut request: Request<RequestBody>,
+pub(super) fn modified<B>(
+    mut request: Request<B>,
     matched: &Matched<'_>,
     backend: &Backend,
     mut authority: Option<Authority>,
     dialect: Dialect,
-) -> Result<Request<RequestBody>, Refusal> {
+) -> Result<Request<B>, Refusal> {
     let mut path = None;
     for filters in [&matched.rule.filters, &backend.filters] {
         if let Some(modifier) = &filters.request_headers {
@@ -269,12 +270,12 @@ fn rewritten(
     PathAndQuery::try_from(whole.as_str()).map(Some).map_err(|_| unwritable(&whole))
 }
 
-pub(super) fn aimed(
-    mut request: Request<RequestBody>,
+pub(super) fn aimed<B>(
+    mut request: Request<B>,
     authority: Option<Authority>,
     path: Option<PathAndQuery>,
     dialect: Dialect,
-) -> Result<Request<RequestBody>, Refusal> {
+) -> Result<Request<B>, Refusal> {
     head::aim(&mut request, dialect, authority.as_ref(), path)
         .map_err(|error| Refusal::new(RequestEnd::BadRequest, error.to_string()))?;
     Ok(request)

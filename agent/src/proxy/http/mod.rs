@@ -11,6 +11,7 @@ mod body;
 mod connect;
 mod deadline;
 mod exchange;
+mod explained;
 mod fault;
 mod forward;
 #[cfg(fuzzing)]
@@ -44,6 +45,7 @@ use super::Proxy;
 use super::captured::Captured;
 use super::relay::close_in_order;
 use super::worker::{Fate, Here};
+pub(super) use explained::{Routed, as_policies_see_it, routed};
 pub(super) use inbound::Inbound;
 pub(super) use pool::Pool;
 use talk::{Dialect, Talk};

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::answer::Refusal;
 use super::exchange::Exchange;
 use crate::model::Name;
-use crate::policy::jwt::{self, Invalid, Rules};
+use crate::policy::jwt::{self, Accepted, Invalid, Rules};
 use crate::proxy::Proxy;
 use crate::telemetry::{RequestEnd, Ruling};
 
@@ -40,10 +40,33 @@ pub(super) async fn taken<B>(
         }
     };
     let accepted = checked.map_err(|refusal| refused(proxy, rules, exchange, &refusal.why))?;
+    left(rules, accepted, request).map_err(|why| refused(proxy, rules, exchange, &why))
+}
+
+/// The same by the keys that are there, for a request that nobody has sent.
+///
+/// # Errors
+/// Why it would be refused.
+pub(super) fn taken_now<B>(
+    proxy: &Proxy,
+    rules: &Rules,
+    request: &mut Request<B>,
+) -> Result<Option<Map<String, Value>>, Invalid> {
+    let keys = |address: &Name| proxy.jwks.held(address).keys;
+    let checked = rules.check(request.headers(), request.uri(), keys, now());
+    left(rules, checked.map_err(|refusal| refusal.why)?, request)
+}
+
+/// Leaves of the request what the application is to get; what its token says.
+fn left<B>(
+    rules: &Rules,
+    accepted: Option<Accepted<'_>>,
+    request: &mut Request<B>,
+) -> Result<Option<Map<String, Value>>, Invalid> {
     let mut uri = std::mem::take(request.uri_mut());
     let applied = rules.apply(accepted.as_ref(), request.headers_mut(), &mut uri);
     *request.uri_mut() = uri;
-    applied.map_err(|why| refused(proxy, rules, exchange, &why))?;
+    applied?;
     Ok(accepted.map(|accepted| accepted.claims))
 }
 

@@ -406,3 +406,25 @@ fn any_path() -> impl Strategy<Value = String> {
     let segment = prop::sample::select(vec!["a", "b", "ab", ""]);
     prop::collection::vec(segment, 0..4).prop_map(|segments| format!("/{}", segments.join("/")))
 }
+
+#[test]
+fn rules_that_nothing_falls_under_are_known() {
+    let check = |text: &str, expected: &str| {
+        let table = HttpTable::new(routes(text));
+        let name = |rule: &Rule| format!("{}[{}]", rule.route.id.name, rule.index);
+        let hidden = table.hidden();
+        let hidden: Vec<_> =
+            hidden.iter().map(|(rule, by)| format!("{} by {}", name(rule), name(by))).collect();
+        assert_eq!(hidden.join(", "), expected, "{text}");
+    };
+    check("route a\n /a\n /b\n / GET", "");
+    check("route a\n /a\n /a", "a[1] by a[0]");
+    check("route a 2027-01-01T00:00:00Z\n /a\n route b 2026-01-01T00:00:00Z\n /a", "a[0] by b[0]");
+    // The more specific comes first, and leaves something.
+    check("route a\n /a\n /a GET\n /a x:1\n /a ?q=1", "");
+    check("route a\n /a GET x:1\n /a GET x:1 ?q=1\n /a GET x:1", "a[2] by a[0]");
+    check("route a\n ~/a.*\n ~/a.* GET\n ~/a.* GET", "a[2] by a[1]");
+    check("route a one.shop\n /a\n route b two.shop\n /a\n route c\n /a", "");
+    // One host that is left is enough.
+    check("route a one.shop\n /a\n route b one.shop two.shop\n /a", "");
+}
