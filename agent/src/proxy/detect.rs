@@ -90,6 +90,46 @@ pub(super) async fn detect(client: TcpStream, limit: Option<Duration>) -> io::Re
     }
 }
 
+/// Waits until it can be told what a client and its server speak, by what the one says or by what the other says first; hands both back.
+pub(super) async fn between(
+    client: TcpStream,
+    server: TcpStream,
+) -> io::Result<(Speech, TcpStream, TcpStream)> {
+    let told = tokio::select! {
+        biased;
+        told = look(&client, judge) => Some(told.unwrap_or(Speech::Opaque)),
+        () = speaks_first(&server) => None,
+    };
+    match told {
+        Some(speech) => Ok((speech, client, unseen(server)?)),
+        None => Ok((Speech::Opaque, unseen(client)?, unseen(server)?)),
+    }
+}
+
+/// Waits until a server has said something before its client that none of HTTP says, however long that takes.
+async fn speaks_first(server: &TcpStream) {
+    if look(server, may_be_http_server).await != Some(false) {
+        // Of its end its client hears when that has said something.
+        std::future::pending().await
+    }
+}
+
+/// Whether a server of HTTP says this before its client says anything: HTTP/2 begins with SETTINGS (RFC 9113, section 3.4), and some tell a
+/// client of HTTP/1 that it is too slow. Nothing as long as that cannot be told.
+fn may_be_http_server(bytes: &[u8]) -> Option<bool> {
+    const ANSWER: &[u8] = b"HTTP/";
+    match bytes {
+        [] => None,
+        [0, ..] => {
+            let has = |place: usize, value: u8| bytes.get(place).is_none_or(|byte| *byte == value);
+            let is_settings = has(3, 4) && (5..9).all(|place| has(place, 0));
+            if !is_settings || bytes.len() >= 9 { Some(is_settings) } else { None }
+        }
+        bytes if ANSWER.starts_with(bytes) && bytes.len() < ANSWER.len() => None,
+        bytes => Some(bytes.starts_with(ANSWER)),
+    }
+}
+
 /// The server that a client of TLS asks for (SNI, RFC 6066, section 3); none where it asks for none or speaks no TLS. One that
 /// says nothing for so long is one that speaks none.
 pub(super) async fn server_name(client: TcpStream) -> io::Result<(Option<String>, TcpStream)> {
@@ -99,20 +139,32 @@ pub(super) async fn server_name(client: TcpStream) -> io::Result<(Option<String>
     }
 }
 
-/// What a client says first on a stream of a tunnel, however long that takes; and the bytes that this was told by, which are still to be passed
-/// on and to be taken off the stream's window.
-pub(super) async fn first_frames(stream: &mut RecvStream) -> (Speech, Bytes) {
+/// The same of a client on a stream of a tunnel. The bytes of it that this was told by are still to be passed on and to be taken off the
+/// stream's window.
+pub(super) async fn between_frames(
+    stream: &mut RecvStream,
+    server: TcpStream,
+) -> io::Result<(Speech, Bytes, TcpStream)> {
     let mut seen = BytesMut::new();
+    let speech = tokio::select! {
+        biased;
+        speech = first_frames(stream, &mut seen) => speech,
+        () = speaks_first(&server) => Speech::Opaque,
+    };
+    Ok((speech, seen.freeze(), unseen(server)?))
+}
+
+async fn first_frames(stream: &mut RecvStream, seen: &mut BytesMut) -> Speech {
     loop {
-        match judge(&seen) {
-            Some(speech) => return (speech, seen.freeze()),
-            None if seen.len() >= LONGEST_LOOK => return (Speech::Opaque, seen.freeze()),
+        match judge(seen) {
+            Some(speech) => return speech,
+            None if seen.len() >= LONGEST_LOOK => return Speech::Opaque,
             None => {}
         }
         match stream.data().await {
             Some(Ok(bytes)) => seen.extend_from_slice(&bytes),
             // Whoever carries it on finds the same end.
-            Some(Err(_)) | None => return (Speech::Opaque, seen.freeze()),
+            Some(Err(_)) | None => return Speech::Opaque,
         }
     }
 }
@@ -304,6 +356,69 @@ mod tests {
             assert_eq!(asked_for(&named[..end]), None, "{end} bytes of {}", named.len());
         }
         assert_eq!(asked_for(b"GET / HTTP/1.1\r\n"), Some(None));
+    }
+
+    #[test]
+    fn what_servers_say_before_their_clients() {
+        let check = |bytes: &[u8], expected: Option<bool>| {
+            assert_eq!(may_be_http_server(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
+        };
+        check(b"", None);
+        check(b"220 mail.example.org ESMTP\r\n", Some(false));
+        check(b"S", Some(false));
+        check(b"hi\n", Some(false));
+        check(b"J\0\0\0\n8.0.36\0", Some(false));
+        check(b"HTT", None);
+        check(b"HTTP/1.1 408 Request Timeout\r\n", Some(true));
+        check(b"HTML", Some(false));
+        // SETTINGS with two of them, and what only begins like it.
+        check(b"\0\0\x0c\x04\0\0\0\0\0\0\x03", Some(true));
+        check(b"\0\0\x0c\x04\0", None);
+        check(b"\0\0", None);
+        check(b"\0\0\x0c\x06\0", Some(false));
+        check(b"\0\0\x0c\x04\0\0\0\0\x01", Some(false));
+    }
+
+    /// Whoever of the two tells what it is, all that either says is still there to be read.
+    #[tokio::test]
+    async fn what_is_told_between_two_is_left_to_be_read() {
+        async fn pair() -> (TcpStream, TcpStream) {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let far = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            (listener.accept().await.unwrap().0, far)
+        }
+        const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+        for (said, answered, expected) in [
+            (&b""[..], &b"220 mail\r\n"[..], Some(Speech::Opaque)),
+            (b"GET", b"220 mail\r\n", Some(Speech::Opaque)),
+            (b"EHLO", b"", Some(Speech::Opaque)),
+            (b"GET / HTTP/1.1\r\n", b"", Some(Speech::Http1)),
+            (PREFACE, SETTINGS, Some(Speech::Http2)),
+            (b"", SETTINGS, None),
+            (b"", b"HTTP/1.1 408 Request Timeout\r\n\r\n", None),
+            (b"", b"", None),
+        ] {
+            let ((client, mut its_end), (server, mut its_server)) = (pair().await, pair().await);
+            let telling = tokio::spawn(between(client, server));
+            // Before anything is said it is waited for.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            its_server.write_all(answered).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            its_end.write_all(said).await.unwrap();
+            let told = tokio::time::timeout(Duration::from_millis(300), telling).await;
+            let Some(expected) = expected else {
+                assert!(told.is_err(), "{answered:?}");
+                continue;
+            };
+            let (speech, mut client, mut server) = told.unwrap().unwrap().unwrap();
+            assert_eq!(speech, expected, "{said:?} {answered:?}");
+            for (socket, bytes) in [(&mut client, said), (&mut server, answered)] {
+                let mut read = vec![0; bytes.len()];
+                let reading = socket.read_exact(&mut read);
+                tokio::time::timeout(Duration::from_secs(5), reading).await.unwrap().unwrap();
+                assert_eq!(read, bytes);
+            }
+        }
     }
 
     /// However long what a client says is, and in whatever pieces it comes, it is told, and still there to be read.

@@ -5,6 +5,7 @@
 //! becomes of the other. Nothing is routed, retried or pooled here; that was for the client's side to do.
 
 use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
 
 use http::header::{CONNECTION, HeaderValue};
@@ -53,38 +54,35 @@ pub(in crate::proxy) struct Inbound {
 
 impl Inbound {
     /// Carries the connection until one of the two ends it: request by request, if that is what it consists of, else as bytes. To know
-    /// it, the client is waited for, however long it takes.
+    /// it, one of the two is waited for, however long it takes.
     pub(in crate::proxy) async fn carry(self, client: Upstream, application: TcpStream) {
         let open = |facts: &ConnectionFacts| self.proxy.telemetry.connection_opened(facts.clone());
         let meter = Meter::new(self.facts.iter().map(open).collect());
         match client {
-            Upstream::Socket(client) => match detect::detect(client, None).await {
-                Ok((speech @ (Speech::Http1 | Speech::Http2), client)) => {
+            Upstream::Socket(client) => match detect::between(client, application).await {
+                Ok((speech @ (Speech::Http1 | Speech::Http2), client, application)) => {
                     self.requests((Stream::socket(client), speech), application, meter).await;
                 }
-                Ok((Speech::Opaque | Speech::Silence, client)) => {
+                Ok((Speech::Opaque | Speech::Silence, client, application)) => {
                     if self.is_denied_as_bytes(&meter) {
                         return meter.close(CloseReason::Denied);
                     }
                     let reason = relay(client, application, &meter).await;
                     meter.close(reason);
                 }
-                Err(error) => {
-                    error!(to = %self.door.address, %error, "cannot go on with a connection");
-                    meter.close(CloseReason::Internal);
-                }
+                Err(error) => self.cannot_go_on(&error, meter),
             },
             Upstream::Tunnel(ends) => self.carry_stream(ends, application, meter).await,
         }
     }
 
-    async fn carry_stream(self, mut ends: Ends, mut application: TcpStream, meter: Meter) {
-        match detect::first_frames(&mut ends.recv).await {
-            (speech @ (Speech::Http1 | Speech::Http2), seen) => {
+    async fn carry_stream(self, mut ends: Ends, application: TcpStream, meter: Meter) {
+        match detect::between_frames(&mut ends.recv, application).await {
+            Ok((speech @ (Speech::Http1 | Speech::Http2), seen, application)) => {
                 let client = Stream::tunnel(ends, seen, &self.here.upstreams.tasks);
                 self.requests((client, speech), application, meter).await;
             }
-            (Speech::Opaque | Speech::Silence, seen) => {
+            Ok((Speech::Opaque | Speech::Silence, seen, mut application)) => {
                 if self.is_denied_as_bytes(&meter) {
                     return meter.close(CloseReason::Denied);
                 }
@@ -95,7 +93,13 @@ impl Inbound {
                 let reason = stream::relay(application, stream::Side::Server, ends, &meter).await;
                 meter.close(reason);
             }
+            Err(error) => self.cannot_go_on(&error, meter),
         }
+    }
+
+    fn cannot_go_on(&self, error: &io::Error, meter: Meter) {
+        error!(to = %self.door.address, %error, "cannot go on with a connection");
+        meter.close(CloseReason::Internal);
     }
 
     /// Whether policies deny it now that it turns out to carry something else than requests.
