@@ -391,7 +391,7 @@ mod tests {
         for (said, answered, expected) in [
             (&b""[..], &b"220 mail\r\n"[..], Some(Speech::Opaque)),
             (b"GET", b"220 mail\r\n", Some(Speech::Opaque)),
-            (b"EHLO", b"", Some(Speech::Opaque)),
+            (b"EHLO mail\r\n", b"", Some(Speech::Opaque)),
             (b"GET / HTTP/1.1\r\n", b"", Some(Speech::Http1)),
             (PREFACE, SETTINGS, Some(Speech::Http2)),
             (b"", SETTINGS, None),

@@ -149,6 +149,11 @@ fn callers_are_asked_for_tokens_that_hold_wherever_they_are() -> Result<()> {
     let good = key.token(&claims(json!({ "role": "user" }))?)?;
     let saw = stage.answers(&[&bearer(&good), "x-user: root"], 200)?;
     ensure!(saw["x-user"] == json!(["ann"]) && saw["authorization"].is_null(), "{saw}");
+    // Nobody has taken out what the application is told of them.
+    for (client, url) in stage.clients() {
+        let saw = asked(client, &url, &[&bearer(&good), "connection: x-user"], &[])?.answered(200)?;
+        ensure!(saw["saw"]["headers"]["x-user"] == json!(["ann"]), "{}: {saw}", client.name());
+    }
     for (why, token) in [
         ("a stranger's", stranger.token(&claims(json!({}))?)?),
         ("for another", key.token(&claims(json!({ "aud": "bank" }))?)?),

@@ -199,22 +199,23 @@ impl Application {
     async fn carry(
         &self,
         exchange: &mut Exchange,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
     ) -> Result<Passed, Unanswered> {
         let authority =
             head::authority(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
         exchange.authority = authority.clone();
+        let dialect = match request.version() {
+            Version::HTTP_2 => Dialect::Http2,
+            _ => Dialect::Http1,
+        };
+        // First, so that no `Connection` names away what policies have seen, or what the application is told of the caller.
+        let (mut request, client_end) = outgoing(exchange, request, dialect);
         let Inbound { proxy, door, visitor, .. } = &self.inbound;
         let snapshot = proxy.snapshot.load_full();
         authorize::request(proxy, &snapshot, (door, visitor), exchange, &mut request).await?;
         let admission = admission::admit(&snapshot, door.address, Limited::Requests, || visitor.source());
         let standing = limit::admitted(admission)?;
         drop(snapshot);
-        let dialect = match request.version() {
-            Version::HTTP_2 => Dialect::Http2,
-            _ => Dialect::Http1,
-        };
-        let (request, client_end) = outgoing(exchange, request, dialect);
         let mut request = aimed(request, authority, None, dialect)?;
         send::let_go_on(&mut request);
         exchange.attempts = 1;
