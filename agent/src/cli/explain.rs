@@ -4,9 +4,9 @@
 //! nothing is decided.
 
 use std::collections::BTreeMap;
-use std::{fmt, fs};
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
+use std::{fmt, fs};
 
 use clap::Args;
 use serde::Serialize;

@@ -7,9 +7,7 @@ use ::http::Request;
 
 use super::{PolicyView, RuleView, ServerSide, VerdictView};
 use crate::model::{MtlsMode, SpiffeId};
-use crate::policy::authorization::{
-    self, Action, Considered, Decision, Found, OnConnection, Set, Verdict,
-};
+use crate::policy::authorization::{self, Action, Considered, Decision, Found, OnConnection, Set, Verdict};
 use crate::policy::jwt::Rules;
 use crate::proxy::admission::{Caller, Door};
 use crate::proxy::{Proxy, http};
@@ -37,7 +35,8 @@ pub(super) fn answer(proxy: &Proxy, snapshot: &Snapshot, to: SocketAddr, visit: 
     let pod = snapshot.workloads.get(&net.workload.uid).unwrap_or(&net.workload);
     let door = Door { pod: pod.uid.clone(), address: to };
     let caller = Caller { identity: visit.identity.clone(), address: visit.address };
-    let asked = Asking { proxy, tokens: door.tokens(snapshot).map(Arc::as_ref), request: visit.request.as_ref() };
+    let asked =
+        Asking { proxy, tokens: door.tokens(snapshot).map(Arc::as_ref), request: visit.request.as_ref() };
     let mut side = match door.policies(snapshot) {
         Some(policies) => asked.judged(policies, to, &caller),
         None => asked.unjudged(to),

@@ -4,8 +4,8 @@ use http::Request;
 use http::header::LOCATION;
 
 use super::answer::{Refusal, is_grpc};
-use super::talk::Dialect;
 use super::authorize::Shown;
+use super::talk::Dialect;
 use super::{authorize, forward, head, tokens};
 use crate::model::Service;
 use crate::policy::authorization;
