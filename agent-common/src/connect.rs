@@ -98,7 +98,7 @@ mod tests {
     }
 
     fn pod() -> Pod {
-        Pod { addresses: [address("10.0.0.5"), address("fd00::5")], interface: 2, strict: 0 }
+        Pod { addresses: [address("10.0.0.5"), address("fd00::5")], interface: 2, ..Pod::default() }
     }
 
     #[test]

@@ -162,7 +162,7 @@ enum Message {
 /// Something that policies have said something notable of.
 #[derive(Debug)]
 pub(super) enum AuditRecord {
-    Connection(ConnectionFacts),
+    Connection(Box<ConnectionFacts>),
     Request(Box<HttpRequest>),
 }
 

@@ -126,7 +126,7 @@ impl OpenConnection {
     /// Records what policies say of it, once that is known of what it carries.
     pub fn rule(&self, ruling: Arc<Ruling>) {
         let facts = ConnectionFacts { ruling: Some(ruling.clone()), ..self.connection.facts.clone() };
-        self.telemetry.ruled(&facts.ruling, || AuditRecord::Connection(facts.clone()));
+        self.telemetry.ruled(&facts.ruling, || AuditRecord::Connection(Box::new(facts.clone())));
         // Whoever asks twice is told the same.
         let _ = self.connection.ruling.set(ruling);
     }

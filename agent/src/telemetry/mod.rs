@@ -164,7 +164,7 @@ impl Telemetry {
 
     /// Counts and lists a connection that has got an upstream, or is about to.
     pub fn connection_opened(self: &Arc<Self>, facts: ConnectionFacts) -> OpenConnection {
-        self.ruled(&facts.ruling, || AuditRecord::Connection(facts.clone()));
+        self.ruled(&facts.ruling, || AuditRecord::Connection(Box::new(facts.clone())));
         let series = self.series.get(&facts);
         series.opened.fetch_add(1, Ordering::Relaxed);
         self.plaintext.opened(&facts, Instant::now());
@@ -177,7 +177,7 @@ impl Telemetry {
     /// Counts and logs a connection that never got an upstream.
     pub fn connection_refused(&self, facts: ConnectionFacts, reason: RefuseReason) {
         self.series.get(&facts).refused[reason as usize].fetch_add(1, Ordering::Relaxed);
-        self.ruled(&facts.ruling, || AuditRecord::Connection(facts.clone()));
+        self.ruled(&facts.ruling, || AuditRecord::Connection(Box::new(facts.clone())));
         self.access_log.refused(facts, reason);
     }
 

@@ -52,7 +52,7 @@ pub(super) fn write(message: &Message, format: AccessLogFormat, out: &mut String
         },
         Message::Audit { record, at } => {
             let (facts, request) = match record {
-                AuditRecord::Connection(facts) => (facts, None),
+                AuditRecord::Connection(facts) => (&**facts, None),
                 AuditRecord::Request(request) => (&*request.facts, Some(&**request)),
             };
             let ruling = request.map_or(&facts.ruling, |request| &request.ruling).as_deref();
