@@ -41,6 +41,7 @@ undermesh agent
 /debug/status       pods, rejected documents, readiness (JSON)
 /debug/pods         the pods of this node and their enrolment (JSON)
 /debug/connections  every open connection (JSON)
+/debug/before       connections that pods had before they were enrolled (JSON)
 /debug/plaintext    who has called the pods of this node in plaintext (JSON)
 /debug/explain      what would become of a connection or a request, and why (JSON); `undermesh explain` asks it
 /debug/certs        certificates, trusted roots and revocation lists (JSON)
@@ -59,7 +60,8 @@ pub struct Admin {
 /// Pages that others render.
 #[derive(Clone, Debug, Default)]
 struct OnDemand {
-    certificates: CertificatesPage,
+    certificates: Rendered,
+    before: Rendered,
     explanations: ExplanationsPage,
 }
 
@@ -69,9 +71,9 @@ struct ExplanationsPage(Option<Arc<Explain>>);
 
 type Explain = dyn Fn(&str) -> Result<Vec<u8>, String> + Send + Sync;
 
-/// Renders `/debug/certs`; none where there is no certificate authority.
+/// Renders a page; none where there is nothing to show.
 #[derive(Clone, Default)]
-struct CertificatesPage(Option<Arc<dyn Fn() -> Vec<u8> + Send + Sync>>);
+struct Rendered(Option<Arc<dyn Fn() -> Vec<u8> + Send + Sync>>);
 
 /// The admin address cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +100,14 @@ impl Admin {
     /// Shows this on `/debug/certs`: what it returns must have no secrets. It may block for a moment.
     #[must_use]
     pub fn with_certificates<V: Serialize>(mut self, view: impl Fn() -> V + Send + Sync + 'static) -> Self {
-        self.on_demand.certificates = CertificatesPage(Some(Arc::new(move || view::to_json(&view()))));
+        self.on_demand.certificates = Rendered(Some(Arc::new(move || view::to_json(&view()))));
+        self
+    }
+
+    /// Shows this on `/debug/before`, likewise.
+    #[must_use]
+    pub fn with_before(mut self, view: impl Fn() -> view::BeforeView + Send + Sync + 'static) -> Self {
+        self.on_demand.before = Rendered(Some(Arc::new(move || view::to_json(&view()))));
         self
     }
 
@@ -162,7 +171,20 @@ fn router(telemetry: Arc<Telemetry>, on_demand: OnDemand) -> Router {
         )
         .route("/debug/plaintext", get(async |State(pages): State<Pages>| pages.json(view::plaintext).await))
         .route("/debug/explain", get(explain))
-        .route("/debug/certs", get(certs))
+        .route(
+            "/debug/before",
+            get(async |State(pages): State<Pages>| {
+                let page = pages.on_demand.before.clone();
+                pages.rendered(page, "nothing is enrolled here\n").await
+            }),
+        )
+        .route(
+            "/debug/certs",
+            get(async |State(pages): State<Pages>| {
+                let page = pages.on_demand.certificates.clone();
+                pages.rendered(page, "this agent has no certificate authority\n").await
+            }),
+        )
         .route("/debug/config", get(async |State(pages): State<Pages>| pages.json(view::config).await))
         .fallback(async || (StatusCode::NOT_FOUND, "not found; / lists the pages\n"))
         .method_not_allowed_fallback(async || (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n"))
@@ -196,13 +218,6 @@ fn readiness(missing: &[String]) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n").into_response()
 }
 
-async fn certs(State(pages): State<Pages>) -> Response {
-    match pages.on_demand.certificates.0.clone() {
-        Some(page) => pages.render("application/json", move |_| page()).await,
-        None => (StatusCode::NOT_FOUND, "this agent has no certificate authority\n").into_response(),
-    }
-}
-
 async fn explain(State(pages): State<Pages>, RawQuery(query): RawQuery) -> Response {
     let Some(explain) = pages.on_demand.explanations.0.clone() else {
         return (StatusCode::NOT_FOUND, "nothing is explained here\n").into_response();
@@ -216,6 +231,13 @@ async fn explain(State(pages): State<Pages>, RawQuery(query): RawQuery) -> Respo
 }
 
 impl Pages {
+    async fn rendered(self, page: Rendered, absent: &'static str) -> Response {
+        match page.0 {
+            Some(page) => self.render("application/json", move |_| page()).await,
+            None => (StatusCode::NOT_FOUND, absent).into_response(),
+        }
+    }
+
     async fn json(self, page: fn(&Telemetry) -> Vec<u8>) -> Response {
         self.render("application/json", page).await
     }
@@ -261,9 +283,9 @@ impl fmt::Debug for ExplanationsPage {
     }
 }
 
-impl fmt::Debug for CertificatesPage {
+impl fmt::Debug for Rendered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("CertificatesPage").field(&self.0.is_some()).finish()
+        f.debug_tuple("Rendered").field(&self.0.is_some()).finish()
     }
 }
 

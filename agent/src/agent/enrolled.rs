@@ -86,7 +86,7 @@ impl Publisher {
             addresses: workload.addresses.clone(),
             since,
             plaintext_when_down: self.on_agent_down == OnAgentDown::Open
-                && workload.mtls == MtlsMode::Permissive
+                && workload.takes_plaintext_everywhere()
                 && !workload.guarded,
         };
         let says_the_same = |before: &Enrolled| {

@@ -11,6 +11,7 @@ use imbl::ordmap::DiffItem;
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
+use super::earlier::Earlier;
 use super::report::{self, Reporters, obstacle};
 use super::tunnel::Members;
 use crate::capture::{Capture, CaptureError, Succession};
@@ -39,6 +40,7 @@ pub(super) struct Mesh {
     workers: Workers,
     /// Where there are tunnels, those who take them.
     members: Option<Members>,
+    earlier: Earlier,
     /// The workloads of the snapshot that was applied last.
     applied: OrdMap<WorkloadUid, Arc<Workload>>,
     /// Those of this node that are to be enrolled and have what it takes.
@@ -69,7 +71,7 @@ impl Mesh {
         reporters: Reporters,
         telemetry: Arc<Telemetry>,
         (capture, workers): (Capture, Workers),
-        members: Option<Members>,
+        (members, earlier): (Option<Members>, Earlier),
     ) -> Self {
         Self {
             node,
@@ -79,6 +81,7 @@ impl Mesh {
             capture,
             workers,
             members,
+            earlier,
             applied: OrdMap::new(),
             wanted: HashMap::new(),
             failures: HashMap::new(),
@@ -370,6 +373,7 @@ impl Mesh {
             self.workers.release(&net, Fate::BreakOff).await?;
         }
         self.capture.tidy(Instant::now());
+        self.earlier.review(&mut self.capture, &self.snapshot.load());
         self.telemetry.plaintext().watches(self.capture.enrolled_workloads(), Instant::now());
         self.telemetry.retain(&self.snapshot.load(), Instant::now());
         Ok(())

@@ -1,5 +1,6 @@
 //! The wiring of `undermesh agent`: the one place that knows every module.
 
+mod earlier;
 mod enrolled;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -34,6 +35,8 @@ use crate::telemetry::{
     AccessLog, AccessLogSettings, Logs, Status, Telemetry, TelemetrySettings, TraceSettings, Traces,
 };
 
+pub use earlier::CloseBeforeEnrolment;
+use earlier::Earlier;
 use gate::Gate;
 use life::Life;
 use mesh::Mesh;
@@ -76,6 +79,8 @@ pub struct AgentSettings {
     pub traces: Option<TraceSettings>,
     /// How the keys of whoever makes tokens are fetched.
     pub jwks: JwksSettings,
+    /// What becomes of connections that are older than their pod's enrolment.
+    pub close_before_enrolment: CloseBeforeEnrolment,
     /// How long connections may go on that are open when the agent is to stop.
     pub drain: Duration,
 }
@@ -147,7 +152,10 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     report::kernel_counters_at_scrape(&telemetry, &capture)?;
 
     let asked = proxy.clone();
-    admin = admin.with_explanations(move |query| asked.explain(query));
+    let (earlier, of_now) = (capture.earlier(), snapshot.clone());
+    admin = admin
+        .with_explanations(move |query| asked.explain(query))
+        .with_before(move || earlier::page(&earlier, &of_now.load()));
     info!(address = %admin.local_address(), "admin endpoints");
     tokio::spawn(admin.serve(std::future::pending()));
 
@@ -168,7 +176,9 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let gate = Gate { snapshot: snapshot.clone(), status: status.clone(), applied: gate, on_agent_down };
     let reporters = Reporters { status, announcer: announcer.clone() };
     let kernel_side = (capture, workers);
-    let mesh = Mesh::new(settings.node, snapshot, reporters, telemetry.clone(), kernel_side, members);
+    let earlier = Earlier::new(settings.close_before_enrolment);
+    let follows = (members, earlier);
+    let mesh = Mesh::new(settings.node, snapshot, reporters, telemetry.clone(), kernel_side, follows);
     let source = source.follow(publish, published, announcer, gate, telemetry.clone());
     let stepped_down = Arc::new(Notify::new());
     let life = Life {

@@ -95,11 +95,13 @@ fn camel_case(name: &str) -> String {
 /// Has the kernel's counters read whenever the metrics are.
 pub(super) fn kernel_counters_at_scrape(telemetry: &Arc<Telemetry>, capture: &Capture) -> anyhow::Result<()> {
     let counters = capture.counters()?;
-    let enrolled = capture.enrolled();
+    let (enrolled, earlier) = (capture.enrolled(), capture.earlier());
     telemetry.on_scrape(move |telemetry| {
         let pods: HashMap<u64, Arc<PodNet>> =
             enrolled.load().values().map(|net| (net.cookie, net.clone())).collect();
-        telemetry.set_kernel_counters(kernel_counters(&counters, pods.values()));
+        let open: HashMap<u64, usize> =
+            earlier.open().iter().map(|(net, open)| (net.cookie, open.len())).collect();
+        telemetry.set_kernel_counters(kernel_counters(&counters, &open, pods.values()));
     });
     Ok(())
 }
@@ -145,6 +147,7 @@ fn certificate_figures(reading: identity::Reading) -> CertificateFigures {
 
 fn kernel_counters<'a>(
     counters: &PodCounters,
+    before_enrolment: &HashMap<u64, usize>,
     pods: impl Iterator<Item = &'a Arc<PodNet>>,
 ) -> KernelCounters {
     let total = counters.total();
@@ -163,7 +166,12 @@ fn kernel_counters<'a>(
             ("listener_dial", total.refused_listener_dial),
             ("interface", total.refused_interface),
         ],
-        pods: pods.map(|net| pod_tcp(net, &counters.of(net.cookie))).collect(),
+        pods: pods
+            .map(|net| PodTcp {
+                before_enrolment: before_enrolment.get(&net.cookie).map_or(0, |count| *count as u64),
+                ..pod_tcp(net, &counters.of(net.cookie))
+            })
+            .collect(),
     }
 }
 
@@ -174,6 +182,7 @@ fn pod_tcp(net: &PodNet, counters: &Counters) -> PodTcp {
         timeouts: counters.tcp_timeouts,
         connected: counters.tcp_active_opens,
         accepted: counters.tcp_passive_opens,
+        before_enrolment: 0,
     }
 }
 

@@ -30,7 +30,7 @@ impl Telling {
             Self::Folder(publisher) => publisher.publish(workload),
             Self::Api(announcer, on_agent_down) => {
                 let plaintext_when_down = *on_agent_down == OnAgentDown::Open
-                    && workload.mtls == MtlsMode::Permissive
+                    && workload.takes_plaintext_everywhere()
                     && !workload.guarded;
                 let value = Published { plaintext_when_down };
                 announcer.enrolled(&workload.uid, &workload.pod, value.as_str());

@@ -1,7 +1,9 @@
 //! cgroup2 directories: a pod's, and the agent's own.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, fstatfs};
@@ -22,6 +24,23 @@ pub fn open(path: &Path) -> io::Result<File> {
 pub fn is_populated(path: &Path) -> bool {
     fs::read_to_string(path.join("cgroup.events"))
         .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+}
+
+/// The directory and all below it, by what sockets know cgroups by: the numbers of their directories.
+pub fn ids_below(path: &Path) -> HashSet<u64> {
+    let mut ids = HashSet::new();
+    let mut directories = vec![path.to_owned()];
+    while let Some(directory) = directories.pop() {
+        ids.extend(fs::metadata(&directory).map(|metadata| metadata.ino()));
+        directories.extend(directories_in(&directory));
+    }
+    ids
+}
+
+fn directories_in(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    directories.map(|entry| entry.path())
 }
 
 /// The directory of the calling process.
@@ -66,9 +85,7 @@ pub fn find_process(root: &Path, pid: u32) -> Option<PathBuf> {
         if has_process(&directory, pid) {
             return Some(directory);
         }
-        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
-        let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        directories.extend(below.map(|entry| entry.path()));
+        directories.extend(directories_in(&directory));
     }
     None
 }

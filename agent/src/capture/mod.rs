@@ -9,6 +9,7 @@ mod charge;
 mod codes;
 mod counters;
 mod dial;
+mod earlier;
 mod kubelet;
 mod link;
 mod listener;
@@ -18,6 +19,7 @@ mod place;
 mod pod;
 mod preflight;
 mod programs;
+mod sock_diag;
 mod sockopt;
 
 use std::collections::HashMap;
@@ -40,6 +42,7 @@ pub use charge::Succession;
 pub use codes::{Code, CodeTable, bound_source};
 pub use counters::PodCounters;
 pub use dial::{Dial, Dialer};
+pub use earlier::{EarlierConnection, EarlierConnections};
 pub use kubelet::KubeletCgroup;
 pub use listener::PodListeners;
 pub use netns::{Netns, leave_unless as leave_netns_unless};
@@ -146,6 +149,9 @@ pub struct Capture {
     /// A pod has left whose vouched connections nobody removes any more.
     vouched_stale: bool,
     kubelet: Kubelet,
+    earlier: EarlierConnections,
+    /// Enrolled pods that nobody has looked at yet for what they had before.
+    new: Vec<WorkloadUid>,
 }
 
 /// A pod that was just enrolled: its listeners wait to be served, one set per worker.
@@ -182,6 +188,8 @@ impl Capture {
             retiring: Vec::new(),
             vouched_stale: false,
             kubelet,
+            earlier: EarlierConnections::default(),
+            new: Vec::new(),
         })
     }
 
@@ -291,6 +299,7 @@ impl Capture {
             pods
         });
         self.pods.insert(workload.uid.clone(), enrolled);
+        self.new.push(workload.uid.clone());
         Ok(NewPod { net, listeners })
     }
 
@@ -329,6 +338,7 @@ impl Capture {
 
     fn take_out(&mut self, uid: &WorkloadUid) -> Option<Enrolled> {
         let enrolled = self.pods.remove(uid)?;
+        self.earlier.forget(uid);
         let net = &enrolled.net;
         self.by_address.rcu(|pods| {
             let mut pods = imbl::HashMap::clone(pods);
@@ -394,6 +404,23 @@ impl Capture {
             debug!(pod = %net.pod, "the last connection of an un-enrolled pod has ended");
             net.leave();
         }
+    }
+
+    /// Looks what the pods that were enrolled since the last call had open before.
+    pub fn look_for_earlier(&mut self) {
+        for uid in std::mem::take(&mut self.new) {
+            let Some(enrolled) = self.pods.get(&uid) else { continue };
+            let is_of_mesh = |address| self.captured.contains(&address);
+            if let Err(error) = self.earlier.look(&enrolled.net, &self.by_address, is_of_mesh) {
+                let pod = &enrolled.net.pod;
+                warn!(%pod, %error, "cannot see which connections the pod had before it was enrolled");
+            }
+        }
+    }
+
+    /// What pods had open before they were enrolled, and still have.
+    pub fn earlier(&self) -> EarlierConnections {
+        self.earlier.clone()
     }
 
     fn forget_vouched(&self) {

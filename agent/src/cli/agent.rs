@@ -19,7 +19,7 @@ use self::policy::PolicyArgs;
 use self::traces::TraceArgs;
 use super::log::{LogFormat, start_log};
 use super::time::parse_time;
-use crate::agent::{self, AgentSettings, SourceSettings};
+use crate::agent::{self, AgentSettings, CloseBeforeEnrolment, SourceSettings};
 use crate::capture::{CaptureSettings, KubeletCgroup, OnAgentDown};
 use crate::model::{MtlsMode, NodeInfo};
 use crate::proxy::ProxySettings;
@@ -148,6 +148,9 @@ pub struct AgentArgs {
     /// How long connections may go on that are open when the agent is to stop: a number with s, m, h or d.
     #[arg(long, value_name = "TIME", value_parser = drain_time, default_value = "0", env = "UNDERMESH_DRAIN")]
     drain: Duration,
+    /// When connections are closed that a pod had before it was enrolled, and that go on in plaintext.
+    #[arg(long, value_enum, default_value_t, env = "UNDERMESH_CLOSE_BEFORE_ENROLMENT")]
+    close_before_enrolment: CloseBeforeEnrolment,
     #[command(flatten)]
     identity: IdentityArgs,
     /// Format of the agent's own log, on standard error; filtered by the environment variable UNDERMESH_LOG.
@@ -270,6 +273,7 @@ impl AgentArgs {
             audit_log: self.policy.audit_log(),
             traces: self.traces.settings(&self.node_name)?,
             jwks: self.policy.jwks(),
+            close_before_enrolment: self.close_before_enrolment,
             drain: self.drain,
         })
     }

@@ -6,11 +6,14 @@ use clap::{Args, ValueEnum};
 
 use super::agents::{AgentsArgs, Answer, Naming};
 use super::table::{age, bytes, table};
-use crate::admin::view::{ConnectionView, ConnectionsView, PeerView};
+use crate::admin::view::{BeforeView, ConnectionView, ConnectionsView, EarlierView, PeerView, PodBeforeView};
 
 /// Lists the connections that are open through the agent of this node
 #[derive(Args, Clone, Debug)]
 pub struct ConnectionsArgs {
+    /// List those instead that pods had before they were enrolled, and that nobody carries
+    #[arg(long)]
+    before_enrolment: bool,
     #[command(flatten)]
     agents: AgentsArgs,
     /// How to print them
@@ -30,7 +33,34 @@ pub enum OutputFormat {
 
 /// Runs the command.
 pub fn run(args: &ConnectionsArgs) -> ExitCode {
-    args.agents.show("/debug/connections", args.output, as_table)
+    match args.before_enrolment {
+        true => args.agents.show("/debug/before", args.output, before_as_table),
+        false => args.agents.show("/debug/connections", args.output, as_table),
+    }
+}
+
+fn before_as_table(answers: &[Answer<BeforeView>], naming: Naming) -> String {
+    let row = |pod: &PodBeforeView, connection: &EarlierView| {
+        let EarlierView { direction, local_address, peer_address, peer } = connection;
+        let peer = peer.clone().unwrap_or_else(|| "-".into());
+        [
+            format!("{}/{}", pod.namespace, pod.pod),
+            direction.clone(),
+            local_address.clone(),
+            peer_address.clone(),
+            peer,
+        ]
+    };
+    let mut rows = Vec::new();
+    for answer in answers {
+        for pod in &answer.page.pods {
+            rows.extend(pod.connections.iter().map(|connection| naming.row(answer, row(pod, connection))));
+        }
+    }
+    if rows.is_empty() {
+        return "no connections from before their pods were enrolled\n".into();
+    }
+    table(naming.heading(["POD", "DIRECTION", "OWN ADDRESS", "PEER ADDRESS", "PEER"]), &rows)
 }
 
 /// The oldest first.
@@ -112,6 +142,21 @@ mod tests {
             &[node("n1", vec![connection(1.5, "web-0")]), node("n2", vec![connection(125.0, "web-10")])],
             Naming::Needed,
         ));
+        let before: BeforeView = serde_json::from_value(serde_json::json!({ "pods": [
+            { "namespace": "shop", "pod": "db-0", "connections": [
+                { "direction": "inbound", "local_address": "10.0.0.2:5432", "peer_address": "10.0.0.9:40000",
+                  "peer": null },
+                { "direction": "outbound", "local_address": "10.0.0.2:40001", "peer_address": "10.96.0.7:80",
+                  "peer": "Service shop/web" },
+            ] },
+        ] }))
+        .unwrap();
+        expect![[r#"
+            POD        DIRECTION  OWN ADDRESS     PEER ADDRESS    PEER
+            shop/db-0  inbound    10.0.0.2:5432   10.0.0.9:40000  -
+            shop/db-0  outbound   10.0.0.2:40001  10.96.0.7:80    Service shop/web
+        "#]]
+        .assert_eq(&before_as_table(&[Answer::new("n1".into(), before, 0)], Naming::Needless));
         assert_eq!(as_table(&[node("n1", Vec::new())], Naming::Needless), "no open connections\n");
     }
 }

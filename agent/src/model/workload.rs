@@ -88,6 +88,12 @@ impl Workload {
         self.mtls_ports.iter().find(|(named, _)| *named == port).map_or(self.mtls, |(_, mode)| *mode)
     }
 
+    /// Whether all of its ports take plaintext.
+    pub fn takes_plaintext_everywhere(&self) -> bool {
+        let mut modes = self.mtls_ports.iter().map(|(_, mode)| *mode).chain([self.mtls]);
+        modes.all(|mode| mode == MtlsMode::Permissive)
+    }
+
     /// What was strict before and takes plaintext now; None if nothing does.
     pub fn opened_since(&self, before: &Self) -> Option<Opened> {
         let opens =

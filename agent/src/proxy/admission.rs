@@ -32,7 +32,7 @@ pub(super) struct Door {
 }
 
 /// What a connection is let in by.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Entry {
     /// What travels on it is to be looked at, request by request.
     pub(super) by_request: bool,
@@ -113,14 +113,14 @@ impl Door {
 
 impl Entry {
     /// Whether the connection may stand that was let in by this, and carries that as its client says.
-    pub(super) fn lets_stand(&self, connection: &Connection<'_>, carries: Carries) -> bool {
+    pub(super) fn lets_stand(&self, connection: &Connection<'_>, carries: Carries, is_bytes: bool) -> bool {
         let Some(policies) = &self.policies else { return true };
         match policies.connection(connection) {
             OnConnection::Decided(decision) => decision.is_allowed(),
-            OnConnection::ByRequest if self.by_request => true,
+            OnConnection::ByRequest if self.by_request && !is_bytes => true,
             // Its requests are to be looked at from now on: they come again on another one, which another agent makes for them.
             OnConnection::ByRequest if carries == Carries::Request => false,
-            // What was never looked at counts as something else.
+            // What was never looked at counts as something else, too.
             OnConnection::ByRequest => policies.bytes(connection).is_allowed(),
         }
     }
@@ -147,6 +147,12 @@ pub(super) fn admit(
 
 fn limits(snapshot: &Snapshot, endpoint: SocketAddr) -> &[Arc<Limits>] {
     snapshot.limits.get(&endpoint).map_or(&[], Vec::as_slice)
+}
+
+/// What a policy denies that is not asked rule by rule.
+pub(super) fn denied(policy: &Name, why: &str) -> Arc<Ruling> {
+    let detail = Some(format!("denied by {policy}: {why}"));
+    Arc::new(Ruling { is_denied: true, by: Some((policy.clone(), None)), detail, ..Ruling::default() })
 }
 
 /// As telemetry is told of it; nothing where no policy had a say.

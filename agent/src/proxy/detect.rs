@@ -91,6 +91,7 @@ pub(super) async fn detect(client: TcpStream, limit: Option<Duration>) -> io::Re
 }
 
 /// Waits until it can be told what a client and its server speak, by what the one says or by what the other says first; hands both back.
+/// Silence: the server has begun, and is none of HTTP.
 pub(super) async fn between(
     client: TcpStream,
     server: TcpStream,
@@ -102,7 +103,7 @@ pub(super) async fn between(
     };
     match told {
         Some(speech) => Ok((speech, client, unseen(server)?)),
-        None => Ok((Speech::Opaque, unseen(client)?, unseen(server)?)),
+        None => Ok((Speech::Silence, unseen(client)?, unseen(server)?)),
     }
 }
 
@@ -149,7 +150,7 @@ pub(super) async fn between_frames(
     let speech = tokio::select! {
         biased;
         speech = first_frames(stream, &mut seen) => speech,
-        () = speaks_first(&server) => Speech::Opaque,
+        () = speaks_first(&server) => Speech::Silence,
     };
     Ok((speech, seen.freeze(), unseen(server)?))
 }
@@ -389,8 +390,8 @@ mod tests {
         }
         const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
         for (said, answered, expected) in [
-            (&b""[..], &b"220 mail\r\n"[..], Some(Speech::Opaque)),
-            (b"GET", b"220 mail\r\n", Some(Speech::Opaque)),
+            (&b""[..], &b"220 mail\r\n"[..], Some(Speech::Silence)),
+            (b"GET", b"220 mail\r\n", Some(Speech::Silence)),
             (b"EHLO mail\r\n", b"", Some(Speech::Opaque)),
             (b"GET / HTTP/1.1\r\n", b"", Some(Speech::Http1)),
             (PREFACE, SETTINGS, Some(Speech::Http2)),

@@ -105,9 +105,10 @@ impl Visit {
         let Self { proxy, here, door, visitor, facts, fate, idle, carries } = self;
         let (snapshot, let_in) = (proxy.snapshot.clone(), &here.clone().let_in);
         let security = facts.first().map_or(Security::Plaintext, |facts| facts.security);
-        let standing = Standing { door: door.clone(), visitor: visitor.clone(), security, entry, carries };
+        let standing = Standing { carries, ..Standing::new(door.clone(), visitor.clone(), security, entry) };
+        let carries_bytes = standing.carries_bytes.clone();
         if standing.entry.by_request {
-            let inbound = Inbound { proxy, here, door, visitor, facts, fate };
+            let inbound = Inbound { proxy, here, door, visitor, facts, fate, carries_bytes };
             // On the heap: most connections carry what nobody looks at.
             let carried = Box::pin(inbound.carry(client, application));
             let carried = let_in.carry(&snapshot.load(), standing, carried);

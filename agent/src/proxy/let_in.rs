@@ -3,6 +3,7 @@
 //! Policies that have changed are asked again for each of them: how long it has been open makes no difference.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::{AbortHandle, abortable};
@@ -51,6 +52,8 @@ pub(super) struct Standing {
     pub(super) security: Security,
     pub(super) entry: Entry,
     pub(super) carries: Carries,
+    /// Set once it was looked at, and has turned out to carry something else than requests.
+    pub(super) carries_bytes: Arc<AtomicBool>,
 }
 
 impl LetIn {
@@ -99,12 +102,12 @@ impl LetIn {
 
 impl Carried {
     fn review(&mut self, snapshot: &Snapshot) {
-        let Standing { door, visitor, entry, carries, .. } = &mut self.connection;
+        let Standing { door, visitor, entry, carries, carries_bytes, .. } = &mut self.connection;
         let policies = door.policies(snapshot).cloned();
         let is_same = policies.as_ref().map(Arc::as_ptr) == entry.policies.as_ref().map(Arc::as_ptr);
         entry.policies = policies;
         let caller = visitor.at(door.address.port());
-        if (is_same || entry.lets_stand(&caller, *carries))
+        if (is_same || entry.lets_stand(&caller, *carries, carries_bytes.load(Ordering::Relaxed)))
             && self.connection.is_protected(snapshot)
             && self.connection.is_seen(snapshot)
         {
@@ -120,10 +123,20 @@ impl Carried {
 }
 
 impl Standing {
+    /// One that is nothing special, as far as is known.
+    pub(super) fn new(door: Door, visitor: Caller, security: Security, entry: Entry) -> Self {
+        let carries = Carries::Connection;
+        Self { door, visitor, security, entry, carries, carries_bytes: Arc::default() }
+    }
+
     /// Whether its requests are looked at, if it has any, where the pod wants tokens to be checked: what was never looked at may be
     /// requests, and say what only tokens may.
     fn is_seen(&self, snapshot: &Snapshot) -> bool {
-        self.entry.by_request || self.door.tokens(snapshot).is_none()
+        let is_bytes = || self.carries_bytes.load(Ordering::Relaxed);
+        match self.door.tokens(snapshot) {
+            None => true,
+            Some(rules) => self.entry.by_request && !(is_bytes() && rules.make_headers()),
+        }
     }
 
     /// Whether it is as well protected as the pod asks for.

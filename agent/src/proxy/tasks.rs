@@ -11,6 +11,16 @@ use tracing::error;
 pub(super) struct Tasks(Arc<Mutex<JoinSet<()>>>);
 
 impl Tasks {
+    /// Returns when none of them runs any more.
+    pub(super) async fn ended(&self) {
+        std::future::poll_fn(|cx| {
+            let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            while let Some(_ended) = std::task::ready!(tasks.poll_join_next(cx)) {}
+            std::task::Poll::Ready(())
+        })
+        .await
+    }
+
     /// Runs something for as long as it takes, or this lives.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);

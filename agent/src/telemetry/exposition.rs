@@ -259,6 +259,12 @@ impl Scrape {
                 counter(&mut family, &labels, figure(tcp))?;
             }
         }
+        let help = "Open connections that the pod had before it was enrolled, and that nobody carries.";
+        let mut family = out.gauge("undermesh_pod_connections_before_enrolment", help)?;
+        for tcp in &self.kernel.pods {
+            let labels = [("pod_name", &*tcp.pod.name), ("pod_namespace", &*tcp.pod.namespace)];
+            gauge(&mut family, &labels, tcp.before_enrolment)?;
+        }
         Ok(())
     }
 

@@ -26,4 +26,6 @@ pub struct PodTcp {
     pub connected: u64,
     /// Connections that the pod accepted.
     pub accepted: u64,
+    /// Connections that are open now and were before the pod was enrolled.
+    pub before_enrolment: u64,
 }

@@ -1,14 +1,15 @@
 //! The commands by which people turn security on: who would be kept out, what would be decided, and why.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use undermesh_tests::issuer::{SigningKey, key_set};
 use undermesh_tests::lab::{Manifest, Output, Pod, PodSpec, Process, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
-use crate::kit::{Mesh, SHOP, SOON, Talk, dial, serve, undermesh};
+use crate::kit::{Mesh, PORT, SHOP, SOON, Talk, dial, namespace, serve, undermesh};
 use crate::requests::{ask, serve_requests};
 use crate::traffic::in_force;
 
@@ -61,10 +62,7 @@ fn readiness_names_who_calls_in_plaintext() -> Result<()> {
         if is_near {
             let caller = &callers[0];
             ensure!(caller["source"] == "outside/outsider" && caller["connections"] == 3, "{report:#}");
-            ensure!(
-                caller["port"] == crate::kit::PORT && caller["last_seconds"].as_u64() < Some(10),
-                "{report:#}"
-            );
+            ensure!(caller["port"] == PORT && caller["last_seconds"].as_u64() < Some(10), "{report:#}");
         }
     }
     ensure!(workloads.len() == 2, "{report:#}");
@@ -288,6 +286,35 @@ fn explanations_say_what_happens() -> Result<()> {
             && told.contains("what is no HTTP: no rule of AuthorizationPolicy shop/callers allows it"),
         "{told}"
     );
+    let key = SigningKey::new("k", "ES256")?;
+    let claims = |issuer: &str| json!({ "iss": issuer, "exp": 4_000_000_000u64, "groups": ["admins"] });
+    let issuer = json!({ "issuer": "https://id.test/", "jwks": { "inline": key_set([&key]) } });
+    let tokens = Manifest::new("undermesh.io/v1alpha1", "MeshPolicy", Some(SHOP), "tokens");
+    shop.say(&tokens.with("spec", json!({ "jwt": { "issuers": [issuer] } })))?;
+    policy(
+        "admins",
+        json!({ "rules": [
+        { "to": [{ "paths": ["/charge"] }], "when": [{ "claim": { "path": ["groups"], "values": ["admins"] } }] },
+    ] }),
+    )?;
+    for (issuer, exit, told) in [
+        ("https://id.test/", 0, "allowed by AuthorizationPolicy shop/admins, rule 1"),
+        (
+            "https://other.test/",
+            1,
+            "answered with 401 by MeshPolicy shop/tokens: the token's issuer is none that is believed",
+        ),
+    ] {
+        let token = key.token(&claims(issuer))?;
+        let asked =
+            ["explain", "--from", "shop/web", "--to", "shop/pay:80", "--path", "/charge", "--jwt", &token];
+        let output = shop.command(&asked)?;
+        let said = &output.stdout;
+        ensure!(code(&output) == exit && said.contains(told), "{}: {said}{}", code(&output), output.stderr);
+        let output = shop.command(&[&asked[..], &["-o", "json"]].concat())?;
+        ensure!(!output.stdout.contains(&token), "the token is shown: {}", output.stdout);
+    }
+
     let strict = Manifest::new("undermesh.io/v1alpha1", "MeshPolicy", Some(SHOP), "strict");
     shop.say(&strict.with("spec", json!({ "mtls": { "mode": "Strict" } })))?;
     let plaintext = "plaintext is refused: mutual TLS is strict at port 8080 by MeshPolicy shop/strict";
@@ -348,9 +375,13 @@ fn explanations_say_what_they_cannot_know() -> Result<()> {
 fn several_agents_make_one_table() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let shop = Shop::open("um-e2e-several")?;
-    for (args, node) in
-        [(&["status"][..], "shop       web"), (&["certs"], "/sa/web"), (&["connections"], "no open")]
-    {
+    let _server = serve(&shop.pay)?;
+    let talk = Talk::with(&shop.web, SocketAddr::new(shop.pay.ip(), PORT))?;
+    for (args, node) in [
+        (&["status"][..], "shop       web"),
+        (&["certs"], "/sa/web"),
+        (&["connections"], "shop/web  shop/pay"),
+    ] {
         let output = shop.command(args)?;
         ensure!(
             code(&output) == 0 && output.stdout.contains(node),
@@ -359,6 +390,11 @@ fn several_agents_make_one_table() -> Result<()> {
             output.stderr
         );
     }
+    // Each side's agent has seen it.
+    let connections = shop.command(&["connections"])?.stdout;
+    let seen = shop.agents.iter().filter(|agent| connections.contains(agent.as_str())).count();
+    ensure!(seen == 2 && connections.starts_with("NODE"), "{connections}");
+    talk.end()?;
     let status = shop.command(&["status"])?.stdout;
     ensure!(
         status.contains("NODE") && status.contains("on node node1") && status.contains("on node node2"),
@@ -380,4 +416,98 @@ fn several_agents_make_one_table() -> Result<()> {
     let counts = ["nodes", "missing"].map(|key| page[key].as_array().map(Vec::len));
     ensure!(code(&output) == 2 && counts == [Some(2), Some(1)], "{page:#}");
     Ok(())
+}
+
+const BEFORE: &str = "undermesh_pod_connections_before_enrolment";
+
+/// Pods that were not in the mesh when others began to talk to them.
+struct Earlier {
+    mesh: Mesh,
+    client: Pod,
+    near: Pod,
+    /// From outside, from the client by IPv4 and by IPv6: before; from the client: after.
+    talks: [Talk; 4],
+    _running: Process,
+}
+
+impl Earlier {
+    fn enrolled(name: &str, args: &[&str]) -> Result<Self> {
+        let mesh = Mesh::start(name, 1, args)?;
+        mesh.lab.apply(&namespace(false))?;
+        let add = |name: &str| mesh.nodes[0].add_pod(PodSpec::new(SHOP, name));
+        let (client, near) = (add("client")?, add("near")?);
+        let outsider = mesh.outsider(0, "outsider")?;
+        let _running = serve(&near)?;
+        let talk = |client: &Pod, to| Talk::begin(client, to);
+        let before = [talk(&outsider, near.ip())?, talk(&client, near.ip())?, talk(&client, near.ip6())?];
+        for pod in [&client, &near] {
+            pod.set_mesh(true)?;
+        }
+        mesh.wait_enrolled(0, 2)?;
+        let after = talk(&client, near.ip())?;
+        let [outside, v4, v6] = before;
+        Ok(Self { mesh, client, near, talks: [outside, v4, v6, after], _running })
+    }
+
+    /// How many of them each pod is said to have, by the gauge and by the command: the client and the one that is called.
+    fn are_known(&self, of_client: usize, of_near: usize) -> Result<()> {
+        let metrics = self.mesh.agents[0].metrics()?;
+        let (page, _) = json(&self.mesh, 0, &["connections", "--before-enrolment"])?;
+        for (pod, count, direction) in
+            [(&self.client, of_client, "outbound"), (&self.near, of_near, "inbound")]
+        {
+            let gauge = metrics.sum(BEFORE, &[("pod_name", pod.name())]);
+            let mut pods = page["pods"].as_array().into_iter().flatten();
+            let listed = pods.find(|it| it["pod"] == pod.name()).map(|it| it["connections"].clone());
+            let listed = listed.as_ref().and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+            let all = listed.len() == count && listed.iter().all(|it| it["direction"] == direction);
+            ensure!(gauge == count as f64 && all, "{}: {gauge} of {count}, {page:#}", pod.name());
+        }
+        Ok(())
+    }
+
+    fn wait_known(&self, of_client: usize, of_near: usize) -> Result<()> {
+        eventually(SOON, "connections from before are known", || self.are_known(of_client, of_near))
+    }
+}
+
+#[test]
+fn connections_from_before_are_listed_and_closed_when_their_pod_is_strict() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut before = Earlier::enrolled("um-e2e-before", &["--close-before-enrolment", "strict"])?;
+    // What was begun after it is carried, and not one of them.
+    before.wait_known(2, 3)?;
+    let table = undermesh(&before.mesh.nodes[0], &["connections", "--before-enrolment"])?.success()?;
+    ensure!(table.contains("outside/outsider") && table.contains("shop/near"), "{table}");
+    before.talks.iter_mut().try_for_each(Talk::goes_on)?;
+
+    before.near.update(|pod| pod.set_annotation("undermesh.io/mtls", Some("strict")))?;
+    before.wait_known(0, 0)?;
+    before.talks[3].goes_on()?;
+    let log = before.mesh.agents[0].process().log_tail(50);
+    let told = "closed connections from before the pod was enrolled: it is strict";
+    ensure!(log.contains(told) && log.contains("count=3"), "{log}");
+    let [outside, v4, v6, after] = before.talks;
+    for talk in [outside, v4, v6] {
+        let how = talk.breaks(SOON)?;
+        ensure!(how.contains("ECONNRESET"), "it broke with {how}");
+    }
+    after.end()
+}
+
+#[test]
+fn connections_from_before_go_on_unless_they_are_to_be_closed() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut before = Earlier::enrolled("um-e2e-before-goes-on", &[])?;
+    before.wait_known(2, 3)?;
+    before.near.update(|pod| pod.set_annotation("undermesh.io/mtls", Some("strict")))?;
+    eventually(SOON, "the log tells of them", || {
+        let log = before.mesh.agents[0].process().log_tail(50);
+        let told = "connections from before the pod was enrolled go on in plaintext, though it is strict";
+        ensure!(log.contains(told) && log.contains("count=3"), "{log}");
+        Ok(())
+    })?;
+    before.talks.iter_mut().try_for_each(Talk::goes_on)?;
+    before.are_known(2, 3)?;
+    before.talks.into_iter().try_for_each(Talk::end)
 }

@@ -1,11 +1,13 @@
 //! The JSON of the debug pages. Hand-written beside the model, so that the model stays plain and a change there does
 //! not silently change what users' scripts read. The user's commands read the same types back.
 
+mod before;
 mod config;
 mod connections;
 mod plaintext;
 mod status;
 
+pub use before::{BeforeView, EarlierView, PodBeforeView};
 pub use connections::{ConnectionView, ConnectionsView, PeerView};
 pub use plaintext::{CallerView, CallsView, PlaintextView, WatchedView};
 pub use status::{PodView, RejectionView, StatusView};

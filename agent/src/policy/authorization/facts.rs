@@ -46,11 +46,13 @@ pub(super) struct Facts<'f> {
     pub(super) in_doubt: bool,
 }
 
-impl<'f> Request<'f> {
-    /// Service and method of gRPC.
+impl<'f> Facts<'f> {
+    /// Service and method of gRPC. Whether it is that, the caller says; in doubt it is, for servers read types of content in ways of their
+    /// own, and so what looks like a call counts as one where the policy denies or audits.
     pub(super) fn grpc_method(&self) -> Option<(&'f str, &'f str)> {
-        let (service, method) = self.path.strip_prefix('/')?.split_once('/')?;
-        (self.is_grpc && !method.contains('/')).then_some((service, method))
+        let request = self.request?;
+        let (service, method) = request.path.strip_prefix('/')?.split_once('/')?;
+        ((request.is_grpc || self.in_doubt) && !method.contains('/')).then_some((service, method))
     }
 }
 

@@ -166,7 +166,7 @@ impl Operation {
                 Some(host) => self.hosts.holds(|pattern| pattern.matches_host(host)),
                 None => self.hosts.any_of.is_empty(),
             },
-            OperationField::Grpc => request
+            OperationField::Grpc => facts
                 .grpc_method()
                 .is_some_and(|(service, method)| self.grpc.iter().any(|it| it.is(service, method))),
         };

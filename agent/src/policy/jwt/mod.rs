@@ -36,6 +36,13 @@ pub struct Rules {
     pub invalid: Option<Name>,
 }
 
+impl Rules {
+    /// Whether applications are told things in headers that only tokens may say.
+    pub fn make_headers(&self) -> bool {
+        self.invalid.is_some() || self.issuers.iter().any(|issuer| !issuer.headers.is_empty())
+    }
+}
+
 /// Somebody who makes tokens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Issuer {

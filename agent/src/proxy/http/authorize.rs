@@ -63,6 +63,10 @@ pub(super) fn as_policies_see_it<B, T>(
     Shown { claims, is_grpc }: Shown<'_>,
     ask: impl FnOnce(&authorization::Request<'_>) -> T,
 ) -> Result<T, String> {
+    if request.method().as_str().contains(|c: char| c.is_ascii_lowercase()) {
+        // To policies it would be another one than to servers that do not tell them apart (RFC 9110, section 9.1).
+        return Err("the method is not in upper case".to_owned());
+    }
     let path = authorization::normalise(request.uri().path(), paths).map_err(|why| why.to_string())?;
     let host = head::authority(request).map_err(|why| why.to_string())?;
     Ok(ask(&authorization::Request {

@@ -18,6 +18,7 @@ use super::quiet::Noise;
 use super::retry::mark_in_vain;
 use super::talk::Told;
 use crate::model::{LoadGuard, ObjectRef, PortGuard};
+use crate::proxy::let_in::Standing;
 use crate::route::Rule;
 use crate::telemetry::{
     ActiveRequest, HttpCounters, HttpRequest, RequestEnd, RequestTrace, RouteLabel, RulingOf, Telemetry,
@@ -47,6 +48,8 @@ pub(super) struct Exchange {
     end: Option<RequestEnd>,
     /// What policies have said of it.
     pub(super) ruling: RulingOf,
+    /// What it was let in as at an endpoint of this node.
+    pub(super) let_in: Option<Standing>,
     /// With whom it is counted; the Service itself where nobody was reached.
     told: Option<Arc<Told>>,
     /// It counts among the active ones there.
@@ -86,6 +89,7 @@ impl Exchange {
             grpc_status: None,
             end: None,
             ruling: None,
+            let_in: None,
             told: None,
             active: Vec::new(),
             upstream: None,

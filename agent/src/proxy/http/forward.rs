@@ -17,6 +17,7 @@ use super::talk::{Dialect, Talk};
 use super::upgrade::{ClientEnd, Passed};
 use super::{head, mirror};
 use crate::model::Service;
+use crate::proxy::let_in::Standing;
 use crate::proxy::reach::Assurance;
 use crate::route::{Backend, Matched, RequestHead, Rule, UrlRewrite};
 use crate::snapshot::Snapshot;
@@ -33,10 +34,15 @@ pub(super) async fn answer(
     let snapshot = talk.proxy.snapshot.load_full();
     let outcome = carry(&talk, &snapshot, &mut exchange, request, dialect).await;
     let mut response = match outcome {
-        Ok(Outcome::Passed(passed @ Passed::Upgraded(..))) => {
-            return passed.answer(exchange, &talk.here.upstreams.tasks);
+        Ok(Outcome::Passed(passed)) => {
+            let let_in = exchange.let_in.take();
+            let (response, bridge) = passed.answer(exchange);
+            if let Some(bridge) = bridge {
+                carry_on(&talk, let_in, bridge);
+                return response;
+            }
+            response
         }
-        Ok(Outcome::Passed(passed)) => passed.answer(exchange, &talk.here.upstreams.tasks),
         Ok(Outcome::Own(end, response)) => {
             told_of_service(&talk, &snapshot, &mut exchange);
             exchange.answered(end, response)
@@ -51,6 +57,20 @@ pub(super) async fn answer(
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// Has the connection go on as what it has become, at an endpoint of this node for as long as policies let it.
+fn carry_on(talk: &Arc<Talk>, let_in: Option<Standing>, bridge: impl Future<Output = ()> + Send + 'static) {
+    let (here, snapshot) = (talk.here.clone(), talk.proxy.snapshot.clone());
+    talk.here.upstreams.tasks.spawn(async move {
+        match let_in {
+            None => bridge.await,
+            Some(standing) => {
+                let carried = here.let_in.carry(&snapshot.load(), standing, bridge);
+                _ = carried.await;
+            }
+        }
+    });
 }
 
 /// A request that reached nobody is told of the Service as such.

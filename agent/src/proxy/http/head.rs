@@ -10,6 +10,7 @@ use http::{HeaderValue, Method, Request, Response, Uri, Version};
 use super::talk::Dialect;
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 /// Why a request is not passed on: what RFC 9112 has a server answer with 400.
@@ -65,6 +66,7 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, keeps_upgrade: bool) {
     }
     headers.remove(CONNECTION);
     headers.remove(&KEEP_ALIVE);
+    headers.remove(&HTTP2_SETTINGS);
     headers.remove(&PROXY_CONNECTION);
     headers.remove(PROXY_AUTHENTICATE);
     headers.remove(PROXY_AUTHORIZATION);
@@ -82,7 +84,8 @@ fn is_framing(name: &HeaderName) -> bool {
     *name == HOST || *name == TRANSFER_ENCODING || *name == http::header::CONTENT_LENGTH
 }
 
-/// Whether the request asks for another protocol on its connection.
+/// Whether the request asks for another protocol on its connection. HTTP/2 is none that could be asked for so (RFC 9113, section 3.1):
+/// requests would travel in it that nobody looks at.
 pub(super) fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
     let says = |value: &HeaderValue| {
         value
@@ -92,7 +95,17 @@ pub(super) fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
     request.method() == Method::CONNECT
         || request.version() == Version::HTTP_11
             && request.headers().contains_key(UPGRADE)
+            && !request.headers().get_all(UPGRADE).iter().any(is_http)
             && request.headers().get_all(CONNECTION).iter().any(says)
+}
+
+/// Whether an `Upgrade` names HTTP itself: `h2c`, or what cannot be read.
+fn is_http(upgrade: &HeaderValue) -> bool {
+    let is_http = |word: &str| {
+        let name = word.trim().split('/').next().unwrap_or_default();
+        ["h2c", "h2", "http"].iter().any(|http| name.eq_ignore_ascii_case(http))
+    };
+    upgrade.to_str().map_or(true, |value| value.split(',').any(is_http))
 }
 
 /// Whether the connection ends with this answer (RFC 9112, section 9.3).

@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response, Version};
@@ -50,6 +51,8 @@ pub(in crate::proxy) struct Inbound {
     pub(in crate::proxy) facts: Vec<ConnectionFacts>,
     /// That of the pod for which this agent carries it.
     pub(in crate::proxy) fate: watch::Receiver<Fate>,
+    /// Set once it has turned out to carry something else than requests.
+    pub(in crate::proxy) carries_bytes: Arc<AtomicBool>,
 }
 
 impl Inbound {
@@ -63,10 +66,11 @@ impl Inbound {
                 Ok((speech @ (Speech::Http1 | Speech::Http2), client, application)) => {
                     self.requests((Stream::socket(client), speech), application, meter).await;
                 }
-                Ok((Speech::Opaque | Speech::Silence, client, application)) => {
-                    if self.is_denied_as_bytes(&meter) {
+                Ok((speech @ (Speech::Opaque | Speech::Silence), client, application)) => {
+                    if self.is_denied_as_bytes(speech, &meter) {
                         return meter.close(CloseReason::Denied);
                     }
+                    self.carries_bytes.store(true, Ordering::Relaxed);
                     let reason = relay(client, application, &meter).await;
                     meter.close(reason);
                 }
@@ -82,10 +86,11 @@ impl Inbound {
                 let client = Stream::tunnel(ends, seen, &self.here.upstreams.tasks);
                 self.requests((client, speech), application, meter).await;
             }
-            Ok((Speech::Opaque | Speech::Silence, seen, mut application)) => {
-                if self.is_denied_as_bytes(&meter) {
+            Ok((speech @ (Speech::Opaque | Speech::Silence), seen, mut application)) => {
+                if self.is_denied_as_bytes(speech, &meter) {
                     return meter.close(CloseReason::Denied);
                 }
+                self.carries_bytes.store(true, Ordering::Relaxed);
                 // What is in the way of it shows again when the rest is relayed.
                 _ = application.write_all(&seen).await;
                 _ = ends.recv.flow_control().release_capacity(seen.len());
@@ -103,10 +108,16 @@ impl Inbound {
     }
 
     /// Whether policies deny it now that it turns out to carry something else than requests.
-    fn is_denied_as_bytes(&self, meter: &Meter) -> bool {
-        let Some(ruling) = self.door.of_bytes(&self.proxy.snapshot.load(), &self.visitor) else {
-            return false;
+    fn is_denied_as_bytes(&self, speech: Speech, meter: &Meter) -> bool {
+        let snapshot = self.proxy.snapshot.load();
+        let ruling = match self.door.tokens(&snapshot).filter(|rules| rules.make_headers()) {
+            // To the application it may be a request all the same, that says what only tokens may.
+            Some(rules) if speech == Speech::Opaque => {
+                Some(admission::denied(&rules.policy, "it makes headers of claims, and this is not HTTP"))
+            }
+            _ => self.door.of_bytes(&snapshot, &self.visitor),
         };
+        let Some(ruling) = ruling else { return false };
         meter.rule(&ruling);
         ruling.is_denied
     }
@@ -124,8 +135,8 @@ impl Inbound {
         let to = self.door.address;
         let told = Told::new(&self.proxy.telemetry, to, assurance, self.facts.clone());
         let mut fate = self.fate.clone();
-        let application =
-            Arc::new(Application { inbound: self, told: Arc::new(told), sender: Mutex::new(sender) });
+        let (told, sender, bridges) = (Arc::new(told), Mutex::new(sender), Tasks::default());
+        let application = Arc::new(Application { inbound: self, told, sender, bridges: bridges.clone() });
         let answer = move |request| {
             let application = application.clone();
             async move { application.answer(request).await }
@@ -142,6 +153,7 @@ impl Inbound {
         }
         // Closed between two requests, it could take one with it: until the application ends it, it is left.
         serve::http1(to, client, answer, is_over).await;
+        bridges.ended().await;
     }
 }
 
@@ -173,6 +185,8 @@ struct Application {
     told: Arc<Told>,
     /// HTTP/1 takes one request after the other.
     sender: Mutex<Sender>,
+    /// What the connection goes on as where it becomes another protocol: it ends with it.
+    bridges: Tasks,
 }
 
 impl Application {
@@ -182,7 +196,11 @@ impl Application {
         exchange.tell(self.told.clone());
         exchange.upstream = Some(self.inbound.door.address);
         match self.carry(&mut exchange, request).await {
-            Ok(passed) => Ok(passed.answer(exchange, &self.inbound.here.upstreams.tasks)),
+            Ok(passed) => {
+                let (response, bridge) = passed.answer(exchange);
+                bridge.into_iter().for_each(|bridge| self.bridges.spawn(bridge));
+                Ok(response)
+            }
             Err(Unanswered::Refused(refusal)) => Ok(exchange.refused(&refusal)),
             Err(Unanswered::Broken(error)) => {
                 exchange.broke(blame::blamed(&error));
@@ -196,11 +214,7 @@ impl Application {
         }
     }
 
-    async fn carry(
-        &self,
-        exchange: &mut Exchange,
-        request: Request<Incoming>,
-    ) -> Result<Passed, Unanswered> {
+    async fn carry(&self, exchange: &mut Exchange, request: Request<Incoming>) -> Result<Passed, Unanswered> {
         let authority =
             head::authority(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
         exchange.authority = authority.clone();
@@ -208,7 +222,7 @@ impl Application {
             Version::HTTP_2 => Dialect::Http2,
             _ => Dialect::Http1,
         };
-        // First, so that no `Connection` names away what policies have seen, or what the application is told of the caller.
+        // What a header names away is away before policies look, and before claims become headers.
         let (mut request, client_end) = outgoing(exchange, request, dialect);
         let Inbound { proxy, door, visitor, .. } = &self.inbound;
         let snapshot = proxy.snapshot.load_full();

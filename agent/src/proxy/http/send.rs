@@ -22,7 +22,8 @@ use crate::balance::outlier::Verdict;
 use crate::balance::{budget, caps, latency};
 use crate::model::{Limited, LoadGuard, Service, ServiceLoad, ServicePort, TrafficSettings, UnderWay};
 use crate::policy::Standing;
-use crate::proxy::admission;
+use crate::proxy::admission::{self, Entry};
+use crate::proxy::let_in::Standing;
 use crate::proxy::reach::{self, Attempts, InTheWay, Unreached};
 use crate::route::{Rule, Timeouts};
 use crate::sentence::in_one_sentence;
@@ -302,6 +303,13 @@ impl Sending<'_> {
     ) -> Result<Admitted, Refusal> {
         let (talk, snapshot) = (self.talk, self.snapshot);
         let is_limited = admission::is_limited(snapshot, to, Limited::Requests);
+        if head::asks_for_upgrade(request)
+            && let Some((door, assurance)) = reach::door(&talk.proxy, snapshot, &talk.captured, to)
+        {
+            // What it becomes is asked about again when policies change.
+            let entry = Entry { policies: door.policies(snapshot).cloned(), ..Entry::default() };
+            exchange.let_in = Some(Standing::new(door, talk.captured.caller(), assurance.security, entry));
+        }
         if snapshot.access.is_empty() && snapshot.tokens.is_empty() && !is_limited {
             return Ok(Admitted::default());
         }

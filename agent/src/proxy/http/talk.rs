@@ -16,7 +16,9 @@ use crate::balance::Carries;
 use crate::balance::caps;
 use crate::model::{ObjectRef, PortGuard, ServicePort, UnderWay};
 use crate::proxy::Proxy;
+use crate::proxy::admission::Entry;
 use crate::proxy::captured::Captured;
+use crate::proxy::let_in::Standing;
 use crate::proxy::reach::{self, Assurance, Dialled, InTheWay};
 use crate::proxy::worker::{Fate, Here};
 use crate::snapshot::Snapshot;
@@ -126,18 +128,18 @@ impl Talk {
                 if !must_be_fresh && let Some(lease) = pool.take_http1(&key, &wanted) {
                     return Ok(lease);
                 }
-                let (io, assurance, terms) = self.connect(snapshot, service, (to, port)).await?;
+                let (io, assurance, terms, let_in) = self.connect(snapshot, service, (to, port)).await?;
                 let made = connect::http1(io).await;
                 let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
-                pool.tasks.spawn(connection);
+                self.keep(connection, let_in);
                 Ok(Lease { sender: Sender::Http1(sender), assurance, terms, is_reused: false })
             }
             Dialect::Http2 => {
                 let make = || async {
-                    let (io, assurance, terms) = self.connect(snapshot, service, (to, port)).await?;
+                    let (io, assurance, terms, let_in) = self.connect(snapshot, service, (to, port)).await?;
                     let made = connect::http2(&pool.tasks, io).await;
                     let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
-                    pool.tasks.spawn(connection);
+                    self.keep(connection, let_in);
                     Ok((sender, assurance, terms))
                 };
                 pool.http2(&key, &wanted, make).await
@@ -150,7 +152,7 @@ impl Talk {
         snapshot: &Snapshot,
         service: Option<&ObjectRef>,
         (to, port): (SocketAddr, Option<&ServicePort>),
-    ) -> Result<(Counted, Assurance, Arc<Terms>), InTheWay> {
+    ) -> Result<(Counted, Assurance, Arc<Terms>, Option<Standing>), InTheWay> {
         let Self { proxy, here, captured, .. } = self;
         let place = match port {
             Some(port) => self.place(port).await?,
@@ -159,11 +161,31 @@ impl Talk {
         let terms = Terms::new(place, port.and_then(|port| port.traffic.timeouts.idle));
         // Whoever asked may go while others wait for the same: whether a client is still there is its own task's to see.
         let gone = std::future::pending();
-        let Dialled { upstream, assurance, .. } =
+        let Dialled { upstream, assurance, entered } =
             reach::dial(proxy, here, snapshot, captured, (to, port), Carries::Request, gone).await?;
         let meter = reach::record(proxy, snapshot, captured, to, service, &assurance);
         let stream = Stream::new(upstream, &here.upstreams.tasks);
-        Ok((Counted::new(stream, meter, Some(terms.clone())), assurance, terms))
+        let let_in = entered.map(|(door, entry)| {
+            // Each of its requests is asked about.
+            let entry = Entry { by_request: true, ..entry };
+            Standing::new(door, captured.caller(), assurance.security, entry)
+        });
+        Ok((Counted::new(stream, meter, Some(terms.clone())), assurance, terms, let_in))
+    }
+
+    /// Drives the connection, to an endpoint of this node for as long as policies let it stand.
+    fn keep(&self, connection: impl Future<Output = ()> + Send + 'static, let_in: Option<Standing>) {
+        let tasks = &self.here.upstreams.tasks;
+        match let_in {
+            None => tasks.spawn(connection),
+            Some(standing) => {
+                let (here, snapshot) = (self.here.clone(), self.proxy.snapshot.clone());
+                tasks.spawn(async move {
+                    let carried = here.let_in.carry(&snapshot.load(), standing, connection);
+                    _ = carried.await;
+                });
+            }
+        }
     }
 
     /// A place among the connections of the port, where there is a cap on those: if need be, that of one that nobody uses now, on

@@ -1,6 +1,5 @@
 //! What requests show as tokens: held against what the endpoint's pod says of them, and made into what its application gets.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::Request;
@@ -12,7 +11,8 @@ use super::exchange::Exchange;
 use crate::model::Name;
 use crate::policy::jwt::{self, Accepted, Invalid, Rules};
 use crate::proxy::Proxy;
-use crate::telemetry::{RequestEnd, Ruling};
+use crate::proxy::admission;
+use crate::telemetry::RequestEnd;
 
 /// What the token of the request says, if it shows one; of the request what the application is to get is left.
 ///
@@ -77,13 +77,9 @@ fn now() -> u64 {
 
 /// Who shows a bad token may know what is wrong with it, and nothing of policies.
 fn refused(proxy: &Proxy, rules: &Rules, exchange: &mut Exchange, why: &Invalid) -> Refusal {
-    let detail = format!("denied by {}: {why}", rules.policy);
-    exchange.ruling = Some(Arc::new(Ruling {
-        is_denied: true,
-        by: Some((rules.policy.clone(), None)),
-        detail: Some(detail.clone()),
-        ..Ruling::default()
-    }));
+    let ruling = admission::denied(&rules.policy, &why.to_string());
+    let detail = ruling.detail.clone().unwrap_or_default();
+    exchange.ruling = Some(ruling);
     let told = match why {
         _ if proxy.settings.names_policies => detail,
         Invalid::Rules(_) => "tokens cannot be checked".to_owned(),

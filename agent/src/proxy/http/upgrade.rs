@@ -9,7 +9,6 @@ use tracing::debug;
 use super::body::{RequestBody, ResponseBody};
 use super::exchange::Exchange;
 use super::head;
-use crate::proxy::tasks::Tasks;
 
 /// The client's end of a connection that may be upgraded.
 #[derive(Debug)]
@@ -50,13 +49,15 @@ impl Passed {
         }
     }
 
-    /// The answer for the client. What its connection becomes is carried among the tasks.
-    pub(super) fn answer(self, exchange: Box<Exchange>, tasks: &Tasks) -> Response<ResponseBody> {
+    /// The answer for the client, and what its connection becomes, if it becomes something: that is to be carried from then on.
+    pub(super) fn answer(
+        self,
+        exchange: Box<Exchange>,
+    ) -> (Response<ResponseBody>, Option<impl Future<Output = ()> + Send + use<>>) {
         match self {
-            Self::Plain(response) => response.map(|body| ResponseBody::of(body, exchange)),
+            Self::Plain(response) => (response.map(|body| ResponseBody::of(body, exchange)), None),
             Self::Upgraded(response, bridge) => {
-                tasks.spawn(bridge.carry(exchange));
-                response.map(|_no_body| ResponseBody::Own(None))
+                (response.map(|_no_body| ResponseBody::Own(None)), Some(bridge.carry(exchange)))
             }
         }
     }

@@ -281,7 +281,14 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         telemetry.set_kernel_counters(KernelCounters {
             bypassed: vec![("agent_down", 4)],
             refused: vec![("plaintext", 2)],
-            pods: vec![PodTcp { pod, retransmits: 1, timeouts: 2, connected: 3, accepted: 4 }],
+            pods: vec![PodTcp {
+                pod,
+                retransmits: 1,
+                timeouts: 2,
+                connected: 3,
+                accepted: 4,
+                before_enrolment: 5,
+            }],
         });
     });
     telemetry.watch_failed("pods");
@@ -305,6 +312,7 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         undermesh_pod_tcp_timeouts_total{pod_name="web-0",pod_namespace="shop"} 2
         undermesh_pod_tcp_connected_total{pod_name="web-0",pod_namespace="shop"} 3
         undermesh_pod_tcp_accepted_total{pod_name="web-0",pod_namespace="shop"} 4
+        undermesh_pod_connections_before_enrolment{pod_name="web-0",pod_namespace="shop"} 5
         undermesh_clock_skew_seconds 0.0
         undermesh_build_info{version="0.1.0"} 1
         undermesh_config_generation 7
