@@ -17,7 +17,7 @@ use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 
 use crate::capture::OnAgentDown;
-use crate::model::{MtlsMode, Name, PublishedPod, Workload, WorkloadUid};
+use crate::model::{Name, PublishedPod, Workload, WorkloadUid};
 use crate::proxy::tunnel::PublishedPods;
 
 const PREFIX: &str = "enrolled-";
@@ -289,6 +289,7 @@ mod tests {
     use expect_test::{Expect, expect};
 
     use super::*;
+    use crate::model::MtlsMode;
     use crate::model::{DialledPods, Enrolment, ObjectRef};
 
     /// A node's agent, one of its pods, since when, and the pod's addresses.

@@ -6,7 +6,7 @@ use super::enrolled::Publisher;
 use crate::capture::OnAgentDown;
 use crate::config::document::Published;
 use crate::discovery::kubernetes::Announcer;
-use crate::model::{MtlsMode, Workload, WorkloadUid};
+use crate::model::{Workload, WorkloadUid};
 
 /// How long the API server may take to hear of pods that leave. Beyond that their clients find a tunnel that ends.
 const HEARS: Duration = Duration::from_secs(3);

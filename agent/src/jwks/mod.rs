@@ -110,7 +110,10 @@ impl Jwks {
     pub fn want(&self, addresses: BTreeSet<Name>) {
         let before = self.sources.load();
         let (count, known) = (addresses.len(), before.len());
-        let wanted = addresses.into_iter().take(MOST_ADDRESSES);
+        // Whoever comes later takes nothing from those whose keys are held.
+        let (held, new): (Vec<_>, Vec<_>) =
+            addresses.into_iter().partition(|address| before.contains_key(address));
+        let wanted = held.into_iter().chain(new).take(MOST_ADDRESSES);
         let sources: BTreeMap<Name, Arc<Source>> = wanted
             .map(|address| {
                 let source = before.get(&address).cloned();

@@ -5,11 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use undermesh_tests::issuer::{SigningKey, key_set};
-use undermesh_tests::lab::{Manifest, Output, Pod, PodSpec, Process, eventually};
+use undermesh_tests::lab::{AgentOptions, Manifest, Output, Pod, PodSpec, Process, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
-use crate::kit::{Mesh, PORT, SHOP, SOON, Talk, dial, namespace, serve, undermesh};
+use crate::kit::{Mesh, PORT, SHOP, SOON, Talk, dial, namespace, options, serve, undermesh};
 use crate::requests::{ask, serve_requests};
 use crate::traffic::in_force;
 
@@ -509,5 +509,21 @@ fn connections_from_before_go_on_unless_they_are_to_be_closed() -> Result<()> {
     })?;
     before.talks.iter_mut().try_for_each(Talk::goes_on)?;
     before.are_known(2, 3)?;
-    before.talks.into_iter().try_for_each(Talk::end)
+
+    // To the agent that takes over, what the other one carries is not from before either.
+    let address = "127.0.0.1:15030";
+    let admin_address = Some(address.to_owned());
+    let next = AgentOptions { admin_address, ..options(&["--take-over", "--drain", "60s"]) };
+    let node = &before.mesh.nodes[0];
+    let next = node.spawn_agent(next)?;
+    eventually(SOON, "they are known to the next agent", || {
+        let output = undermesh(node, &["connections", "--before-enrolment", "--admin-address", address])?;
+        let lines = output.stdout.lines().count();
+        ensure!(lines == 1 + 2 + 3, "{lines} lines:\n{}{}", output.stdout, output.stderr);
+        Ok(())
+    })?;
+    before.talks.iter_mut().try_for_each(Talk::goes_on)?;
+    before.talks.into_iter().try_for_each(Talk::end)?;
+    drop(next);
+    Ok(())
 }

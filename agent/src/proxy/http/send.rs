@@ -23,7 +23,7 @@ use crate::balance::{budget, caps, latency};
 use crate::model::{Limited, LoadGuard, Service, ServiceLoad, ServicePort, TrafficSettings, UnderWay};
 use crate::policy::Standing;
 use crate::proxy::admission::{self, Entry};
-use crate::proxy::let_in::Standing;
+use crate::proxy::let_in;
 use crate::proxy::reach::{self, Attempts, InTheWay, Unreached};
 use crate::route::{Rule, Timeouts};
 use crate::sentence::in_one_sentence;
@@ -308,7 +308,8 @@ impl Sending<'_> {
         {
             // What it becomes is asked about again when policies change.
             let entry = Entry { policies: door.policies(snapshot).cloned(), ..Entry::default() };
-            exchange.let_in = Some(Standing::new(door, talk.captured.caller(), assurance.security, entry));
+            exchange.let_in =
+                Some(let_in::Standing::new(door, talk.captured.caller(), assurance.security, entry));
         }
         if snapshot.access.is_empty() && snapshot.tokens.is_empty() && !is_limited {
             return Ok(Admitted::default());
