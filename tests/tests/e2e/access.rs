@@ -163,6 +163,25 @@ fn requests_are_let_in_by_what_they_ask_for() -> Result<()> {
     }
     stage.check("/x%2f..%2fadmin", ["400", "400", "400"])?;
     stage.check("/administrator", ["200", "200", "200"])?;
+    // What a server might take for a call of gRPC is one where that is denied, and a method in lower case is none at all.
+    let deny =
+        json!({ "action": "Deny", "rules": [{ "to": [{ "grpc": [{ "service": "shop.v1.Admin" }] }] }] });
+    in_force(&stage, &policy("admin", deny))?;
+    for kind in ["application/grpc", "Application/GRPC", "application/grpc-web+proto", "text/plain"] {
+        let header = format!("content-type: {kind}");
+        let args = ["--http2", "--method", "POST", "--header", &header];
+        // To who says that it calls gRPC it is said in words of that.
+        let expected = if kind == "application/grpc" { "200" } else { "403" };
+        eventually(Duration::from_secs(1), "the policy holds", || {
+            let got = stage.each("/shop.v1.Admin/Drop", &args)?;
+            ensure!(got.iter().all(|got| got == expected), "{kind}: {got:?}");
+            Ok(())
+        })?;
+        let other = stage.each("/shop.v1.Orders/List", &args)?;
+        ensure!(other.iter().all(|got| got == "200"), "{kind}: {other:?}");
+    }
+    let lower = stage.each("/", &["--http2", "--method", "delete"])?;
+    ensure!(lower.iter().all(|got| got == "400"), "a method in lower case: {lower:?}");
     // A Service's policies are its endpoints' at the ports that it leads to, and at no other.
     stage.mesh.lab.delete(&policy("admin", json!({})))?;
     let target = json!([{ "group": "", "kind": "Service", "name": "web" }]);
@@ -217,6 +236,14 @@ fn connections_end_that_are_let_in_no_more() -> Result<()> {
                 dial_at_once(client, stage.endpoint(client, PORT), 1, 1)?.all_served().map(drop)
             })
         })?;
+    }
+    // What was looked at while a policy was tried out, and was no request, ends when it comes into force.
+    let paths = |dry| json!({ "action": "Deny", "dryRun": dry, "rules": [{ "to": [{ "paths": ["/a"] }] }] });
+    in_force(&stage, &policy("live", paths(true)))?;
+    let talks = talks()?;
+    in_force(&stage, &policy("live", paths(false)))?;
+    for (talk, client) in talks.into_iter().zip(clients) {
+        talk.ends_somehow(Duration::from_secs(2)).with_context(|| format!("tried out: {}", client.name()))?;
     }
     let closed =
         stage.mesh.agents[0].metrics()?.sum(CLOSED, &[("reason", "denied"), ("reporter", "destination")]);
