@@ -253,7 +253,9 @@ mod tests {
         check(&[], Ok(()));
         check(&["chunked"], Ok(()));
         check(&["Chunked"], Ok(()));
-        for codings in [&["gzip, chunked"][..], &["identity", "chunked"], &["chunked", "chunked"], &[",chunked"], &[""]] {
+        for codings in
+            [&["gzip, chunked"][..], &["identity", "chunked"], &["chunked", "chunked"], &[",chunked"], &[""]]
+        {
             check(codings, Err(BadHead::Coding));
         }
     }
