@@ -1,6 +1,6 @@
 """Both ends of a conversation by WebSocket, as `websockets` has them.
 
-    websocket.py serve PORT       says back what it hears, sends of its own when it is told to, and prints how each conversation ended
+    websocket.py serve PORT               says back what it hears, sends of its own when it is told to, and prints how each conversation ended
     websocket.py talk ADDRESS PORT PATH   says all kinds of things, and prints what came of each, as JSON
 """
 
@@ -8,21 +8,22 @@ import asyncio
 import json
 import sys
 
-import websockets
+from websockets import ConnectionClosed
+from websockets.legacy import client, server
 
 BIG = 5_000_000
 MANY = 300
 
 
 async def serve(port):
-    async def converse(socket, path):
+    async def converse(socket):
         try:
             await hear(socket)
-        except websockets.ConnectionClosed:
+        except ConnectionClosed:
             pass
-        print(path, socket.subprotocol, socket.close_code, socket.close_reason, flush=True)
+        print(socket.path, socket.subprotocol, socket.close_code, socket.close_reason, flush=True)
 
-    async with websockets.serve(converse, None, port, subprotocols=["chat.v2"], max_size=None, ping_interval=None):
+    async with server.serve(converse, None, port, subprotocols=["chat.v2"], max_size=None, ping_interval=None):
         await asyncio.Future()
 
 
@@ -47,7 +48,7 @@ async def talk(host, port, path):
     url = f"ws://{host}:{port}{path}"
     options = {"subprotocols": ["chat.v1", "chat.v2"], "max_size": None, "ping_interval": None, "open_timeout": 20}
     found = {}
-    async with websockets.connect(url, **options) as socket:
+    async with client.connect(url, **options) as socket:
         found["subprotocol"] = socket.subprotocol
         found["compressed"] = [extension.name for extension in socket.extensions]
 
@@ -67,13 +68,13 @@ async def talk(host, port, path):
         found["both ways"] = await both_ways(socket)
         await socket.close(3007, "enough")
         found["closed"] = [socket.close_code, socket.close_reason]
-    async with websockets.connect(url, compression=None, **options) as socket:
+    async with client.connect(url, compression=None, **options) as socket:
         await socket.send(bytes(BIG))
         found["uncompressed"] = await socket.recv() == bytes(BIG)
         await socket.send("leave")
         try:
             await socket.recv()
-        except websockets.ConnectionClosed as closed:
+        except ConnectionClosed as closed:
             found["left"] = [closed.rcvd.code, closed.rcvd.reason]
     print(json.dumps(found))
 
