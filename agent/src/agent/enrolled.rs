@@ -44,6 +44,11 @@ struct Enrolled {
     plaintext_when_down: bool,
 }
 
+/// Whether clients are to go past the pod's agent while that is down, in plaintext.
+pub(super) fn takes_plaintext_when_down(workload: &Workload, on_agent_down: OnAgentDown) -> bool {
+    on_agent_down == OnAgentDown::Open && workload.takes_plaintext_everywhere() && !workload.guarded
+}
+
 /// Writes this agent's file.
 #[derive(Debug)]
 pub(super) struct Publisher {
@@ -85,9 +90,7 @@ impl Publisher {
             uid: workload.uid.clone(),
             addresses: workload.addresses.clone(),
             since,
-            plaintext_when_down: self.on_agent_down == OnAgentDown::Open
-                && workload.takes_plaintext_everywhere()
-                && !workload.guarded,
+            plaintext_when_down: takes_plaintext_when_down(workload, self.on_agent_down),
         };
         let says_the_same = |before: &Enrolled| {
             before.addresses == enrolled.addresses

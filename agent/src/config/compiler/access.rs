@@ -83,18 +83,17 @@ impl AccessPolicies {
         concerned.pods.extend(behind.flat_map(BTreeMap::keys).cloned());
 
         let whole = document::Selector::default();
-        let attached = new.as_ref().map(|new| &new.attached);
-        let is_of_mesh = attached == Some(&Attachment::All) && mesh == Some(&id.namespace);
-        match is_of_mesh {
-            true => drop(self.of_mesh.insert(id.clone())),
-            false => drop(self.of_mesh.remove(id)),
+        let now = new.as_ref().and_then(|new| scope(id, &new.attached, mesh));
+        match now {
+            Some(Scope::Mesh) => drop(self.of_mesh.insert(id.clone())),
+            _ => drop(self.of_mesh.remove(id)),
         }
         self.selecting.put(
             id,
-            match attached {
-                Some(Attachment::All) if !is_of_mesh => Some(&whole),
-                Some(Attachment::Pods(selector)) => Some(selector),
-                _ => None,
+            match now {
+                Some(Scope::Namespace(_)) => Some(&whole),
+                Some(Scope::Pods(_, selector)) => Some(selector),
+                Some(Scope::Mesh) | None => None,
             },
         );
         reindex(&mut self.by_service, id, &services_of(old.as_deref()), &services_of(new.as_deref()));
@@ -120,10 +119,7 @@ impl AccessPolicies {
         before: Option<&document::Pod>,
         now: Option<&document::Pod>,
     ) {
-        let of = |pod: Option<&document::Pod>| {
-            pod.map(|pod| self.selecting.of(namespace, &pod.labels)).unwrap_or_default()
-        };
-        let (before, now) = (of(before), of(now));
+        let [before, now] = self.selecting.of_both(namespace, before, now);
         let others = before.symmetric_difference(&now);
         self.unsaid.extend(others.map(|id| Key::of(Kind::AuthorizationPolicy, id)));
     }

@@ -25,6 +25,15 @@ impl World {
         Self::with(node, Defaults::default())
     }
 
+    /// As node-1 sees these documents, where the mesh is installed in `mesh`.
+    fn of_mesh(yaml: &str) -> Self {
+        let node = NodeInfo { name: "node-1".into(), zone: None };
+        let defaults = Defaults { mesh_namespace: Some("mesh".into()), ..Defaults::default() };
+        let mut world = Self::with(node, defaults);
+        world.put(yaml);
+        world
+    }
+
     fn with(node: NodeInfo, defaults: Defaults) -> Self {
         Self { compiler: Compiler::new(node).with_defaults(defaults), problems: Vec::new() }
     }

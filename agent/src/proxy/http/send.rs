@@ -302,23 +302,24 @@ impl Sending<'_> {
         request: &mut Request<RequestBody>,
     ) -> Result<Admitted, Refusal> {
         let (talk, snapshot) = (self.talk, self.snapshot);
-        let is_limited = admission::is_limited(snapshot, to, Limited::Requests);
-        if head::asks_for_upgrade(request)
-            && let Some((door, assurance)) = reach::door(&talk.proxy, snapshot, &talk.captured, to)
-        {
-            // What it becomes is asked about again when policies change.
-            let entry = Entry { policies: door.policies(snapshot).cloned(), ..Entry::default() };
-            exchange.let_in =
-                Some(let_in::Standing::new(door, talk.captured.caller(), assurance.security, entry));
-        }
-        if snapshot.access.is_empty() && snapshot.tokens.is_empty() && !is_limited {
+        let becomes_another = head::asks_for_upgrade(request);
+        let is_asked = !snapshot.access.is_empty()
+            || !snapshot.tokens.is_empty()
+            || admission::is_limited(snapshot, to, Limited::Requests);
+        if !is_asked && !becomes_another {
             return Ok(Admitted::default());
         }
         let Some((door, assurance)) = reach::door(&talk.proxy, snapshot, &talk.captured, to) else {
             return Ok(Admitted::default());
         };
-        let came = door.tokens(snapshot).map(|_| (request.uri().clone(), request.headers().clone()));
         let visitor = talk.captured.caller();
+        if becomes_another {
+            // What it becomes is asked about again when policies change.
+            let entry = Entry { policies: door.policies(snapshot).cloned(), ..Entry::default() };
+            let standing = let_in::Standing::new(door.clone(), visitor.clone(), assurance.security, entry);
+            exchange.let_in = Some(standing);
+        }
+        let came = door.tokens(snapshot).map(|_| (request.uri().clone(), request.headers().clone()));
         let admitted =
             authorize::request(&talk.proxy, snapshot, (&door, &visitor), exchange, request).await.and_then(
                 |()| limit::admitted(admission::admit(snapshot, to, Limited::Requests, || visitor.source())),

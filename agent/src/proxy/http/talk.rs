@@ -173,8 +173,12 @@ impl Talk {
         Ok((Counted::new(stream, meter, Some(terms.clone())), assurance, terms, let_in))
     }
 
-    /// Drives the connection, to an endpoint of this node for as long as policies let it stand.
-    fn keep(&self, connection: impl Future<Output = ()> + Send + 'static, let_in: Option<Standing>) {
+    /// Drives the connection, or what one has become; to an endpoint of this node for as long as policies let it stand.
+    pub(super) fn keep(
+        &self,
+        connection: impl Future<Output = ()> + Send + 'static,
+        let_in: Option<Standing>,
+    ) {
         let tasks = &self.here.upstreams.tasks;
         match let_in {
             None => tasks.spawn(connection),

@@ -26,10 +26,7 @@ status: {podIP: 10.1.0.3}
 ";
 
 fn world(yaml: &str) -> World {
-    let node = NodeInfo { name: "node-1".into(), zone: None };
-    let mut world =
-        World::with(node, Defaults { mesh_namespace: Some("mesh".into()), ..Defaults::default() });
-    world.put(PODS);
+    let mut world = World::of_mesh(PODS);
     if !yaml.is_empty() {
         world.put(yaml);
     }
