@@ -305,7 +305,7 @@ fn what_of_a_policy_cannot_be_done_is_told() {
              ports: [{{name: {declared}, port: 6379}}]}}}}"
         )
     };
-    world.put("{kind: Pod, metadata: {name: off, namespace: shop, labels: {app: off}}, spec: {nodeName: node-2, containers: []}}");
+    world.put("{kind: Pod, metadata: {name: away, namespace: shop, labels: {app: away}}, spec: {nodeName: node-2, containers: []}}");
     world.put(&policy("shop", "all", "rules: [{to: [{methods: [GET]}]}]"));
     world.put(&policy(
         "shop",
@@ -323,7 +323,7 @@ fn what_of_a_policy_cannot_be_done_is_told() {
     let nothing = [
         told(&service("http", "web")),
         // It leads to pods of other nodes alone: these tell of it.
-        told(&service("redis", "off")),
+        told(&service("redis", "away")),
     ];
     assert_eq!(nothing, [""; 2]);
     assert_eq!(told(&service("redis", "web")), redis);
