@@ -377,6 +377,7 @@ impl Mesh {
         self.replace().await?;
         if let Some(members) = &mut self.members {
             members.tidy();
+            self.reporters.dangers(self.capture.enrolled_workloads(), &members.dangers());
         }
         for net in self.capture.left(Instant::now()) {
             self.workers.release(&net, Fate::GoOn).await?;
