@@ -7,6 +7,7 @@ mod failures;
 mod installed;
 mod killed;
 mod kit;
+mod kustomize;
 mod mesh;
 mod pods;
 mod policies;
