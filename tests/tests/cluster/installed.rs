@@ -229,7 +229,9 @@ pub(crate) fn rolled_out(cluster: &Kube, what: &str) -> Result<()> {
 
 fn import_images(cluster: &Cluster) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    for tar in app::write_images(folder.path(), &binary("undermesh")?, &binary("traffic")?)? {
+    let undermesh = binary("undermesh")?;
+    let programs = undermesh.parent().context("a program in no folder")?;
+    for tar in app::write_images(folder.path(), programs)? {
         cluster.import(&tar)?;
     }
     Ok(())
