@@ -243,7 +243,9 @@ pub(crate) fn rolled_out(cluster: &Kube, what: &str) -> Result<()> {
 /// Gives all nodes the images of the mesh and of its users.
 pub(crate) fn import_images(cluster: &Cluster) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    for tar in app::write_images(folder.path(), &binary("undermesh")?, &binary("traffic")?)? {
+    let undermesh = binary("undermesh")?;
+    let programs = undermesh.parent().context("a program in no folder")?;
+    for tar in app::write_images(folder.path(), programs)? {
         cluster.import(&tar)?;
     }
     Ok(())
