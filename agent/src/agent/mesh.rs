@@ -30,6 +30,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long the API server and the machine may differ about a pod, before that is told.
 const GRACE: Duration = Duration::from_secs(10);
 
+const SOURCE_ENDED: &str = "the source of the configuration has ended";
+
 /// The pods of this node, as they are to be and as they are.
 pub(super) struct Mesh {
     node: NodeInfo,
@@ -100,7 +102,7 @@ impl Mesh {
             let retry = self.failures.values().map(|failure| failure.retry).min();
             tokio::select! {
                 changed = news.changed() => {
-                    changed.context("the source of the configuration has ended")?;
+                    changed.context(SOURCE_ENDED)?;
                     self.apply().await?;
                     if !settled {
                         settled = true;
@@ -127,6 +129,16 @@ impl Mesh {
     /// Lets another agent have the kernel side, and goes on serving what it has not taken yet.
     pub(super) fn let_go(&mut self) {
         self.capture.let_go();
+    }
+
+    /// Follows the snapshots as far as what is open goes: connections end that policies do not let in any more. Nothing else comes
+    /// of them, for the kernel side and the pods are another agent's.
+    pub(super) async fn hold(&self, mut news: watch::Receiver<()>) -> anyhow::Result<()> {
+        loop {
+            // What was being applied when the other one came may not have got so far.
+            self.workers.review().await?;
+            news.changed().await.context(SOURCE_ENDED)?;
+        }
     }
 
     /// Goes on as before if the agent that was to take over has died; false if it has not. What it may have changed of a pod

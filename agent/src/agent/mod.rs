@@ -41,8 +41,8 @@ use gate::Gate;
 use life::Life;
 use mesh::Mesh;
 use report::Reporters;
-use source::Source;
 pub use source::SourceSettings;
+use source::{Role, Source};
 use tunnel::Opened;
 pub use tunnel::{AuthoritySettings, TunnelSettings};
 
@@ -179,24 +179,10 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let earlier = Earlier::new(settings.close_before_enrolment);
     let follows = (members, earlier);
     let mesh = Mesh::new(settings.node, snapshot, reporters, telemetry.clone(), kernel_side, follows);
-    let source = source.follow(publish, published, announcer, gate, telemetry.clone());
     let stepped_down = Arc::new(Notify::new());
-    let life = Life {
-        mesh,
-        news,
-        applied,
-        gate_opens,
-        proxy,
-        drain: settings.drain,
-        stepped_down: stepped_down.clone(),
-    };
-    let source = async {
-        tokio::select! {
-            error = source => error,
-            // What comes to this node from here on is another agent's.
-            () = stepped_down.notified() => std::future::pending().await,
-        }
-    };
+    let role = Role { announcer, gate, stepped_down: stepped_down.clone() };
+    let source = source.follow(publish, published, role, telemetry.clone());
+    let life = Life { mesh, news, applied, gate_opens, proxy, drain: settings.drain, stepped_down };
     let ended = tokio::select! {
         ended = life.live() => ended,
         error = source => Err(error),

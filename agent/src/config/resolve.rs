@@ -8,7 +8,7 @@ mod mtls;
 mod policies;
 
 pub use access::{Stated, what_is_denied};
-pub(super) use access::{authorization, mesh_policy, missing_targets};
+pub(super) use access::{asks_for_requests, authorization, mesh_policy, missing_targets, not_enforced};
 pub(super) use mtls::{Level, Verdict, conflict, mtls, tokens};
 pub use policies::TargetStatus;
 pub(super) use policies::{Remark, Settled, settle};

@@ -240,13 +240,15 @@ impl Compiler {
                 }
             }
             Change::Put(Document::Service(new)) => {
-                affected.services.insert(new.id.clone());
-                self.access.service_changed(&new.id);
+                let id = new.id.clone();
+                affected.services.insert(id.clone());
+                self.access.service_changed(&id, self.services.selected(&id, &self.pods));
                 if self.services.document(&new.id).is_none_or(|old| !is_same_to_routes(old, &new)) {
                     affected.routes.extend(self.routes.of_service(&new.id));
                     affected.policed.insert(new.id.clone());
                 }
                 self.services.put(new, &self.pods);
+                self.access.service_changed(&id, self.services.selected(&id, &self.pods));
             }
             Change::Put(Document::Pod(new)) => self.hold_pod(&new.id.clone(), Some(new), affected),
             Change::Put(Document::EndpointSlice(new)) => {
@@ -277,7 +279,7 @@ impl Compiler {
                 }
                 Kind::Service => {
                     affected.services.insert(key.id());
-                    self.access.service_changed(&key.id());
+                    self.access.service_changed(&key.id(), self.services.selected(&key.id(), &self.pods));
                     affected.policed.insert(key.id());
                     affected.routes.extend(self.routes.of_service(&key.id()));
                     self.services.remove(&key.id());
@@ -461,7 +463,8 @@ impl Compiler {
         });
         let access = self.access.take_unsaid().into_iter();
         let of_access = access.map(|key| {
-            let problems = self.access.problems(&key, &self.services);
+            let mesh = self.defaults.mesh_namespace.as_ref();
+            let problems = self.access.problems(&key, mesh, &self.services, (&self.here, &self.pods));
             (key, problems)
         });
         let mesh_policies = self.mesh_policies.take_unsaid().into_iter();

@@ -3,6 +3,7 @@
 //! What they come to is worked out by the compiler, which is the agents' own. It asks nobody.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -65,10 +66,12 @@ impl World {
     }
 
     pub(super) fn take_service(&mut self, event: Event<Service>) {
-        self.take(Kind::Service, event, |world, mut service| {
-            // Which pods are behind it is nothing to them.
-            service.spec.get_or_insert_default().selector = None;
-            if let Ok(document) = Document::service(&service, &mut Vec::new()) {
+        self.take(Kind::Service, event, |world, service| {
+            if let Ok(mut document) = Document::service(&service, &mut Vec::new()) {
+                // Which pods it leads to is asked, and what their endpoints are is not.
+                if let Document::Service(service) = &mut document {
+                    Arc::make_mut(service).is_sliced = true;
+                }
                 world.changes.push(Change::Put(document));
             }
         });
