@@ -78,7 +78,7 @@ pub enum HashKey {
 pub struct Outliers {
     /// Answers of the kind 5xx in a row, gateway failures among them; 0: never for these.
     pub consecutive_errors: u32,
-    /// Gateway errors and failed connections in a row; 0: never for these.
+    /// Gateway errors and failed connections in a row; 0: never for these, nor for a connection that is refused.
     pub consecutive_gateway_failures: u32,
     /// By how the endpoint does beside the others; None: never for this.
     pub success_rate: Option<SuccessRate>,

@@ -194,6 +194,7 @@ impl<'a> Attempts<'a> {
                 self.service.load.count(match reason {
                     EjectionReason::ConsecutiveServerErrors => ServiceEvent::EjectedForServerErrors,
                     EjectionReason::ConsecutiveGatewayFailures => ServiceEvent::EjectedForGatewayFailures,
+                    EjectionReason::Refused => ServiceEvent::EjectedForRefusal,
                     EjectionReason::FailedProbe => ServiceEvent::EjectedForFailedProbe,
                     EjectionReason::LowSuccessRate => ServiceEvent::EjectedForSuccessRate,
                 });
@@ -231,7 +232,10 @@ impl<'a> Attempts<'a> {
             if self.carries == Carries::Request {
                 self.took(latency::OVERLOADED);
             }
-            self.judge(Verdict::GatewayFailure);
+            self.judge(match why.0 {
+                RefuseReason::ConnectRefused => Verdict::Refused,
+                _ => Verdict::GatewayFailure,
+            });
         }
         (self.current, self.waiting) = (None, None);
         self.tried.push(endpoint);

@@ -3,6 +3,7 @@
 //! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
 
 mod access;
+mod attacker;
 mod attacks;
 mod commands;
 mod conformance;
