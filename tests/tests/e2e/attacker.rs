@@ -131,7 +131,8 @@ impl Scene {
         let length = if to.is_ipv6() { 128 } else { 32 };
         let address = format!("{friend}/{length}");
         run(&self.near, "ip", &["address", "add", &address, "dev", "eth0", "nodad"])?;
-        let told = self.forger(&self.near, &["impersonate", &friend.to_string(), &to.to_string(), "7000"]);
+        let ends = [&friend.to_string(), &to.to_string(), &PORT.to_string()];
+        let told = self.forger(&self.near, &[&["impersonate"], &ends.map(String::as_str)[..]].concat());
         run(&self.near, "ip", &["address", "del", &address, "dev", "eth0"])?;
         run(self.victim(to)?, "ip", &["neighbour", "flush", "dev", "eth0"])?;
         told
@@ -280,8 +281,11 @@ fn forged_packets_reach_no_application() -> Result<()> {
     let before = scene.refused()?[0];
     forge(&scene)?;
     // To the strict pod from its friend's address and from the node's, by two families and two attackers.
-    let refused = scene.refused()?[0] - before;
-    ensure!(refused >= 8.0, "{refused} of 8 were told of");
+    eventually(SOON, "they are told of", || {
+        let refused = scene.refused()?[0] - before;
+        ensure!(refused >= 8.0, "{refused} of 8 were told of");
+        Ok(())
+    })?;
     scene.friend_is_served()?;
     scene.mesh.agents[0].kill();
     forge(&scene)?;
