@@ -2,6 +2,7 @@
 //! rules by which a test that cannot run here skips.
 
 pub mod cluster;
+pub mod envoy;
 pub mod issuer;
 pub mod istiod;
 pub mod lab;

@@ -21,6 +21,8 @@ pub enum Feature {
     Program(&'static str),
     /// A shared library, by its path below the library folder.
     Library(&'static str),
+    /// A module of Debian's Python.
+    PythonModule(&'static str),
     /// MPTCP sockets.
     Mptcp,
     /// An algorithm of TCP's congestion control.
@@ -88,6 +90,10 @@ impl Feature {
             }
             Self::Library(name) => {
                 library(name).is_none().then(|| format!("needs the library `{name}`: cargo xtask setup"))
+            }
+            Self::PythonModule(name) => {
+                let is_there = Path::new("/usr/lib/python3/dist-packages").join(name).is_dir();
+                (!is_there).then(|| format!("needs the Python module `{name}`: cargo xtask setup"))
             }
             Self::Mptcp => {
                 let (domain, protocol) = (socket2::Domain::IPV4, socket2::Protocol::MPTCP);

@@ -4,10 +4,10 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use undermesh_tests::envoy::{self, Speaks, cluster, listener, type_of};
 use undermesh_tests::lab::{Lab, Pod, Process};
 use undermesh_tests::pki::{Authority, Leaf};
 
@@ -41,21 +41,22 @@ pub fn start(
         let pair = |(index, application): (usize, &Application)| {
             let listener = listener(tls_address(pod, index), Some(downstream(&tls)));
             let to = SocketAddr::from(([127, 0, 0, 1], application.port));
-            (listener, cluster(to, None, application.speaks_http2))
+            let speaks = if application.speaks_http2 { Speaks::Http2 } else { Speaks::Http1 };
+            (listener, cluster(to, None, speaks))
         };
         let pairs: Vec<_> = applications.iter().enumerate().map(pair).collect();
-        processes.push(envoy(binary, lab, pod, &pairs)?);
+        processes.push(envoy::start(binary, lab, pod, &pairs)?);
         pod.wait_listening(TLS_PORT)?;
     }
     let tls = tls(lab, &authority, client.name())?;
     let mut pairs = Vec::new();
     for (server, pod) in servers.iter().enumerate() {
         for application in 0..applications.len() {
-            let upstream = cluster(tls_address(pod, application), Some(upstream(&tls)), true);
+            let upstream = cluster(tls_address(pod, application), Some(upstream(&tls)), Speaks::Http2);
             pairs.push((listener(address(server, application, applications.len()), None), upstream));
         }
     }
-    processes.push(envoy(binary, lab, client, &pairs)?);
+    processes.push(envoy::start(binary, lab, client, &pairs)?);
     client.wait_listening(FIRST_PORT).with_context(|| processes[processes.len() - 1].log_tail(10))?;
     Ok(processes)
 }
@@ -68,64 +69,6 @@ pub fn address(server: usize, application: usize, applications: usize) -> Socket
 /// Where the server's Envoy listens for the client's, for this application.
 fn tls_address(pod: &Pod, application: usize) -> SocketAddr {
     SocketAddr::new(pod.ip(), TLS_PORT + application as u16)
-}
-
-fn envoy(binary: &Path, lab: &Lab, pod: &Pod, pairs: &[(Value, Value)]) -> Result<Process> {
-    let (mut listeners, mut clusters) = (Vec::new(), Vec::new());
-    for (index, (listener, cluster)) in pairs.iter().enumerate() {
-        let name = format!("upstream-{index}");
-        let (mut listener, mut cluster) = (listener.clone(), cluster.clone());
-        let manager = &mut listener["filter_chains"][0]["filters"][0]["typed_config"];
-        manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["cluster"] = json!(name);
-        cluster["name"] = json!(name);
-        cluster["load_assignment"]["cluster_name"] = json!(name);
-        listeners.push(listener);
-        clusters.push(cluster);
-    }
-    let config = json!({ "static_resources": { "listeners": listeners, "clusters": clusters } });
-    let file = lab.dir().join(format!("envoy-{}.json", pod.name()));
-    fs::write(&file, config.to_string())?;
-    let mut command = Command::new(binary);
-    command.args(["--use-dynamic-base-id", "--log-level", "error", "--concurrency", "2", "-c"]).arg(file);
-    pod.spawn(command)
-}
-
-fn listener(address: SocketAddr, tls: Option<Value>) -> Value {
-    let manager = json!({
-        "@type": type_of("filters.network.http_connection_manager.v3.HttpConnectionManager"),
-        "stat_prefix": "http",
-        "http_filters": [{ "name": "router", "typed_config": { "@type": type_of("filters.http.router.v3.Router") } }],
-        "route_config": { "virtual_hosts": [{
-            "name": "all", "domains": ["*"], "routes": [{ "match": { "prefix": "/" }, "route": {} }],
-        }] },
-    });
-    let mut chain = json!({ "filters": [{ "name": "http", "typed_config": manager }] });
-    if let Some(tls) = tls {
-        chain["transport_socket"] = tls;
-    }
-    json!({ "address": socket_address(address), "filter_chains": [chain] })
-}
-
-fn cluster(address: SocketAddr, tls: Option<Value>, speaks_http2: bool) -> Value {
-    let endpoint = json!({ "endpoint": { "address": socket_address(address) } });
-    let mut cluster = json!({
-        "type": "STATIC", "connect_timeout": "5s",
-        "load_assignment": { "endpoints": [{ "lb_endpoints": [endpoint] }] },
-    });
-    if let Some(tls) = tls {
-        cluster["transport_socket"] = tls;
-    }
-    if speaks_http2 {
-        cluster["typed_extension_protocol_options"] = json!({ "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": type_of("upstreams.http.v3.HttpProtocolOptions"),
-                "explicit_http_config": { "http2_protocol_options": {} },
-            } });
-    }
-    cluster
-}
-
-fn socket_address(address: SocketAddr) -> Value {
-    json!({ "socket_address": { "address": address.ip(), "port_value": address.port() } })
 }
 
 /// What both ends prove themselves by.
@@ -156,8 +99,4 @@ fn upstream(tls: &Value) -> Value {
 
 fn transport_socket(context: Value) -> Value {
     json!({ "name": "tls", "typed_config": context })
-}
-
-fn type_of(name: &str) -> String {
-    format!("type.googleapis.com/envoy.extensions.{name}")
 }

@@ -8,6 +8,7 @@ mod crds;
 mod demo;
 mod envoy;
 mod fuzz;
+mod go;
 mod image;
 mod interop;
 mod lint;

@@ -27,7 +27,7 @@ impl Test {
                 "these tests make namespaces and load programs into the kernel: run this as root, or cargo test"
             );
         }
-        setup::for_tests()?;
+        let path = setup::for_tests()?;
         setup::for_cluster()?;
         Build { release: false }.run()?;
         say::step("testing");
@@ -38,7 +38,7 @@ impl Test {
         };
         test.args(["--workspace", "--exclude", "undermesh-ebpf", "--exclude", "undermesh-fuzz"])
             .args(&self.filter);
-        test.env("UNDERMESH_E2E", "1");
+        test.env("UNDERMESH_E2E", "1").env("PATH", path);
         match cluster::programs::ensure() {
             Ok(tools) => {
                 test.env(PROGRAMS_VARIABLE, tools.dir());

@@ -10,6 +10,10 @@ mod conformance;
 mod crash;
 mod endings;
 mod enrolment;
+mod envoy;
+mod garbled;
+mod grpc;
+mod h2spec;
 mod handshakes;
 mod http;
 mod inner;
@@ -43,5 +47,6 @@ mod trust_domains;
 mod tunnel;
 mod tunnel_identity;
 mod tunnel_life;
+mod websocket;
 
 use undermesh_tests::pki;

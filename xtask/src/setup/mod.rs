@@ -4,7 +4,9 @@ mod apt;
 mod debian_archive;
 mod debian_rust_src;
 pub mod kernel;
+mod programs;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,6 +49,7 @@ const FOR_TESTS: Packages = &[
     ("redis-tools", "loads it"),
     ("postgresql", "is a server with long sessions"),
     ("python3", "opens sockets in unusual ways"),
+    ("python3-websockets", "speaks WebSocket, at both ends"),
     ("socat", "opens sockets in all ways"),
     ("tcpdump", "sees what is on the wire"),
     ("openssl", "is a TLS server that is not ours"),
@@ -101,10 +104,11 @@ pub fn for_ztunnel() -> Result<()> {
     apt::ensure(&[FOR_ZTUNNEL])
 }
 
-/// What the tests need.
-pub fn for_tests() -> Result<()> {
+/// What the tests need; the PATH that they are to have.
+pub fn for_tests() -> Result<OsString> {
     apt::ensure(&[FOR_LAB, FOR_BENCH, FOR_TESTS])?;
-    for_build()
+    for_build()?;
+    programs::ensure()
 }
 
 /// What a cluster needs beside Go.

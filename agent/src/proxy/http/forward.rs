@@ -82,7 +82,7 @@ async fn carry(
     dialect: Dialect,
 ) -> Result<Outcome, Refusal> {
     let authority =
-        head::authority(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
+        head::read(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
     exchange.authority = authority.clone();
     let service = talk.captured.service(snapshot);
     exchange.service = service.map(|service| service.id.clone());

@@ -25,6 +25,19 @@ pub(super) enum BadHead {
     /// RFC 9113, section 8.3.1.
     #[error("the Host differs from the :authority")]
     TwoAuthorities,
+    /// RFC 9112, section 6.1: others may be framing to one reader and none to another.
+    #[error("the Transfer-Encoding is not `chunked` alone")]
+    Coding,
+}
+
+/// Who a request is for, if all who read it agree on that and on where it ends.
+pub(super) fn read<B>(request: &Request<B>) -> Result<Option<Authority>, BadHead> {
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    let coding = codings.next();
+    if codings.next().is_some() || coding.is_some_and(|it| !it.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Err(BadHead::Coding);
+    }
+    authority(request)
 }
 
 /// Who a request is for: the target's authority, else its `Host`. None: HTTP/1.0 without one.
@@ -35,18 +48,31 @@ pub(super) fn authority<B>(request: &Request<B>) -> Result<Option<Authority>, Ba
         return Err(BadHead::Host);
     }
     let read = |host: &HeaderValue| Authority::try_from(host.as_bytes()).map_err(|_| BadHead::Authority);
-    match (request.uri().authority(), host) {
+    let found = match (request.uri().authority(), host) {
         // RFC 9112, section 3.2.2: that of the target counts, whatever the Host says; but in HTTP/2 both must agree.
         (Some(target), Some(host)) if request.version() == Version::HTTP_2 && read(host)? != *target => {
-            Err(BadHead::TwoAuthorities)
+            return Err(BadHead::TwoAuthorities);
         }
-        (Some(target), _) => Ok(Some(target.clone())),
+        (Some(target), _) => Some(target.clone()),
         // A target that names nobody may have an empty Host.
-        (None, Some(host)) if host.is_empty() => Ok(None),
-        (None, Some(host)) => read(host).map(Some),
-        (None, None) if request.version() == Version::HTTP_11 => Err(BadHead::Host),
-        (None, None) => Ok(None),
+        (None, Some(host)) if host.is_empty() => None,
+        (None, Some(host)) => Some(read(host)?),
+        (None, None) if request.version() == Version::HTTP_11 => return Err(BadHead::Host),
+        (None, None) => None,
+    };
+    match found {
+        Some(authority) if !is_host(&authority) => Err(BadHead::Authority),
+        found => Ok(found),
     }
+}
+
+/// Whether it is a host with or without a port, and has no user (RFC 9110, section 7.2; RFC 9113, section 8.3.1).
+fn is_host(authority: &Authority) -> bool {
+    let after = authority.as_str().strip_prefix(authority.host());
+    after.is_some_and(|port| {
+        port.is_empty()
+            || port.strip_prefix(':').is_some_and(|port| port.bytes().all(|byte| byte.is_ascii_digit()))
+    })
 }
 
 /// Takes out what is for this hop alone (RFC 9110, section 7.6.1). The way of an upgrade is left open.
@@ -201,6 +227,11 @@ mod tests {
         check(one, "/", &["a", "a"], Err(Host));
         check(one, "/", &["a b"], Err(NoHost));
         check(one, "/", &["a/b"], Err(NoHost));
+        check(one, "/", &["a:"], Ok(Some("a:")));
+        check(one, "/", &["a:x"], Err(NoHost));
+        check(one, "/", &["a@b"], Err(NoHost));
+        check(one, "/", &["b@b"], Err(NoHost));
+        check(one, "http://a@b/", &["b"], Err(NoHost));
         check(one, "/", &[""], Ok(None));
         check(one, "http://a/b", &["other"], Ok(Some("a")));
         check(old, "/", &[], Ok(None));
@@ -208,6 +239,25 @@ mod tests {
         check(two, "http://a/b", &[], Ok(Some("a")));
         check(two, "http://a/b", &["a"], Ok(Some("a")));
         check(two, "http://a/b", &["other"], Err(TwoAuthorities));
+        check(two, "http://a@b/", &[], Err(NoHost));
+    }
+
+    #[test]
+    fn where_a_request_ends_is_said_in_one_way_alone() {
+        let check = |codings: &[&str], expected| {
+            let mut headers = vec![("host", "a")];
+            headers.extend(codings.iter().map(|coding| ("transfer-encoding", *coding)));
+            let found = read(&request(Version::HTTP_11, "/", &headers)).map(drop);
+            assert_eq!(found, expected, "{codings:?}");
+        };
+        check(&[], Ok(()));
+        check(&["chunked"], Ok(()));
+        check(&["Chunked"], Ok(()));
+        for codings in
+            [&["gzip, chunked"][..], &["identity", "chunked"], &["chunked", "chunked"], &[",chunked"], &[""]]
+        {
+            check(codings, Err(BadHead::Coding));
+        }
     }
 
     #[test]

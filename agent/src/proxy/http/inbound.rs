@@ -36,6 +36,7 @@ use crate::proxy::tasks::Tasks;
 use crate::proxy::tunnel::stream::{self, Ends};
 use crate::proxy::worker::{Fate, Here};
 use crate::proxy::{Proxy, admission};
+use crate::sentence::in_one_sentence;
 use crate::telemetry::{CloseReason, ConnectionFacts, RequestEnd};
 
 /// A connection that a client has made to an endpoint whose requests are looked at.
@@ -202,10 +203,16 @@ impl Application {
                 Ok(response)
             }
             Err(Unanswered::Refused(refusal)) => Ok(exchange.refused(&refusal)),
-            Err(Unanswered::Broken(error)) => {
-                exchange.broke(blame::blamed(&error));
-                Err(error.into())
-            }
+            Err(Unanswered::Broken(error)) => match blame::blamed(&error) {
+                // What the client has sent is none, which it is told of.
+                RequestEnd::BadRequest => {
+                    Ok(exchange.refused(&Refusal::new(RequestEnd::BadRequest, in_one_sentence(&error))))
+                }
+                end => {
+                    exchange.broke(end);
+                    Err(error.into())
+                }
+            },
             // The application has said that it takes no more, and knows nothing of this one: its client may send it again.
             Err(Unanswered::Unsent) => {
                 exchange.broke(RequestEnd::UpstreamReset);
@@ -216,7 +223,7 @@ impl Application {
 
     async fn carry(&self, exchange: &mut Exchange, request: Request<Incoming>) -> Result<Passed, Unanswered> {
         let authority =
-            head::authority(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
+            head::read(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
         exchange.authority = authority.clone();
         let dialect = match request.version() {
             Version::HTTP_2 => Dialect::Http2,
