@@ -36,6 +36,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "telemetry",
             "jwks",
             "sentence",
+            "web_roots",
         ],
     ),
     ("admin", &["model", "snapshot", "telemetry"]),

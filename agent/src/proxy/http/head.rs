@@ -4,7 +4,7 @@ use http::header::{
     CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
-use http::uri::{Authority, PathAndQuery};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, Uri, Version};
 
 use super::talk::Dialect;
@@ -159,6 +159,16 @@ pub(super) fn aim<B>(
         (Dialect::Http1, _) => {}
     }
     Ok(())
+}
+
+/// Says of a request that it travels in TLS, where it says how it travels: in HTTP/2 (RFC 9113, section 8.3.1).
+pub(super) fn encrypted<B>(request: &mut Request<B>) {
+    if request.uri().scheme().is_some() {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.scheme = Some(Scheme::HTTPS);
+        // What had a scheme has all that one needs.
+        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    }
 }
 
 /// A request with the same head and another body.

@@ -30,6 +30,7 @@ mod serve;
 mod session;
 mod slow;
 mod talk;
+mod tls;
 mod tokens;
 mod upgrade;
 
@@ -48,6 +49,7 @@ use super::worker::{Fate, Here};
 pub(super) use explained::{Routed, as_policies_see_it, routed};
 pub(super) use inbound::Inbound;
 pub(super) use pool::Pool;
+pub use tls::BackendTlsClients;
 use talk::{Dialect, Talk};
 
 /// A client's connection on which HTTP is spoken.

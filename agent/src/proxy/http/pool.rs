@@ -16,7 +16,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use super::body::RequestBody;
 use super::mirror;
-use crate::model::{PortGuard, PortLoad};
+use crate::model::{BackendTls, PortGuard, PortLoad};
 use crate::proxy::reach::{Assurance, InTheWay};
 use crate::proxy::tasks::Tasks;
 
@@ -42,6 +42,8 @@ pub(super) struct Key {
     pub(super) is_limited: bool,
     /// Connections are counted. One that was made before they were is not among them, and is left to its idleness.
     pub(super) is_capped: bool,
+    /// How TLS was begun, if it was.
+    pub(super) tls: Option<Arc<BackendTls>>,
 }
 
 /// What requests are handed to.
@@ -317,6 +319,7 @@ mod tests {
             to: "10.1.0.1:80".parse().unwrap(),
             is_limited: false,
             is_capped: false,
+            tls: None,
         }
     }
 

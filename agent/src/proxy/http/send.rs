@@ -123,7 +123,7 @@ pub(super) async fn send(
     snapshot: &Snapshot,
     exchange: &mut Exchange,
     way: Way<'_>,
-    request: Request<RequestBody>,
+    mut request: Request<RequestBody>,
     dialect: Dialect,
     wishes: Wishes<'_>,
 ) -> Result<Response<Incoming>, Refusal> {
@@ -137,6 +137,9 @@ pub(super) async fn send(
     }
     let sending = Sending { talk, snapshot, dialect, patience };
     let mut endpoints = Endpoints::of(talk, way, &request);
+    if settings.is_some_and(|settings| settings.tls.is_some()) {
+        head::encrypted(&mut request);
+    }
     let answer = async {
         if let Some((service, port)) = port {
             // It counts as time that the request takes.
@@ -426,7 +429,9 @@ impl<'a> Endpoints<'a> {
     fn next(&mut self) -> Result<(SocketAddr, Option<LoadGuard>), Refusal> {
         match self {
             Self::Pod(address, None) => Ok((*address, None)),
-            Self::Pod(address, Some((reason, _))) => Err(Refusal::unreached(*reason, address)),
+            Self::Pod(address, Some(why)) => {
+                Err(Refusal::unreached(why.reason, why.detail.as_deref(), address))
+            }
             Self::Service { attempts, kept } => {
                 let next =
                     kept.take().and_then(|kept| attempts.kept(kept)).map_or_else(|| attempts.next(), Ok);
@@ -452,7 +457,7 @@ impl<'a> Endpoints<'a> {
                             Some(address) => address,
                             None => &attempts.service().id,
                         };
-                        Err(Refusal::unreached(unreached.reason, towards))
+                        Err(Refusal::unreached(unreached.reason, unreached.detail.as_deref(), towards))
                     }
                 }
             }
