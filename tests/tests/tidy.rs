@@ -12,7 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("sentence", &[]),
     ("web_roots", &["sentence"]),
-    ("kubernetes", &["sentence"]),
+    ("kubernetes", &["model", "sentence"]),
     ("policy", &["model"]),
     ("route", &["model"]),
     ("balance", &["model"]),

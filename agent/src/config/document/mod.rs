@@ -302,6 +302,11 @@ impl Kind {
         Self::MeshPolicy,
     ];
 
+    /// Whether all objects of the kind are of interest; of others it is those that something refers to.
+    pub fn is_followed_as_a_whole(self) -> bool {
+        self != Self::ConfigMap
+    }
+
     /// The `kind` of a manifest.
     pub fn as_str(self) -> &'static str {
         match self {
