@@ -30,9 +30,7 @@ impl Referred {
         match told {
             Ok(Some(document)) => Some(Change::Put(document)),
             Ok(None) => Some(Change::Remove(Key::of(Kind::ConfigMap, &id))),
-            Err(_) if is_first => {
-                Some(Change::Put(Document::ConfigMap(Arc::new(ConfigMap::untold(id)))))
-            }
+            Err(_) if is_first => Some(Change::Put(Document::ConfigMap(Arc::new(ConfigMap::untold(id))))),
             // What is known holds.
             Err(_) => None,
         }

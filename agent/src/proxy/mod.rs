@@ -44,8 +44,8 @@ use crate::policy::authorization::PathNormalisation;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Peer, Telemetry};
 
-use tunnel::Tunnel;
 pub use http::BackendTlsClients;
+use tunnel::Tunnel;
 pub use worker::{Fate, Workers, WorkersGone};
 
 /// What the user may set.

@@ -156,8 +156,7 @@ async fn reached(
     let mut attempts = Attempts::new(proxy, service, captured.client.ip(), dialled);
     let port = attempts.port();
     let place = port.map_or(Ok(None), |port| caps::enter(port, UnderWay::Connections));
-    let full =
-        |_full| nowhere(RefuseReason::Overloaded);
+    let full = |_full| nowhere(RefuseReason::Overloaded);
     let place = place.map_err(full)?;
     loop {
         let (address, load) = attempts.next()?;

@@ -4,6 +4,7 @@
 
 mod access;
 mod attacks;
+mod backend_tls;
 mod commands;
 mod conformance;
 mod crash;

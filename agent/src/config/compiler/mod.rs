@@ -526,7 +526,10 @@ impl Compiler {
                 };
                 let is_encrypted = |port: &model::ServicePort| port.traffic.tls.is_some();
                 let is_known = self.snapshot.routes.contains_key(&service.id)
-                    || service.ports.iter().any(|port| is_encrypted(port) || port.endpoints.iter().any(enrolled));
+                    || service
+                        .ports
+                        .iter()
+                        .any(|port| is_encrypted(port) || port.endpoints.iter().any(enrolled));
                 is_known && !is_api_server
             }
         }

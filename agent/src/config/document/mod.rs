@@ -147,7 +147,11 @@ impl Custom {
             plural: "xbackendtrafficpolicies",
             read: Document::backend_traffic_policy,
         },
-        Self { kind: Kind::BackendTlsPolicy, plural: "backendtlspolicies", read: Document::backend_tls_policy },
+        Self {
+            kind: Kind::BackendTlsPolicy,
+            plural: "backendtlspolicies",
+            read: Document::backend_tls_policy,
+        },
         Self { kind: Kind::TrafficPolicy, plural: "trafficpolicies", read: Document::traffic_policy },
         Self {
             kind: Kind::AuthorizationPolicy,

@@ -13,9 +13,7 @@ use kube::runtime::watcher::Event;
 use serde_json::Value;
 
 use super::status::{self, Form, Standing, Written};
-use crate::config::{
-    Change, Compiler, Custom, Defaults, Document, Key, Kind, Problem, Referred, resolve,
-};
+use crate::config::{Change, Compiler, Custom, Defaults, Document, Key, Kind, Problem, Referred, resolve};
 use crate::kubernetes::Untold;
 use crate::model::{NodeInfo, ObjectRef};
 use crate::route::RouteRef;
@@ -122,8 +120,7 @@ impl World {
         self.changes = self.referred.refer(&self.compiler);
         // Of what is asked for just now it would be said that it is not there.
         let is_known = self.referred.is_complete();
-        let is_left_alone =
-            |key: &Key| is_left_alone(key) || key.kind == Kind::BackendTlsPolicy && !is_known;
+        let is_left_alone = |key: &Key| is_left_alone(key) || key.kind == Kind::BackendTlsPolicy && !is_known;
         self.unsaid.extend(self.compiler.restated().iter().cloned());
         let unsaid: BTreeSet<_>;
         (self.unsaid, unsaid) = std::mem::take(&mut self.unsaid).into_iter().partition(is_left_alone);

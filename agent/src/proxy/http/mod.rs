@@ -49,8 +49,8 @@ use super::worker::{Fate, Here};
 pub(super) use explained::{Routed, as_policies_see_it, routed};
 pub(super) use inbound::Inbound;
 pub(super) use pool::Pool;
-pub use tls::BackendTlsClients;
 use talk::{Dialect, Talk};
+pub use tls::BackendTlsClients;
 
 /// A client's connection on which HTTP is spoken.
 #[derive(Debug)]

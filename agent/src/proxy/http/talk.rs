@@ -132,7 +132,8 @@ impl Talk {
                 if !must_be_fresh && let Some(lease) = pool.take_http1(&key, &wanted) {
                     return Ok(lease);
                 }
-                let (io, assurance, terms, let_in) = self.connect(snapshot, service, (to, port), dialect).await?;
+                let (io, assurance, terms, let_in) =
+                    self.connect(snapshot, service, (to, port), dialect).await?;
                 let made = connect::http1(io).await;
                 let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
                 self.keep(connection, let_in);

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::ParsedCertificate;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore};
-use rustls::{SignatureScheme, crypto::aws_lc_rs};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
+};
 use rustls_pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
@@ -85,8 +86,8 @@ impl BackendTlsClients {
         if let Some(client) = clients.get(tls) {
             return Ok(client.clone());
         }
-        let client = Client::new(tls)
-            .map_err(|detail| NotBegun { reason: RefuseReason::InvalidBackend, detail })?;
+        let client =
+            Client::new(tls).map_err(|detail| NotBegun { reason: RefuseReason::InvalidBackend, detail })?;
         // Those that nobody else has any more are of policies that have changed.
         clients.retain(|tls, _| Arc::strong_count(tls) > 1);
         clients.insert(tls.clone(), client.clone());
@@ -100,7 +101,8 @@ impl Client {
         let name = DnsName::try_from(tls.hostname.to_string()).map_err(|_| unusable(&tls.hostname))?;
         let verifier = Arc::new(Verifier::new(tls)?);
         let config = |protocol: &[u8]| -> Result<_, String> {
-            let builder = web_roots::builder()?.dangerous().with_custom_certificate_verifier(verifier.clone());
+            let builder =
+                web_roots::builder()?.dangerous().with_custom_certificate_verifier(verifier.clone());
             let mut config = builder.with_no_client_auth();
             config.alpn_protocols = vec![protocol.to_vec()];
             Ok(Arc::new(config))
@@ -114,6 +116,13 @@ impl NotBegun {
         let tls = error.get_ref().and_then(|error| error.downcast_ref::<Error>());
         let (reason, detail) = match tls {
             Some(Error::InvalidCertificate(why)) => {
+                let why = match why {
+                    CertificateError::UnknownIssuer => {
+                        "none of the authorities that are believed has made it".to_owned()
+                    }
+                    CertificateError::Other(other) => other.0.to_string(),
+                    why => why.to_string(),
+                };
                 (RefuseReason::CertificateRefused, format!("its certificate is refused: {why}"))
             }
             Some(Error::NoCertificatesPresented) => {
