@@ -19,7 +19,7 @@ const NAME: &str = "pay.test";
 const REQUESTS: &str = "undermesh_http_requests_total";
 
 /// A client, and servers behind a Service each: on the client's node, on another one, and there out of the mesh. Their port 443 leads
-/// to one of TLS, with a certificate for [`NAME`] and for [`SHOP_ID`] in turn; their port 80 to one without.
+/// to one of TLS, their port 80 to one without.
 struct Stage {
     mesh: Mesh,
     client: Pod,
@@ -168,12 +168,10 @@ fn requests_go_in_tls_wherever_the_server_is() -> Result<()> {
         let saw = stage.ask(place, 80, &[])?.saw()?;
         ensure!(saw["asked_for"].is_null(), "{saw}");
     }
-    // Connections are used again: the server counts them.
-    let connection = |count| -> Result<Value> {
-        Ok(stage.ask(&stage.places[1], 443, &["--count", count])?.saw()?["connection"].clone())
-    };
-    ensure!(connection("1")? == connection("30")?, "each request has a connection of its own");
-    // What speaks TLS for itself is let alone.
+    // Connections are used again, each by the requests of one worker thread and one version of HTTP: the server counts them.
+    let saw = stage.ask(&stage.places[1], 443, &["--count", "30"])?.saw()?;
+    ensure!(saw["connection"].as_u64().is_some_and(|number| number < 8), "{saw}");
+    // Without the policy nobody speaks TLS.
     let plain = policy(&stage.places[0], "https", &for_host(NAME));
     stage.mesh.lab.delete(&plain)?;
     eventually(SOON, "requests go as they come", || {

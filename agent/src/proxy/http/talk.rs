@@ -165,7 +165,8 @@ impl Talk {
             Some(port) => self.place(port).await?,
             None => None,
         };
-        let terms = Terms::new(place, port.and_then(|port| port.traffic.timeouts.idle));
+        let endpoint = port.and_then(|port| port.endpoint(to)).map(|endpoint| endpoint.load.clone());
+        let terms = Terms::new(place, port.and_then(|port| port.traffic.timeouts.idle), endpoint);
         // Whoever asked may go while others wait for the same: whether a client is still there is its own task's to see.
         let gone = std::future::pending();
         let Dialled { upstream, assurance, entered } =

@@ -85,36 +85,48 @@ fn without_certificates_nothing_is_sent() {
     assert!(world.put(&policy("a", 1, ", sectionName: https", &by(&["ca"]))));
     assert!(is_captured(&world), "requests must not pass by");
     assert_eq!(world.compiler.config_maps(), BTreeSet::from([ObjectRef::new("shop", "ca")]));
-    check(&world, expect![[r#"
+    check(
+        &world,
+        expect![[r#"
         443: refused: BackendTLSPolicy shop/a: spec.validation.caCertificateRefs[0].name: there is no ConfigMap shop/ca
         8443: plaintext
         ! a: spec.validation.caCertificateRefs[0].name: there is no ConfigMap shop/ca
         a accepted: NoValidCACertificate, resolved: InvalidCACertificateRef
-    "#]]);
+    "#]],
+    );
     assert!(world.put(&config_map("ca", &authority())));
-    check(&world, expect![[r#"
+    check(
+        &world,
+        expect![[r#"
         443: pay.test by 1 certificates
         8443: plaintext
         a accepted: yes, resolved: yes
-    "#]]);
+    "#]],
+    );
     // Two of them, of which one can be used.
     let both = authority() + &authority();
     assert!(world.put(&config_map("ca", &both)));
     world.put(&policy("a", 1, ", sectionName: https", &by(&["none", "ca"])));
-    check(&world, expect![[r#"
+    check(
+        &world,
+        expect![[r#"
         443: pay.test by 2 certificates
         8443: plaintext
         ! a: spec.validation.caCertificateRefs[0].name: there is no ConfigMap shop/none
         a accepted: yes, resolved: InvalidCACertificateRef
-    "#]]);
+    "#]],
+    );
     assert!(world.put(&config_map("ca", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")));
-    check(&world, expect![[r#"
+    check(
+        &world,
+        expect![[r#"
         443: refused: BackendTLSPolicy shop/a: spec.validation.caCertificateRefs[0].name: there is no ConfigMap shop/none
         8443: plaintext
         ! a: spec.validation.caCertificateRefs[0].name: there is no ConfigMap shop/none
         ! a: spec.validation.caCertificateRefs[1].name: of the ConfigMap shop/ca nothing can be used: certificate 1 under its ca.crt cannot be used: TrailingData(SignedData)
         a accepted: NoValidCACertificate, resolved: InvalidCACertificateRef
-    "#]]);
+    "#]],
+    );
     assert!(!world.put(&config_map("other", &both)), "nobody refers to it");
     world.put(&policy(
         "a",
@@ -122,32 +134,44 @@ fn without_certificates_nothing_is_sent() {
         ", sectionName: https",
         "hostname: pay.test, caCertificateRefs: [{group: '', kind: Secret, name: ca}]",
     ));
-    check(&world, expect![[r#"
+    check(
+        &world,
+        expect![[r#"
         443: refused: BackendTLSPolicy shop/a: spec.validation.caCertificateRefs[0].kind: expected a ConfigMap (group ""), found the kind "Secret" of the group ""
         8443: plaintext
         ! a: spec.validation.caCertificateRefs[0].kind: expected a ConfigMap (group ""), found the kind "Secret" of the group ""
         a accepted: NoValidCACertificate, resolved: InvalidKind
-    "#]]);
+    "#]],
+    );
     world.put(&policy("a", 1, ", sectionName: https", "hostname: pay.test, wellKnownCACertificates: System"));
     assert!(world.compiler.config_maps().is_empty());
-    check(&world, expect![[r#"
+    check(
+        &world,
+        expect![[r#"
         443: pay.test by the system
         8443: plaintext
         a accepted: yes, resolved: yes
-    "#]]);
+    "#]],
+    );
     // Whatever held before.
     world.put(&policy("a", 1, ", sectionName: https", "hostname: 10.0.0.1, wellKnownCACertificates: System"));
-    check(&world, expect![[r#"
+    check(
+        &world,
+        expect![[r#"
         443: refused: BackendTLSPolicy shop/a says something that cannot be used
         8443: plaintext
         ! a: this version cannot be used: until one can, requests to what it is for are answered with an error
         a accepted: yes, resolved: yes
-    "#]]);
+    "#]],
+    );
     assert!(world.remove(Kind::BackendTlsPolicy, "shop", "a"));
-    check(&world, expect![[r#"
+    check(
+        &world,
+        expect![[r#"
         443: plaintext
         8443: plaintext
-    "#]]);
+    "#]],
+    );
     assert!(!is_captured(&world));
 }
 
@@ -171,7 +195,8 @@ fn of_several_policies_one_has_the_port() {
         8443: b.test by the system
         a accepted: yes, resolved: yes
         b accepted: yes, resolved: yes
-    "#]].assert_eq(&world.tls());
+    "#]]
+    .assert_eq(&world.tls());
     world.put(&policy("b", 1, ", sectionName: nothing", &system.replace("a.test", "b.test")));
     expect![[r#"
         443: a.test by the system
@@ -179,5 +204,6 @@ fn of_several_policies_one_has_the_port() {
         ! b: spec.targetRefs[0].sectionName: the Service shop/pay has no TCP port named "nothing"
         a accepted: yes, resolved: yes
         b accepted: TargetNotFound, resolved: yes
-    "#]].assert_eq(&world.tls());
+    "#]]
+    .assert_eq(&world.tls());
 }

@@ -6,7 +6,8 @@ use expect_test::{Expect, expect};
 
 use super::*;
 use crate::model::{
-    Algorithm, AltName, Fault, HashKey, Limited, RateLimit, SessionKind, SharedBy, SuccessRate, TrafficTimeouts,
+    Algorithm, AltName, Fault, HashKey, Limited, RateLimit, SessionKind, SharedBy, SuccessRate,
+    TrafficTimeouts,
 };
 
 /// The rest of the spec of a policy for the Service `web`.
@@ -398,9 +399,12 @@ fn a_policy_of_tls_says_whom_to_believe() {
         read("validation: {hostname: pay.test, wellKnownCACertificates: System, caCertificateRefs: []}");
     assert_eq!(said.unwrap().authorities, AuthorityRefs::System);
     let refused = |rest: &str, expected: Expect| expected.assert_eq(&read(rest).1);
-    refused("validation: {hostname: 10.0.0.1, wellKnownCACertificates: Ours}", expect![[r#"
+    refused(
+        "validation: {hostname: 10.0.0.1, wellKnownCACertificates: Ours}",
+        expect![[r#"
         spec.validation.wellKnownCACertificates: expected System, found "Ours"
-    "#]]);
+    "#]],
+    );
     refused(
         "validation: {hostname: '*.test', wellKnownCACertificates: System}, options: {tls-min: '1.3'}, more: 1",
         expect![[r#"
@@ -409,9 +413,12 @@ fn a_policy_of_tls_says_whom_to_believe() {
             spec.validation.hostname: expected a host name without a wildcard and a port, and not an address, found "*.test"
         "#]],
     );
-    refused("validation: {hostname: a.test}", expect![[r#"
+    refused(
+        "validation: {hostname: a.test}",
+        expect![[r#"
         spec.validation: expected caCertificateRefs or wellKnownCACertificates, found neither
-    "#]]);
+    "#]],
+    );
     refused(
         "validation: {hostname: a.test, wellKnownCACertificates: System, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}",
         expect![[r#"
@@ -428,11 +435,17 @@ fn a_policy_of_tls_says_whom_to_believe() {
             spec.validation.subjectAltNames[3].hostname: expected a host name without a wildcard and a port, and not an address, found "*"
         "#]],
     );
-    refused("validation: {hostname: [1], more: 2}", expect![[r#"
+    refused(
+        "validation: {hostname: [1], more: 2}",
+        expect![[r#"
         spec.validation.hostname: expected a string, found sequence
-    "#]]);
-    refused("valid: {}", expect![[r#"
+    "#]],
+    );
+    refused(
+        "valid: {}",
+        expect![[r#"
         spec.valid: there is no such field, or this version of Undermesh does not know it
         spec.validation: expected a map, found null
-    "#]]);
+    "#]],
+    );
 }
