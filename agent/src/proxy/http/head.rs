@@ -207,6 +207,11 @@ mod tests {
         check(one, "/", &["a"], Ok(Some("a")));
         check(one, "/", &["a:80"], Ok(Some("a:80")));
         check(one, "/", &["[fd96::1]:80"], Ok(Some("[fd96::1]:80")));
+        // A zone (RFC 6874) is the asker's own: it passes as it is, and is part of the name for whoever compares it.
+        check(one, "/", &["[fe80::1%25eth0]:80"], Ok(Some("[fe80::1%25eth0]:80")));
+        check(one, "http://[fe80::1%25eth0]/b", &["a"], Ok(Some("[fe80::1%25eth0]")));
+        check(two, "http://[fe80::1%25eth0]/b", &["[fe80::1]"], Err(TwoAuthorities));
+        check(one, "/", &["fe80::1%25eth0"], Err(NoHost));
         check(one, "/", &[], Err(Host));
         check(one, "/", &["a", "a"], Err(Host));
         check(one, "/", &["a b"], Err(NoHost));
@@ -218,6 +223,21 @@ mod tests {
         check(two, "http://a/b", &[], Ok(Some("a")));
         check(two, "http://a/b", &["a"], Ok(Some("a")));
         check(two, "http://a/b", &["other"], Err(TwoAuthorities));
+    }
+
+    #[test]
+    fn a_request_in_tls_says_so_where_it_says_how_it_travels() {
+        for (target, expected) in [
+            ("http://a:80/b?c", "https://a:80/b?c"),
+            ("https://a/", "https://a/"),
+            ("/b?c", "/b?c"),
+            ("*", "*"),
+            ("a:80", "a:80"),
+        ] {
+            let mut request = request(Version::HTTP_2, target, &[]);
+            encrypted(&mut request);
+            assert_eq!(request.uri().to_string(), expected);
+        }
     }
 
     #[test]

@@ -418,7 +418,10 @@ mod tests {
             Ok((sender, Assurance::NONE, terms))
         };
         let lease = pool.http2(&key(), &Assurance::NONE, make).await.unwrap();
-        let known = || (pool.slots().http1.len(), pool.slots().http2.len());
+        let known = || {
+            let slots = pool.slots();
+            (slots.http1.len(), slots.http2.len())
+        };
         let generation = |generation| Snapshot { generation, ..Snapshot::default() };
         pool.sweep(now, &generation(1));
         assert_eq!(known(), (1, 1));

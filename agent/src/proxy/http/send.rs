@@ -258,9 +258,10 @@ impl Sending<'_> {
             };
             let told = talk.told(snapshot, service, to, &lease.assurance);
             exchange.tell(told);
-            // A connection that stood may be gone by now. That loses no request that may be sent twice (RFC 9110, 9.2.2).
-            let again =
-                if lease.is_reused && request.method().is_idempotent() { copy(&request) } else { None };
+            // A connection that stood may be gone by now. That loses no request that may be sent twice (RFC 9110, 9.2.2), and none that
+            // the upstream has not begun with.
+            let again = if lease.is_reused { copy(&request) } else { None };
+            let is_idempotent = request.method().is_idempotent();
             let is_reused = lease.is_reused;
             let now = Instant::now();
             exchange.asked = Some(now);
@@ -280,7 +281,10 @@ impl Sending<'_> {
                     let detail = format!("{to}: no answer within the time that an attempt is given");
                     return Err(Failed::Broken(Refusal::new(RequestEnd::UpstreamTimeout, detail)));
                 }
-                Err(Unanswered::Broken { error, unsent }) => match unsent.map(|unsent| *unsent).or(again) {
+                Err(Unanswered::Broken { error, unsent }) => match unsent
+                    .map(|unsent| *unsent)
+                    .or_else(|| again.filter(|_| is_idempotent || blame::is_unprocessed(&error)))
+                {
                     Some(same) if is_reused && !must_be_fresh => {
                         debug!(%to, %error, "a connection had died; trying a new one");
                         request = same;

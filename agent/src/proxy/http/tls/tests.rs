@@ -1,6 +1,6 @@
 //! Which certificates are taken for a server's, and what is said of one that is not.
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::TlsAcceptor;
 
@@ -22,6 +22,8 @@ impl Server {
     ) -> Self {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // By its name a certificate's issuer is looked for.
+        authority.distinguished_name.push(DnType::OrganizationName, fastrand::u64(..).to_string());
         let authority_key = KeyPair::generate().unwrap();
         let root = authority.self_signed(&authority_key).unwrap().der().to_vec();
         let mut params = CertificateParams::default();
