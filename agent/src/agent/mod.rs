@@ -29,7 +29,7 @@ use crate::config::Defaults;
 use crate::discovery::Publication;
 use crate::jwks::{Jwks, JwksSettings};
 use crate::model::{MtlsMode, NodeInfo};
-use crate::proxy::{Proxy, ProxySettings, Workers};
+use crate::proxy::{BackendTlsClients, Proxy, ProxySettings, Workers};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{
     AccessLog, AccessLogSettings, Logs, Status, Telemetry, TelemetrySettings, TraceSettings, Traces,
@@ -142,6 +142,7 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
         enrolled: capture.enrolled(),
         telemetry: telemetry.clone(),
         affinity: AffinityTable::new(AFFINITY_CLIENTS),
+        backend_tls: BackendTlsClients::default(),
         settings: settings.proxy,
         tunnel,
         jwks: jwks.clone(),

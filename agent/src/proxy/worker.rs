@@ -226,7 +226,7 @@ async fn run(proxy: Arc<Proxy>, here: Arc<Here>, mut inbox: mpsc::Receiver<Comma
                 tick.store(monotonic_ns(), Ordering::Relaxed);
                 // What waited in the backlog of a pod that is released may have led back into its namespace.
                 leave_unserved(&pods);
-                here.upstreams.sweep(Instant::now());
+                here.upstreams.sweep(Instant::now(), &proxy.snapshot.load());
             }
             Some(ended) = accepting.join_next() => {
                 pods.retain(|_, decide| !decide.is_closed());

@@ -5,6 +5,7 @@
 mod access;
 mod attacker;
 mod attacks;
+mod backend_tls;
 mod commands;
 mod conformance;
 mod crash;

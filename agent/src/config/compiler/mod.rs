@@ -164,6 +164,11 @@ impl Compiler {
         self.policies.statuses(policy)
     }
 
+    /// The ConfigMaps that policies refer to, whether they are there or not: no other is of interest.
+    pub fn config_maps(&self) -> BTreeSet<ObjectRef> {
+        self.policies.config_maps().cloned().collect()
+    }
+
     /// How the AuthorizationPolicy or MeshPolicy stands, for its status; of which version, as with routes.
     pub fn stated(&self, policy: &Key) -> Option<Stated> {
         let mesh = self.defaults.mesh_namespace.as_ref();
@@ -254,6 +259,9 @@ impl Compiler {
             Change::Put(Document::EndpointSlice(new)) => {
                 affected.services.extend(self.services.put_slice(new));
             }
+            Change::Put(Document::ConfigMap(new)) => {
+                affected.policed.extend(self.policies.put_config_map(&new.id.clone(), Some(new)));
+            }
             Change::Put(Document::ReferenceGrant(new)) => {
                 affected.routes.extend(self.routes.put_grant(&new.id.clone(), Some(new)));
             }
@@ -286,8 +294,9 @@ impl Compiler {
                 }
                 Kind::Pod => self.hold_pod(&key.id(), None, affected),
                 Kind::EndpointSlice => affected.services.extend(self.services.remove_slice(&key.id())),
+                Kind::ConfigMap => affected.policed.extend(self.policies.put_config_map(&key.id(), None)),
                 Kind::ReferenceGrant => affected.routes.extend(self.routes.put_grant(&key.id(), None)),
-                Kind::BackendTrafficPolicy | Kind::TrafficPolicy => {
+                Kind::BackendTrafficPolicy | Kind::BackendTlsPolicy | Kind::TrafficPolicy => {
                     affected.policed.extend(self.policies.remove(&key));
                 }
                 Kind::AuthorizationPolicy => self.hold_access(&key.id(), None, affected),
@@ -518,8 +527,12 @@ impl Compiler {
                 let enrolled = |endpoint: &model::Endpoint| {
                     endpoint.workload.as_ref().is_some_and(|workload| workload.enrolment.is_wanted())
                 };
+                let is_encrypted = |port: &model::ServicePort| port.traffic.tls.is_some();
                 let is_known = self.snapshot.routes.contains_key(&service.id)
-                    || service.ports.iter().any(|port| port.endpoints.iter().any(enrolled));
+                    || service
+                        .ports
+                        .iter()
+                        .any(|port| is_encrypted(port) || port.endpoints.iter().any(enrolled));
                 is_known && !is_api_server
             }
         }

@@ -1,6 +1,7 @@
 //! Documents in, snapshot out.
 
 mod access;
+mod backend_tls;
 mod fronts;
 mod mtls;
 mod tokens;
@@ -71,6 +72,8 @@ impl World {
             Some("Service") => Document::service(&typed::<core::Service>(value), &mut problems),
             Some("Pod") => Document::pod(&typed::<core::Pod>(value), &mut problems),
             Some("AuthorizationPolicy") => Document::authorization_policy(value, &mut problems),
+            Some("ConfigMap") => Document::config_map(&typed::<core::ConfigMap>(value)),
+            Some("BackendTLSPolicy") => Document::backend_tls_policy(value, &mut problems),
             Some("MeshPolicy") => Document::mesh_policy(value, &mut problems),
             _ => Document::endpoint_slice(&typed::<discovery::EndpointSlice>(value), &mut problems),
         };

@@ -1,6 +1,7 @@
 //! Routes and Services in, the statuses that are written out: first without an API server, then against one of ours.
 
 mod access;
+mod backend_tls;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
