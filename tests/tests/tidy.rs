@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("sentence", &[]),
+    ("folders", &[]),
     ("web_roots", &["sentence"]),
     ("kubernetes", &["model", "sentence"]),
     ("policy", &["model"]),
@@ -19,7 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("snapshot", &["model", "policy", "route"]),
     ("config", &["model", "snapshot", "policy", "route", "balance"]),
     ("identity", &["model", "sentence"]),
-    ("capture", &["model", "snapshot", "sentence"]),
+    ("capture", &["model", "snapshot", "sentence", "folders"]),
     ("telemetry", &["model", "snapshot", "web_roots"]),
     ("jwks", &["model", "policy", "sentence", "web_roots"]),
     ("discovery", &["model", "snapshot", "config", "kubernetes"]),
@@ -47,7 +48,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("cli", &EVERYBODY),
 ];
 
-const EVERYBODY: [&str; 18] = [
+const EVERYBODY: [&str; 19] = [
     "agent",
     "model",
     "snapshot",
@@ -64,6 +65,7 @@ const EVERYBODY: [&str; 18] = [
     "controller",
     "kubernetes",
     "sentence",
+    "folders",
     "jwks",
     "web_roots",
 ];

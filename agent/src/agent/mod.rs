@@ -205,12 +205,13 @@ async fn in_background(background: Option<tunnel::Background>) {
 
 /// A thread of its own, so that it tells a hung worker from a hung everything.
 fn watch_workers(capture: &Capture, workers: &Workers) -> anyhow::Result<()> {
+    /// The kernel programs take the agent for hung after three seconds.
     const BEAT: Duration = Duration::from_millis(500);
     let mut heartbeat = capture.heartbeat()?;
-    let last_tick = workers.last_tick();
+    let pulse = workers.pulse();
     std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
         loop {
-            if let Err(error) = heartbeat.beat(last_tick()) {
+            if let Err(error) = heartbeat.beat(pulse()) {
                 error!(%error, "cannot write the heartbeat");
             }
             std::thread::sleep(BEAT);

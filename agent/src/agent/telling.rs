@@ -69,6 +69,14 @@ impl Telling {
         }
     }
 
+    /// Whether there is nothing to be said again by [`Self::try_again`].
+    pub(super) fn is_settled(&self) -> bool {
+        match self {
+            Self::Folder(publisher) => publisher.is_settled(),
+            Self::Api(..) => true,
+        }
+    }
+
     /// Says again what could not be said. The API server is told for as long as it takes anyway.
     pub(super) fn try_again(&mut self) {
         if let Self::Folder(publisher) = self {

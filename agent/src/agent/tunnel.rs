@@ -246,6 +246,11 @@ impl Members {
         self.radar.dangers()
     }
 
+    /// Whether there is nothing for [`Self::tidy`] to do.
+    pub(super) fn is_settled(&self) -> bool {
+        self.telling.is_settled()
+    }
+
     /// What an earlier agent has told of pods that are not to be enrolled now is taken back.
     pub(super) fn settle(&mut self, is_wanted: impl Fn(&WorkloadUid) -> bool) {
         self.telling.withdraw_all_but(is_wanted);

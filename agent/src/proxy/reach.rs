@@ -251,7 +251,7 @@ impl<'a> Attempts<'a> {
             if self.carries == Carries::Request {
                 self.took(latency::OVERLOADED);
             }
-            self.judge(match why.0 {
+            self.judge(match why.reason {
                 RefuseReason::ConnectRefused => Verdict::Refused,
                 _ => Verdict::GatewayFailure,
             });
