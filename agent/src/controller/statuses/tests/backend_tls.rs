@@ -33,13 +33,16 @@ fn certificates_that_are_not_there_are_told_of_once_the_api_server_has_said_so()
     let ca = ObjectRef::new("shop", "ca");
     assert_eq!(world.config_maps().iter().collect::<Vec<_>>(), [&ca]);
     world.take_config_map(ca.clone(), Ok(None));
-    check(&mut world, &expect![[r#"
+    check(
+        &mut world,
+        &expect![[r#"
         BackendTLSPolicy shop/bad at bad:
           not Accepted: Invalid: spec.validation.wellKnownCACertificates: expected System, found "Ours"; until then requests to what it is for are answered with an error
         BackendTLSPolicy shop/pay at pay:
           not Accepted: NoValidCACertificate: spec.validation.caCertificateRefs[0].name: there is no ConfigMap shop/ca
           not ResolvedRefs: InvalidCACertificateRef: spec.validation.caCertificateRefs[0].name: there is no ConfigMap shop/ca
-    "#]]);
+    "#]],
+    );
     // While the API server does not tell, what is known holds.
     world.take_config_map(ca.clone(), Err(Untold));
     assert_eq!(writes(&mut world), []);
@@ -52,7 +55,10 @@ fn certificates_that_are_not_there_are_told_of_once_the_api_server_has_said_so()
         ..Default::default()
     };
     world.take_config_map(ca, Ok(Some(ConfigMap { metadata, data: Some(data), ..Default::default() })));
-    check(&mut world, &expect![[r#"
+    check(
+        &mut world,
+        &expect![[r#"
         BackendTLSPolicy shop/pay at pay: Accepted ResolvedRefs
-    "#]]);
+    "#]],
+    );
 }
