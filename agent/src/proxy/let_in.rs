@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::future::{AbortHandle, abortable};
+use futures_util::future::{AbortHandle, FutureExt as _, abortable};
 use tracing::info;
 
 use super::admission::{Caller, Door, Entry};
@@ -81,10 +81,11 @@ impl LetIn {
         at_pod.or_insert_with(nobody).connections.insert(id, new);
         drop(open);
         let entered = Entered { all: self, pod, id };
-        async move {
-            let _entered = entered;
-            carried.await.ok()
-        }
+        // Not an async block, which would have room for what it carries twice.
+        carried.map(move |result| {
+            drop(entered);
+            result.ok()
+        })
     }
 
     /// Holds them to the policies that there are now, where these are others than before.

@@ -94,7 +94,8 @@ async fn relayed(
             };
             // The snapshot of then is not held for as long as the connection stands.
             drop(snapshot);
-            visit.carry(entry, Upstream::Socket(client), application).await;
+            // On the heap, so that connections to other nodes carry no room for it.
+            Box::pin(visit.carry(entry, Upstream::Socket(client), application)).await;
         }
         Ok(Reached { upstream, assurance, address, idle, entered: _, _counted }) => {
             let meter = reach::record(proxy, &snapshot, captured, address, service, &assurance);
