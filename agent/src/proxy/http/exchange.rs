@@ -164,7 +164,8 @@ impl Exchange {
                 } else if let Some(trailers) = frame.trailers_ref() {
                     self.grpc_status = grpc_status(trailers).or(self.grpc_status);
                 }
-                if is_last {
+                // Trailers are the last that comes, and who has them need not ask for more.
+                if is_last || frame.is_trailers() {
                     self.done();
                 }
             }

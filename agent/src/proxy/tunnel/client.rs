@@ -146,9 +146,10 @@ impl Future for Driven {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Self { connection, flusher, window, health } = self.get_mut();
-        let streams = health.as_ref().map_or(0, |health| health.streams());
-        window.adjust(streams, |size| connection.set_initial_window_size(size));
         let ended = Pin::new(&mut *connection).poll(cx);
+        if let Some(health) = health {
+            window.follow(cx, health, |size| connection.set_initial_window_size(size));
+        }
         flusher.poll(cx);
         ended
     }
@@ -297,7 +298,7 @@ async fn ask(claimed: Claimed, wanted: Wanted<'_>) -> Result<Ends, Failed> {
         () = place.health().found_dead(), if is_reused => return Err(Failed::Broken),
     };
     match response.status() {
-        StatusCode::OK => Ok(Ends { send, recv: response.into_body(), place }),
+        StatusCode::OK => Ok(Ends::new(send, response.into_body(), place)),
         StatusCode::UNAUTHORIZED => Err(Failed::Refused(RefuseReason::Denied)),
         StatusCode::SERVICE_UNAVAILABLE => {
             // Who says nothing more, as ztunnel, has found nobody listening more often than not.

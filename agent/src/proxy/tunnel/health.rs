@@ -1,10 +1,11 @@
 //! Whether a tunnel still works: streams counted, pings sent, the silent ones given up.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use h2::{Ping, PingPong};
+use h2::{FlowControl, Ping, PingPong, StreamId};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -24,6 +25,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) struct Health {
     record: OpenTunnel,
     streams: AtomicUsize,
+    /// The windows of those that are connected.
+    windows: Mutex<HashMap<StreamId, FlowControl>>,
     silent: AtomicBool,
     probe: Notify,
     pongs: watch::Sender<u64>,
@@ -33,6 +36,8 @@ pub(super) struct Health {
 #[derive(Debug)]
 pub(super) struct Place {
     health: Arc<Health>,
+    /// Once it is connected.
+    stream: Option<StreamId>,
 }
 
 /// What ended [`Health::watch`].
@@ -51,6 +56,7 @@ impl Health {
         Arc::new(Self {
             record,
             streams: AtomicUsize::new(0),
+            windows: Mutex::default(),
             silent: AtomicBool::new(false),
             probe: Notify::new(),
             pongs,
@@ -61,12 +67,25 @@ impl Health {
     pub(super) fn enter(self: &Arc<Self>) -> Place {
         self.streams.fetch_add(1, Ordering::Relaxed);
         self.record.stream_opened();
-        Place { health: self.clone() }
+        Place { health: self.clone(), stream: None }
     }
 
     /// Streams that are open.
     pub(super) fn streams(&self) -> usize {
         self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Has the peers of streams told of all the room that there is for what they say, now that all windows are smaller than they were. HTTP/2
+    /// tells of it when half of a window has been taken, which may be more than is left of it, and does not look again by itself.
+    pub(super) fn tell_of_room(&self) {
+        for window in self.windows().values_mut() {
+            // It fails for too many bytes alone.
+            _ = window.release_capacity(0);
+        }
+    }
+
+    fn windows(&self) -> MutexGuard<'_, HashMap<StreamId, FlowControl>> {
+        self.windows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says that the tunnel's connection has ended: by an error, or in order. Nothing new if its end was said before.
@@ -134,6 +153,12 @@ impl Health {
 }
 
 impl Place {
+    /// It is this stream's, whose window it is.
+    pub(super) fn connected(&mut self, stream: StreamId, window: FlowControl) {
+        self.health.windows().insert(stream, window);
+        self.stream = Some(stream);
+    }
+
     pub(super) fn health(&self) -> &Health {
         &self.health
     }
@@ -145,6 +170,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        if let Some(stream) = self.stream {
+            self.health.windows().remove(&stream);
+        }
         self.health.streams.fetch_sub(1, Ordering::Relaxed);
         self.health.record.stream_closed();
     }

@@ -142,8 +142,8 @@ impl Connection {
         health: &Health,
     ) -> Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>> {
         poll_fn(|cx| {
-            self.window.adjust(health.streams(), |size| self.frames.set_initial_window_size(size));
             let accepted = self.frames.poll_accept(cx);
+            self.window.follow(cx, health, |size| self.frames.set_initial_window_size(size));
             self.flusher.poll(cx);
             accepted
         })
@@ -319,7 +319,7 @@ impl Server {
             Some(what) if *what == client::REQUESTS => Carries::Request,
             _ => Carries::Connection,
         };
-        let tunnel = Ends { send, recv: request.into_body(), place: counted };
+        let tunnel = Ends::new(send, request.into_body(), counted);
         let visit = Visit {
             proxy: self.proxy.clone(),
             here: self.here.clone(),

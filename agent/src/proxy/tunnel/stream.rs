@@ -46,6 +46,11 @@ pub(in crate::proxy) struct Ends {
 }
 
 impl Ends {
+    pub(super) fn new(send: SendStream<Bytes>, mut recv: RecvStream, mut place: Place) -> Self {
+        place.connected(recv.stream_id(), recv.flow_control().clone());
+        Self { send, recv, place }
+    }
+
     /// Breaks the stream off. Others take CANCEL for an orderly end, and what was cut off for the whole (RFC 9113, section 8.5).
     pub(in crate::proxy) fn reset(mut self) {
         self.send.send_reset(Reason::CONNECT_ERROR);

@@ -103,7 +103,7 @@ fn spawn(
     (send, recv): (SendStream<Bytes>, RecvStream),
 ) -> JoinHandle<CloseReason> {
     tokio::spawn(async move {
-        let ends = Ends { send, recv, place: Health::new().enter() };
+        let ends = Ends::new(send, recv, Health::new().enter());
         relay(socket, side, ends, &Meter::new(Vec::new())).await
     })
 }
