@@ -49,6 +49,12 @@ impl Address {
         }
     }
 
+    /// fe80::/10, which every interface gives itself.
+    #[inline(always)]
+    pub const fn is_link_local(&self) -> bool {
+        u32::from_be(self.words()[0]) >> 22 == 0xfe80 >> 6
+    }
+
     /// Word-wise equality; the derived one becomes a call to `memcmp`, which the kernel does not have.
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {

@@ -17,6 +17,9 @@ pub struct Inbound<'a> {
     pub local_port: u16,
     /// Where it comes from.
     pub remote: &'a Address,
+    /// The interface that it came over, or that has the address where it comes from the pod itself; 0 where the kernel does
+    /// not tell (before Linux 5.17).
+    pub interface: u32,
 }
 
 /// Where a connection is to be steered.
@@ -50,13 +53,24 @@ impl Inbound<'_> {
         }
         // The interface does not tell local from remote (a pod's call to its own address reports the interface that
         // owns the address), so the addresses must.
-        if !self.pod.owns(self.local) || self.pod.owns(self.remote) || self.remote.is_loopback() {
+        if self.pod.owns(self.remote) || self.remote.same(self.local) || self.remote.is_loopback() {
             return Steer::Pass;
         }
-        if self.local_port != TUNNEL_PORT && self.pod.is_strict(self.local_port) {
-            Steer::Strict
-        } else {
-            Steer::Inbound
+        let is_strict = self.pod.is_strict(self.local_port);
+        if !self.pod.owns(self.local) {
+            let is_shut = self.is_over_the_mesh() && (is_strict || self.pod.guarded != 0);
+            return if is_shut { Steer::Strict } else { Steer::Pass };
+        }
+        if self.local_port != TUNNEL_PORT && is_strict { Steer::Strict } else { Steer::Inbound }
+    }
+
+    /// Whether it comes by the network that the pod's addresses are of. The interface has others: a link-local one, and what
+    /// neighbours may advertise to it (RFC 4862). The agent is not asked there, so what it would have to decide is refused.
+    #[inline(always)]
+    fn is_over_the_mesh(&self) -> bool {
+        match self.interface {
+            0 => self.local.is_link_local(),
+            interface => interface == self.pod.interface,
         }
     }
 }
@@ -88,9 +102,11 @@ mod tests {
     }
 
     fn check(strict: u32, remote: &str, local: &str, port: u16) -> Steer {
-        let mut pod = Pod { addresses: [address("10.0.0.5"), address("fd00::5")], strict, ..Pod::default() };
+        let addresses = [address("10.0.0.5"), address("fd00::5")];
+        let mut pod = Pod { addresses, strict, interface: 3, ..Pod::default() };
         pod.mode_exceptions[..2].copy_from_slice(&[8080, TUNNEL_PORT]);
-        Inbound { pod: &pod, local: &address(local), local_port: port, remote: &address(remote) }.steer()
+        let (local, remote) = (&address(local), &address(remote));
+        Inbound { pod: &pod, local, local_port: port, remote, interface: 2 }.steer()
     }
 
     #[test]
@@ -123,6 +139,34 @@ mod tests {
                 expected,
                 "{remote} -> {local}:{port} strict={strict}"
             );
+        }
+    }
+
+    #[test]
+    fn where_nobody_is_asked_only_what_takes_everybody_is_open() {
+        use Steer::{Pass, Strict};
+        let open =
+            Pod { addresses: [address("10.0.0.5"), address("fd00::5")], interface: 2, ..Pod::default() };
+        let (strict, guarded) = (Pod { strict: 1, ..open }, Pod { guarded: 1, ..open });
+        for (pod, interface, remote, local, expected) in [
+            (&open, 2, "fe80::9", "fe80::5", Pass),
+            (&strict, 2, "fe80::9", "fe80::5", Strict),
+            (&guarded, 2, "fe80::9", "fe80::5", Strict),
+            (&strict, 2, "2001:db8::9", "2001:db8::5", Strict),
+            (&guarded, 2, "10.0.0.9", "169.254.7.5", Strict),
+            (&strict, 3, "fe80::9", "fe80::5", Pass),
+            (&strict, 3, "192.168.7.9", "192.168.7.5", Pass),
+            (&strict, 2, "fe80::5", "fe80::5", Pass),
+            (&strict, 2, "fd00::5", "fe80::5", Pass),
+            (&strict, 0, "fe80::9", "fe80::5", Strict),
+            (&guarded, 0, "fe80::9", "fe80::5", Strict),
+            (&open, 0, "fe80::9", "fe80::5", Pass),
+            (&strict, 0, "fe80::5", "fe80::5", Pass),
+            (&strict, 0, "192.168.7.9", "192.168.7.5", Pass),
+        ] {
+            let (near, far) = (&address(local), &address(remote));
+            let found = Inbound { pod, local: near, local_port: 80, remote: far, interface }.steer();
+            assert_eq!(found, expected, "{remote} -> {local} over {interface}: {pod:?}");
         }
     }
 

@@ -41,7 +41,9 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
     // SAFETY: the entry is only read, before anything could remove it.
     let Some(pod) = (unsafe { PODS.get(cookie) }) else { return PASS };
     let (local, remote) = ends(ctx.lookup);
-    let inbound = Inbound { pod, local: &local.address, local_port: local.port, remote: &remote.address };
+    let interface = interface(ctx.lookup);
+    let inbound =
+        Inbound { pod, local: &local.address, local_port: local.port, remote: &remote.address, interface };
     match inbound.steer() {
         Steer::Pass => PASS,
         Steer::RefuseListenerDial => {
@@ -50,7 +52,7 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         }
         Steer::Refuse => DROP,
         // The route to the IPv6 codes would let neighbours of the pod dial them, in the pod's name.
-        Steer::Outbound if from_outside(ctx.lookup) => {
+        Steer::Outbound if interface != 0 && interface != LOOPBACK => {
             count(cookie, |c| c.refused_listener_dial += 1);
             DROP
         }
@@ -92,13 +94,16 @@ fn assign(ctx: &SkLookupContext, cookie: u64, direction: u32) -> Result<(), i32>
     LISTENERS.redirect_sk_lookup(ctx, Listener::new(cookie, direction), u64::from(BPF_SK_LOOKUP_F_REPLACE))
 }
 
-/// Whether a packet for a code came over another interface than the loopback's. The context has told since Linux 5.17;
-/// before, only the agent checks, by the source address.
+/// The interface that the packet came over. The context has told since Linux 5.17; before, it is 0, and of packets for codes only the
+/// agent checks where they come from, by the source address.
 #[inline(always)]
-fn from_outside(lookup: *const bpf_sk_lookup) -> bool {
+fn interface(lookup: *const bpf_sk_lookup) -> u32 {
     // The verifier leaves the read out where the loader says that it cannot be made.
+    if HAS_INGRESS.load() == 0 {
+        return 0;
+    }
     // SAFETY: the kernel hands out a valid context.
-    HAS_INGRESS.load() != 0 && unsafe { (&raw const (*lookup).ingress_ifindex).read_volatile() } != LOOPBACK
+    unsafe { (&raw const (*lookup).ingress_ifindex).read_volatile() }
 }
 
 #[inline(always)]

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod discovery;
+mod folders;
 pub mod identity;
 pub mod jwks;
 pub mod kubernetes;

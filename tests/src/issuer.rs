@@ -30,11 +30,12 @@ enum Pair {
     Rsa(RsaKeyPair),
     P256(EcdsaKeyPair),
     P384(EcdsaKeyPair),
+    P521(EcdsaKeyPair),
     Ed25519(Ed25519KeyPair),
 }
 
 impl SigningKey {
-    /// A new key that signs by this algorithm: `RS256`, `PS512`, `ES256`, `ES384`, `EdDSA`; an RSA key by all that are of RSA.
+    /// A new key that signs by this algorithm: `RS256`, `PS512`, `ES256`, `ES384`, `ES512`, `EdDSA`; an RSA key by all that are of RSA.
     ///
     /// # Errors
     /// When there is no such algorithm.
@@ -42,6 +43,7 @@ impl SigningKey {
         let pair = match algorithm {
             "ES256" => Pair::P256(EcdsaKeyPair::generate(&signature::ECDSA_P256_SHA256_FIXED_SIGNING)?),
             "ES384" => Pair::P384(EcdsaKeyPair::generate(&signature::ECDSA_P384_SHA384_FIXED_SIGNING)?),
+            "ES512" => Pair::P521(EcdsaKeyPair::generate(&signature::ECDSA_P521_SHA512_FIXED_SIGNING)?),
             "EdDSA" => Pair::Ed25519(Ed25519KeyPair::generate()?),
             rsa if rsa_encoding(rsa).is_some() => Pair::Rsa(RsaKeyPair::generate(KeySize::Rsa2048)?),
             other => bail!("{other} is not known here"),
@@ -64,6 +66,7 @@ impl SigningKey {
             }
             Pair::P256(pair) => point("P-256", pair.public_key().as_ref()),
             Pair::P384(pair) => point("P-384", pair.public_key().as_ref()),
+            Pair::P521(pair) => point("P-521", pair.public_key().as_ref()),
             Pair::Ed25519(pair) => {
                 json!({ "kty": "OKP", "crv": "Ed25519", "x": encoded(pair.public_key().as_ref()) })
             }
@@ -82,6 +85,7 @@ impl SigningKey {
             Pair::Rsa(_) => "RS256",
             Pair::P256(_) => "ES256",
             Pair::P384(_) => "ES384",
+            Pair::P521(_) => "ES512",
             Pair::Ed25519(_) => "EdDSA",
         };
         let header = json!({ "alg": algorithm, "typ": "JWT", "kid": self.id });
@@ -115,7 +119,7 @@ impl SigningKey {
                 pair.sign(encoding, &random, message, &mut signature).map_err(failed)?;
                 signature
             }
-            Pair::P256(pair) | Pair::P384(pair) => {
+            Pair::P256(pair) | Pair::P384(pair) | Pair::P521(pair) => {
                 pair.sign(&random, message).map_err(failed)?.as_ref().to_vec()
             }
             Pair::Ed25519(pair) => pair.sign(message).as_ref().to_vec(),

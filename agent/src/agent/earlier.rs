@@ -44,7 +44,7 @@ impl Earlier {
         self.told.retain(|uid| pods.iter().any(|net| net.workload.uid == *uid));
         for net in pods {
             let Some(workload) = snapshot.workloads.get(&net.workload.uid) else { continue };
-            if !takes_no_plaintext(workload) {
+            if workload.takes_plaintext_everywhere() {
                 self.told.remove(&workload.uid);
             } else if self.told.insert(workload.uid.clone()) {
                 self.hold_to_strict(&earlier, &net, workload);
@@ -85,12 +85,6 @@ impl Earlier {
             }
         }
     }
-}
-
-/// At any of its ports.
-fn takes_no_plaintext(workload: &Workload) -> bool {
-    let mut ports = workload.mtls_ports.iter().map(|(_, mode)| *mode);
-    workload.mtls == MtlsMode::Strict || ports.any(|mode| mode == MtlsMode::Strict)
 }
 
 fn told(connection: &EarlierConnection) -> String {

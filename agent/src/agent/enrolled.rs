@@ -11,20 +11,22 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use inotify::{Inotify, WatchMask};
+use inotify::WatchMask;
 use serde::{Deserialize, Serialize};
-use tokio::io::unix::AsyncFd;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use crate::capture::OnAgentDown;
+use crate::folders::Folders;
 use crate::model::{Name, PublishedPod, Workload, WorkloadUid};
 use crate::proxy::tunnel::PublishedPods;
 
 const PREFIX: &str = "enrolled-";
 const SUFFIX: &str = ".json";
 
-/// How often the folder is looked at where the kernel does not tell of changes.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often the folder is looked at where the kernel does not tell of changes, and where it does.
+const LOOK: Duration = Duration::from_secs(2);
+const LOOK_ANYWAY: Duration = Duration::from_secs(10);
 
 /// What an agent's file says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +44,11 @@ struct Enrolled {
     /// While this agent is down, clients are to go past it, in plaintext.
     #[serde(default)]
     plaintext_when_down: bool,
+}
+
+/// Whether clients are to go past the pod's agent while that is down, in plaintext.
+pub(super) fn takes_plaintext_when_down(workload: &Workload, on_agent_down: OnAgentDown) -> bool {
+    on_agent_down == OnAgentDown::Open && workload.takes_plaintext_everywhere() && !workload.guarded
 }
 
 /// Writes this agent's file.
@@ -85,9 +92,7 @@ impl Publisher {
             uid: workload.uid.clone(),
             addresses: workload.addresses.clone(),
             since,
-            plaintext_when_down: self.on_agent_down == OnAgentDown::Open
-                && workload.takes_plaintext_everywhere()
-                && !workload.guarded,
+            plaintext_when_down: takes_plaintext_when_down(workload, self.on_agent_down),
         };
         let says_the_same = |before: &Enrolled| {
             before.addresses == enrolled.addresses
@@ -122,6 +127,11 @@ impl Publisher {
     pub(super) fn withdraw_all_but(&mut self, is_wanted: impl Fn(&WorkloadUid) -> bool) {
         let gone: Vec<_> = self.pods.keys().filter(|uid| !is_wanted(uid)).cloned().collect();
         self.withdraw(&gone);
+    }
+
+    /// Whether the file says what it should.
+    pub(super) fn is_settled(&self) -> bool {
+        !self.is_stale
     }
 
     /// Writes again what could not be written.
@@ -175,8 +185,8 @@ impl Follower {
 
     /// Follows the folder for ever.
     pub(super) async fn follow(mut self) {
-        let mut events = match self.watch() {
-            Ok(events) => Some(events),
+        let mut watched = match self.watch() {
+            Ok(folders) => Some(folders),
             Err(error) => {
                 warn!(%error, folder = %self.folder.display(), "changes are noticed only every few seconds");
                 None
@@ -185,20 +195,17 @@ impl Follower {
         loop {
             // What came before the watch stood.
             self.refresh();
-            tokio::select! {
-                () = changed(events.as_mut()) => {}
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+            match &mut watched {
+                Some(folders) => drop(timeout(LOOK_ANYWAY, folders.stirred()).await),
+                None => sleep(LOOK).await,
             }
         }
     }
 
-    fn watch(&self) -> io::Result<AsyncFd<Inotify>> {
-        let inotify = Inotify::init()?;
-        inotify
-            .watches()
-            .add(&self.folder, WatchMask::MOVED_TO | WatchMask::DELETE | WatchMask::CLOSE_WRITE)?;
-        // SAFETY: an Inotify has one descriptor for as long as it lives, and the AsyncFd owns it from here on.
-        unsafe { AsyncFd::register(inotify) }.map_err(Into::into)
+    fn watch(&self) -> io::Result<Folders> {
+        let mut folders = Folders::new(WatchMask::MOVED_TO | WatchMask::DELETE | WatchMask::CLOSE_WRITE)?;
+        folders.watch([self.folder.as_path()])?;
+        Ok(folders)
     }
 
     fn refresh(&mut self) {
@@ -243,16 +250,6 @@ impl Follower {
             pods.extend(addresses.iter().map(|address| (address.to_canonical(), published.clone())));
         }
         pods
-    }
-}
-
-async fn changed(events: Option<&mut AsyncFd<Inotify>>) {
-    let Some(events) = events else { return std::future::pending().await };
-    let mut buffer = [0; 4096];
-    match events.readable_mut().await {
-        // What they say does not matter: the folder is small.
-        Ok(mut ready) => drop(ready.try_io(|inotify| inotify.get_mut().read_events(&mut buffer).map(drop))),
-        Err(_) => std::future::pending().await,
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) struct Life {
     pub(super) proxy: Arc<Proxy>,
     /// How long connections may go on that are open at the end.
     pub(super) drain: Duration,
-    /// Told when another agent has taken over.
+    /// Told when what comes to this node from here on is another agent's.
     pub(super) stepped_down: Arc<Notify>,
 }
 
@@ -40,17 +40,19 @@ impl Life {
                 result = self.mesh.follow(&mut self.news, &self.applied) => return result,
                 () = &mut stop => {
                     info!("stopping; enrolled pods stay in their down mode until the next agent takes over");
-                    if !self.drain.is_zero() {
-                        self.mesh.let_go();
-                        self.mesh.close().await?;
+                    if self.drain.is_zero() {
+                        return Ok(());
                     }
+                    self.mesh.let_go();
+                    self.stepped_down.notify_one();
+                    self.mesh.close().await?;
                     return self.drained().await;
                 }
                 () = claimed(&mut succession, self.gate_opens.clone()) => {}
             }
             info!("another agent wants to take over");
             self.mesh.let_go();
-            succession.settled().await;
+            self.held_until(succession.settled()).await?;
             if self.mesh.take_back().await? {
                 warn!("the agent that was to take over has ended before it could; going on");
                 continue;
@@ -58,8 +60,16 @@ impl Life {
             info!("another agent has taken over; serving what is open until told to stop");
             self.stepped_down.notify_one();
             self.mesh.close().await?;
-            stop.await;
+            self.held_until(stop).await?;
             return self.drained().await;
+        }
+    }
+
+    /// Has what is open be held to the policies of each moment until then.
+    async fn held_until(&self, then: impl Future<Output = ()>) -> anyhow::Result<()> {
+        tokio::select! {
+            result = self.mesh.hold(self.news.clone()) => result,
+            () = then => Ok(()),
         }
     }
 
@@ -69,7 +79,10 @@ impl Life {
                 tokio::time::sleep(DRAIN_LOOK).await;
             }
         };
-        if tokio::time::timeout(self.drain, drained).await.is_err() && !self.drain.is_zero() {
+        let ended = tokio::time::timeout(self.drain, self.held_until(drained)).await;
+        if let Ok(ended) = ended {
+            ended?;
+        } else if !self.drain.is_zero() {
             let open = self.proxy.open.load(Ordering::Relaxed);
             warn!(open, "connections are broken off: they have outlived the time to drain");
         }

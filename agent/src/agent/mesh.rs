@@ -20,15 +20,20 @@ use crate::proxy::{Fate, Workers};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{NotEnrolledReason, PodState, Telemetry};
 
-/// How often the agent looks after what ends by itself: pods that leave, codes out of use, pods whose processes
-/// are gone, pods whose cgroup or network namespace is another one now.
+/// How soon after something has happened, and how often while something is under way, the agent looks after what ends by itself:
+/// pods that leave, codes out of use, pods whose processes are gone, pods whose cgroup or network namespace is another one now.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// How often it does so where nothing has happened that it was told of.
+const HOUSEKEEPING_ANYWAY: Duration = Duration::from_secs(5);
 
 /// How soon a pod whose enrolment failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// How long the API server and the machine may differ about a pod, before that is told.
 const GRACE: Duration = Duration::from_secs(10);
+
+const SOURCE_ENDED: &str = "the source of the configuration has ended";
 
 /// The pods of this node, as they are to be and as they are.
 pub(super) struct Mesh {
@@ -94,13 +99,13 @@ impl Mesh {
         news: &mut watch::Receiver<()>,
         applied: &watch::Sender<()>,
     ) -> anyhow::Result<()> {
-        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut housekeeping = Instant::now();
         let mut settled = false;
         loop {
             let retry = self.failures.values().map(|failure| failure.retry).min();
-            tokio::select! {
+            let is_settled = tokio::select! {
                 changed = news.changed() => {
-                    changed.context("the source of the configuration has ended")?;
+                    changed.context(SOURCE_ENDED)?;
                     self.apply().await?;
                     if !settled {
                         settled = true;
@@ -110,10 +115,22 @@ impl Mesh {
                         self.capture.forget_strangers(self.wanted.values().map(|workload| &**workload));
                         self.capture.settled();
                     }
+                    false
                 }
-                () = publish_next(&mut self.members) => {}
-                _ = housekeeping.tick() => self.tidy().await?,
-                () = sleep_until(retry), if retry.is_some() => self.try_again().await?,
+                () = publish_next(&mut self.members) => false,
+                () = self.capture.stirred() => false,
+                () = sleep_until(Some(housekeeping)) => {
+                    self.tidy().await?;
+                    housekeeping = Instant::now() + HOUSEKEEPING_ANYWAY;
+                    self.is_settled()
+                }
+                () = sleep_until(retry), if retry.is_some() => {
+                    self.try_again().await?;
+                    false
+                }
+            };
+            if !is_settled {
+                housekeeping = housekeeping.min(Instant::now() + HOUSEKEEPING);
             }
             applied.send_replace(());
         }
@@ -127,6 +144,16 @@ impl Mesh {
     /// Lets another agent have the kernel side, and goes on serving what it has not taken yet.
     pub(super) fn let_go(&mut self) {
         self.capture.let_go();
+    }
+
+    /// Follows the snapshots as far as what is open goes: connections end that policies do not let in any more. Nothing else comes
+    /// of them, for the kernel side and the pods are another agent's.
+    pub(super) async fn hold(&self, mut news: watch::Receiver<()>) -> anyhow::Result<()> {
+        loop {
+            // What was being applied when the other one came may not have got so far.
+            self.workers.review().await?;
+            news.changed().await.context(SOURCE_ENDED)?;
+        }
     }
 
     /// Goes on as before if the agent that was to take over has died; false if it has not. What it may have changed of a pod
@@ -322,8 +349,8 @@ impl Mesh {
         Ok(())
     }
 
-    /// Enrols anew the pods whose cgroup or network namespace was replaced under its path. Nobody tells of that, and
-    /// without a look such a pod would leave the mesh in silence.
+    /// Enrols anew the pods whose cgroup or network namespace was replaced under its path. Without a look such a pod would
+    /// leave the mesh in silence.
     async fn replace(&mut self) -> anyhow::Result<()> {
         let displaced = self.capture.displaced();
         self.enrol_anew(displaced, "its cgroup or network namespace is not the one that it was enrolled in")
@@ -361,10 +388,15 @@ impl Mesh {
         Ok(())
     }
 
+    fn is_settled(&self) -> bool {
+        self.capture.is_settled() && self.members.as_ref().is_none_or(Members::is_settled)
+    }
+
     async fn tidy(&mut self) -> anyhow::Result<()> {
         self.replace().await?;
         if let Some(members) = &mut self.members {
             members.tidy();
+            self.reporters.dangers(self.capture.enrolled_workloads(), &members.dangers());
         }
         for net in self.capture.left(Instant::now()) {
             self.workers.release(&net, Fate::GoOn).await?;

@@ -29,7 +29,7 @@ use crate::config::Defaults;
 use crate::discovery::Publication;
 use crate::jwks::{Jwks, JwksSettings};
 use crate::model::{MtlsMode, NodeInfo};
-use crate::proxy::{Proxy, ProxySettings, Workers};
+use crate::proxy::{BackendTlsClients, Proxy, ProxySettings, Workers};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{
     AccessLog, AccessLogSettings, Logs, Status, Telemetry, TelemetrySettings, TraceSettings, Traces,
@@ -41,8 +41,8 @@ use gate::Gate;
 use life::Life;
 use mesh::Mesh;
 use report::Reporters;
-use source::Source;
 pub use source::SourceSettings;
+use source::{Role, Source};
 use tunnel::Opened;
 pub use tunnel::{AuthoritySettings, TunnelSettings};
 
@@ -142,6 +142,7 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
         enrolled: capture.enrolled(),
         telemetry: telemetry.clone(),
         affinity: AffinityTable::new(AFFINITY_CLIENTS),
+        backend_tls: BackendTlsClients::default(),
         settings: settings.proxy,
         tunnel,
         jwks: jwks.clone(),
@@ -179,24 +180,10 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let earlier = Earlier::new(settings.close_before_enrolment);
     let follows = (members, earlier);
     let mesh = Mesh::new(settings.node, snapshot, reporters, telemetry.clone(), kernel_side, follows);
-    let source = source.follow(publish, published, announcer, gate, telemetry.clone());
     let stepped_down = Arc::new(Notify::new());
-    let life = Life {
-        mesh,
-        news,
-        applied,
-        gate_opens,
-        proxy,
-        drain: settings.drain,
-        stepped_down: stepped_down.clone(),
-    };
-    let source = async {
-        tokio::select! {
-            error = source => error,
-            // What comes to this node from here on is another agent's.
-            () = stepped_down.notified() => std::future::pending().await,
-        }
-    };
+    let role = Role { announcer, gate, stepped_down: stepped_down.clone() };
+    let source = source.follow(publish, published, role, telemetry.clone());
+    let life = Life { mesh, news, applied, gate_opens, proxy, drain: settings.drain, stepped_down };
     let ended = tokio::select! {
         ended = life.live() => ended,
         error = source => Err(error),
@@ -218,12 +205,13 @@ async fn in_background(background: Option<tunnel::Background>) {
 
 /// A thread of its own, so that it tells a hung worker from a hung everything.
 fn watch_workers(capture: &Capture, workers: &Workers) -> anyhow::Result<()> {
+    /// The kernel programs take the agent for hung after three seconds.
     const BEAT: Duration = Duration::from_millis(500);
     let mut heartbeat = capture.heartbeat()?;
-    let last_tick = workers.last_tick();
+    let pulse = workers.pulse();
     std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
         loop {
-            if let Err(error) = heartbeat.beat(last_tick()) {
+            if let Err(error) = heartbeat.beat(pulse()) {
                 error!(%error, "cannot write the heartbeat");
             }
             std::thread::sleep(BEAT);

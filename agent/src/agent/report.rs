@@ -8,7 +8,7 @@ use tracing::warn;
 use crate::capture::{Capture, CaptureError, Counters, Part, PodCounters, PodNet};
 use crate::config;
 use crate::discovery::kubernetes::{Announcer, Condition};
-use crate::identity::{self, Radar};
+use crate::identity::{self, Danger, Radar, SpiffeId};
 use crate::jwks::{Jwks, Reading};
 use crate::model::{Opened, Workload, WorkloadUid};
 use crate::telemetry::{
@@ -31,6 +31,20 @@ impl Reporters {
             announcer.condition(&workload.uid, &workload.pod, condition(&state));
         }
         self.status.set_pod(workload.uid.clone(), PodReport { pod: workload.pod.clone(), state });
+    }
+
+    /// Which of the pods that are in the mesh have certificates in danger: the API server is told when that changes.
+    pub(super) fn dangers<'a>(
+        &self,
+        enrolled: impl Iterator<Item = &'a Workload>,
+        dangers: &HashMap<SpiffeId, Danger>,
+    ) {
+        if let Some(announcer) = &self.announcer {
+            announcer.conditions(enrolled.map(|pod| {
+                let danger = pod.identity.as_ref().and_then(|identity| dangers.get(identity));
+                (&pod.uid, &pod.pod, in_mesh(danger))
+            }));
+        }
     }
 
     /// The pod will be in the mesh in a moment: nothing to tell the API server.
@@ -65,11 +79,7 @@ impl Reporters {
 
 fn condition(state: &PodState) -> Condition {
     match state {
-        PodState::Enrolled { .. } => Condition {
-            is_enrolled: true,
-            reason: "Enrolled".into(),
-            message: "the pod is in the mesh".into(),
-        },
+        PodState::Enrolled { .. } => in_mesh(None),
         PodState::Pending => Condition {
             is_enrolled: false,
             reason: "Pending".into(),
@@ -79,6 +89,19 @@ fn condition(state: &PodState) -> Condition {
             Condition { is_enrolled: false, reason: camel_case(reason.as_str()), message: detail.clone() }
         }
     }
+}
+
+fn in_mesh(danger: Option<&Danger>) -> Condition {
+    let (reason, message) = match danger {
+        None => ("Enrolled", "the pod is in the mesh".to_owned()),
+        Some(Danger { is_expired: false, text }) => {
+            ("CertificateExpires", format!("the pod is in the mesh; {text}"))
+        }
+        Some(Danger { is_expired: true, text }) => {
+            ("CertificateExpired", format!("the pod is in the mesh; {text}"))
+        }
+    };
+    Condition { is_enrolled: true, reason: reason.into(), message }
 }
 
 /// `netns_unavailable` as Kubernetes spells reasons.
@@ -236,5 +259,22 @@ fn rejection_report(rejection: &config::Rejection) -> telemetry::Rejection {
         object: rejection.object.as_ref().map(ToString::to_string),
         field: (!field.is_empty()).then_some(field),
         message: rejection.message.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_in_danger_leaves_its_pod_in_the_mesh() {
+        let told = |danger: Option<bool>| {
+            let danger = danger.map(|is_expired| Danger { is_expired, text: "it ends".into() });
+            let Condition { is_enrolled, reason, message } = in_mesh(danger.as_ref());
+            format!("{is_enrolled} {reason}: {message}")
+        };
+        assert_eq!(told(None), "true Enrolled: the pod is in the mesh");
+        assert_eq!(told(Some(false)), "true CertificateExpires: the pod is in the mesh; it ends");
+        assert_eq!(told(Some(true)), "true CertificateExpired: the pod is in the mesh; it ends");
     }
 }

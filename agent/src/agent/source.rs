@@ -1,10 +1,12 @@
 //! Where the agent's documents come from, chosen once: a directory of manifests, or the Kubernetes API together with what
 //! the machine says of its pods.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, UnboundedSender};
 use tracing::error;
 
@@ -33,6 +35,16 @@ pub enum SourceSettings {
         /// Where the container runtime offers NRI.
         nri_socket: PathBuf,
     },
+}
+
+/// What an agent does for its node beside following the source, until it steps down.
+pub(super) struct Role {
+    /// Tells the source what has become of the pods.
+    pub(super) announcer: Option<Announcer>,
+    /// Holds pods that come.
+    pub(super) gate: Gate,
+    /// Told when all that is another agent's.
+    pub(super) stepped_down: Arc<Notify>,
 }
 
 /// A source that has been reached.
@@ -82,14 +94,13 @@ impl Source {
         }
     }
 
-    /// Publishes what the source says, for as long as it can be followed. Who takes tunnels on other nodes goes where the
-    /// tunnels look for it.
+    /// Publishes what the source says, for as long as it can be followed, also after the agent has stepped down: what it still has
+    /// open is held to it. Who takes tunnels on other nodes goes where the tunnels look for it.
     pub(super) async fn follow(
         self,
         mut publish: impl FnMut(Publication),
         published: Option<PublishedPods>,
-        announcer: Option<Announcer>,
-        gate: Gate,
+        Role { announcer, gate, stepped_down }: Role,
         telemetry: Arc<Telemetry>,
     ) -> anyhow::Error {
         match self {
@@ -102,6 +113,20 @@ impl Source {
                 let ClusterSource { cluster, cgroups, nri, tell } = *source;
                 let (arrive, arrivals) = mpsc::unbounded_channel();
                 let runtime = async { tokio::join!(nri.serve(tell.clone(), arrive), gate.keep(arrivals)) };
+                let told = async {
+                    match announcer.clone() {
+                        Some(announcer) => announcer.run().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                let in_role = async {
+                    tokio::select! {
+                        never = told => never,
+                        _ = runtime => unreachable!("both go on for ever"),
+                        () = stepped_down.notified() => {}
+                    }
+                    std::future::pending::<Infallible>().await
+                };
                 let tell = tell.clone();
                 let sightings = cgroups.follow(move |sighting| {
                     if tell.send(sighting).is_err() {
@@ -121,17 +146,10 @@ impl Source {
                     },
                     Arc::new(move |resource| telemetry.watch_failed(resource)),
                 );
-                let told = async {
-                    match announcer.clone() {
-                        Some(announcer) => announcer.run().await,
-                        None => std::future::pending::<std::convert::Infallible>().await,
-                    }
-                };
                 tokio::select! {
                     Err(error) = sightings => anyhow::Error::new(error).context("following the cgroups of pods"),
                     Err(error) = followed => error.context("following the Kubernetes API"),
-                    never = told => match never {},
-                    _ = runtime => unreachable!("both go on for ever"),
+                    never = in_role => match never {},
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::enrolled::Publisher;
+use super::enrolled::{Publisher, takes_plaintext_when_down};
 use crate::capture::OnAgentDown;
 use crate::config::document::Published;
 use crate::discovery::kubernetes::Announcer;
@@ -29,9 +29,7 @@ impl Telling {
         match self {
             Self::Folder(publisher) => publisher.publish(workload),
             Self::Api(announcer, on_agent_down) => {
-                let plaintext_when_down = *on_agent_down == OnAgentDown::Open
-                    && workload.takes_plaintext_everywhere()
-                    && !workload.guarded;
+                let plaintext_when_down = takes_plaintext_when_down(workload, *on_agent_down);
                 let value = Published { plaintext_when_down };
                 announcer.enrolled(&workload.uid, &workload.pod, value.as_str());
             }
@@ -68,6 +66,14 @@ impl Telling {
         match self {
             Self::Folder(publisher) => publisher.withdraw_all_but(is_wanted),
             Self::Api(announcer, _) => announcer.withdraw_all_but(is_wanted),
+        }
+    }
+
+    /// Whether there is nothing to be said again by [`Self::try_again`].
+    pub(super) fn is_settled(&self) -> bool {
+        match self {
+            Self::Folder(publisher) => publisher.is_settled(),
+            Self::Api(..) => true,
         }
     }
 

@@ -17,7 +17,7 @@ use crate::identity::ca::CertificateAuthority;
 use crate::identity::ca::directory::{self, DirectoryCa, InitOptions};
 use crate::identity::ca::grpc::{GrpcCa, GrpcSettings};
 use crate::identity::{
-    CertificateStore, Clock, CrlMode, MeshTls, Radar, SpiffeId, StoreSettings, Trust, TrustDomain,
+    CertificateStore, Clock, CrlMode, Danger, MeshTls, Radar, SpiffeId, StoreSettings, Trust, TrustDomain,
     TrustFileError, TrustFiles, TrustFilesSettings,
 };
 use crate::model::{Name, Workload, WorkloadUid};
@@ -75,6 +75,7 @@ pub(super) struct Background {
 /// The pods of this node, as far as the tunnel is concerned.
 pub(super) struct Members {
     tunnel: Arc<Tunnel>,
+    radar: Arc<Radar>,
     telling: Telling,
     known: HashMap<WorkloadUid, Known>,
     /// Those whose certificate is awaited.
@@ -112,7 +113,8 @@ pub(super) fn open(
         handshakes: Handshakes::new(telemetry.clone()),
     });
     let radar = Radar::new(store.clone(), trust);
-    let members = Members { tunnel: tunnel.clone(), telling, known: HashMap::new(), awaited: JoinSet::new() };
+    let (known, awaited) = (HashMap::new(), JoinSet::new());
+    let members = Members { tunnel: tunnel.clone(), radar: radar.clone(), telling, known, awaited };
     let background = Background { certificates: store, radar: radar.clone(), trust_files, follower };
     Ok(Opened { tunnel, members, radar, background })
 }
@@ -237,6 +239,16 @@ impl Members {
     /// Housekeeping.
     pub(super) fn tidy(&mut self) {
         self.telling.try_again();
+    }
+
+    /// What endangers certificates that are in use.
+    pub(super) fn dangers(&self) -> HashMap<SpiffeId, Danger> {
+        self.radar.dangers()
+    }
+
+    /// Whether there is nothing for [`Self::tidy`] to do.
+    pub(super) fn is_settled(&self) -> bool {
+        self.telling.is_settled()
     }
 
     /// What an earlier agent has told of pods that are not to be enrolled now is taken back.

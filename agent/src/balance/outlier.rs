@@ -13,6 +13,9 @@ const JITTER: f64 = 0.1;
 /// Who has behaved for so long after an ejection starts anew.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(300);
 
+/// How long an endpoint is left alone at which nobody listens: servers that start anew are there again soon.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
+
 /// A probe that brought no verdict by now will bring none.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -27,6 +30,8 @@ pub enum Verdict {
     ServerError,
     /// 502, 503 or 504, no connection, none that lasted, or no answer in time.
     GatewayFailure,
+    /// As that, for nobody listens there: the next connection would meet the same.
+    Refused,
 }
 
 /// What follows from a verdict.
@@ -50,6 +55,8 @@ pub enum EjectionReason {
     ConsecutiveServerErrors,
     /// Gateway errors or failures of the connection, one after the other.
     ConsecutiveGatewayFailures,
+    /// Nobody listened.
+    Refused,
     /// It was tried again after its time, and failed.
     FailedProbe,
     /// It answered well less often than the others.
@@ -96,14 +103,16 @@ pub fn judge(
                 health.gateway_failures = 0;
                 None
             }
-            (Verdict::ServerError | Verdict::GatewayFailure, None) => {
+            (Verdict::ServerError | Verdict::GatewayFailure | Verdict::Refused, None) => {
                 health.server_errors = health.server_errors.saturating_add(1);
                 health.gateway_failures = match verdict {
-                    Verdict::GatewayFailure => health.gateway_failures.saturating_add(1),
-                    _ => 0,
+                    Verdict::ServerError => 0,
+                    _ => health.gateway_failures.saturating_add(1),
                 };
                 let has_reached = |count: u32, limit: u32| limit > 0 && count >= limit;
-                let reason = if has_reached(health.gateway_failures, outliers.consecutive_gateway_failures) {
+                let reason = if verdict == Verdict::Refused && outliers.consecutive_gateway_failures > 0 {
+                    EjectionReason::Refused
+                } else if has_reached(health.gateway_failures, outliers.consecutive_gateway_failures) {
                     EjectionReason::ConsecutiveGatewayFailures
                 } else if has_reached(health.server_errors, outliers.consecutive_errors) {
                     EjectionReason::ConsecutiveServerErrors
@@ -128,11 +137,16 @@ pub(super) fn eject(
     now: Instant,
     random: f64,
 ) -> Change {
-    if health.returned.is_some_and(|at| now.saturating_duration_since(at) >= FORGIVEN_AFTER) {
-        health.times = 0;
-    }
-    health.times = health.times.saturating_add(1);
-    let lasts = outliers.base_ejection.saturating_mul(health.times).min(outliers.longest_ejection);
+    let lasts = match reason {
+        EjectionReason::Refused => REFUSED_FOR,
+        _ => {
+            if health.returned.is_some_and(|at| now.saturating_duration_since(at) >= FORGIVEN_AFTER) {
+                health.times = 0;
+            }
+            health.times = health.times.saturating_add(1);
+            outliers.base_ejection.saturating_mul(health.times).min(outliers.longest_ejection)
+        }
+    };
     let lasts = lasts.mul_f64(1.0 + JITTER * random);
     health.ejection = Some(Ejection { until: now + lasts, probed: None });
     (health.server_errors, health.gateway_failures) = (0, 0);

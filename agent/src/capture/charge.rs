@@ -1,17 +1,22 @@
 //! Who is in charge of a node's kernel side: one agent at a time, and how the next one gets it.
 //!
 //! Two locks, on folders of the bpffs that both agents see, and that the kernel takes back from whoever dies. Who holds the
-//! folder of the pins is in charge. Who wants to be next holds the folder `next` until every pod is served by it: the agent in
-//! charge sees that, lets go of the pins, and goes on accepting for as long as its listeners are in the maps.
+//! folder of the pins is in charge. Who wants to be next holds the folder `next` until every pod is served by it, and knocks by
+//! opening it once more: the agent in charge sees that, lets go of the pins, and goes on accepting for as long as its listeners
+//! are in the maps.
 
 use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use inotify::WatchMask;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use tokio::time::{sleep, timeout};
+use tracing::warn;
 
 use super::{CaptureError, Part};
+use crate::folders::Folders;
 
 /// How long an agent that is asked to may take to let go. One that hangs does not.
 const LETS_GO: Duration = Duration::from_secs(20);
@@ -19,9 +24,9 @@ const LETS_GO: Duration = Duration::from_secs(20);
 /// How often it is looked whether a lock is free that somebody waits for.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How often an agent looks whether another one wants its place, which it does all its life: an update of a node takes so much
-/// longer, and nobody else waits for it.
-const CLAIM_LOOK: Duration = Duration::from_millis(500);
+/// How often an agent looks whether another one wants its place though nobody has knocked, which it does all its life: one of an
+/// earlier version does not knock.
+const CLAIM_LOOK: Duration = Duration::from_secs(5);
 
 /// The locks of an agent in charge.
 #[derive(Debug)]
@@ -36,6 +41,8 @@ pub(super) struct Charge {
 #[derive(Debug)]
 pub struct Succession {
     next: File,
+    /// None where the kernel does not tell of knocks.
+    knocks: Option<Folders>,
 }
 
 impl Charge {
@@ -52,7 +59,10 @@ impl Charge {
             };
         }
         let deadline = Instant::now() + LETS_GO;
-        let claim = wait_for(&make_next(root)?, deadline)?;
+        let next = make_next(root)?;
+        let claim = wait_for(&next, deadline)?;
+        // A knock that is not heard is made up for by a look.
+        drop(File::open(&next));
         let pins = wait_for(root, deadline)?;
         Ok(Self { pins: Some(pins), claim: Some(claim) })
     }
@@ -77,24 +87,28 @@ impl Charge {
 
 impl Succession {
     pub(super) fn watch(root: &Path) -> Result<Self, CaptureError> {
-        let next = make_next(root)?;
-        let next = File::open(&next).map_err(Part::Links.step(format!("opening {}", next.display())))?;
-        Ok(Self { next })
+        let folder = make_next(root)?;
+        let next = File::open(&folder).map_err(Part::Links.step(format!("opening {}", folder.display())))?;
+        let knocks = listen(&folder).inspect_err(
+            |error| warn!(%error, "another agent that is to take over has to wait for some seconds"),
+        );
+        Ok(Self { next, knocks: knocks.ok() })
     }
 
     /// Returns when another agent wants to take charge.
     pub async fn claimed(&mut self) {
-        self.until(true, CLAIM_LOOK).await;
+        while !self.is_claimed() {
+            match &mut self.knocks {
+                Some(knocks) => drop(timeout(CLAIM_LOOK, knocks.stirred()).await),
+                None => sleep(CLAIM_LOOK).await,
+            }
+        }
     }
 
     /// Returns when the one that wanted to serves every pod, or has died over it.
     pub async fn settled(&mut self) {
-        self.until(false, LOOK * 2).await;
-    }
-
-    async fn until(&mut self, is_claimed: bool, look: Duration) {
-        while self.is_claimed() != is_claimed {
-            tokio::time::sleep(look).await;
+        while self.is_claimed() {
+            sleep(LOOK * 2).await;
         }
     }
 
@@ -103,6 +117,12 @@ impl Succession {
         // One that is got is free again at once.
         matches!(Flock::lock(next, FlockArg::LockSharedNonblock), Err((_, Errno::EWOULDBLOCK)))
     }
+}
+
+fn listen(folder: &Path) -> std::io::Result<Folders> {
+    let mut folders = Folders::new(WatchMask::OPEN)?;
+    folders.watch([folder])?;
+    Ok(folders)
 }
 
 fn make_next(root: &Path) -> Result<std::path::PathBuf, CaptureError> {
@@ -154,7 +174,7 @@ mod tests {
 
         let claim = root.clone();
         let second = std::thread::spawn(move || Charge::take(&claim, true).unwrap());
-        succession.claimed().await;
+        timeout(CLAIM_LOOK / 2, succession.claimed()).await.expect("it knocks");
         first.let_go();
         let mut second = second.join().unwrap();
         assert!(succession.is_claimed(), "it has not served every pod yet");

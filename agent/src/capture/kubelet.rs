@@ -64,6 +64,16 @@ impl Kubelet {
         }
     }
 
+    /// Where the cgroup is, once it is found.
+    pub(super) fn place(&self) -> Option<&Path> {
+        self.attached.as_ref().map(|(path, _)| path.as_path())
+    }
+
+    /// Whether all is as it should be, as far as was seen last.
+    pub(super) fn is_attended(&self) -> bool {
+        self.wanted == KubeletCgroup::None || self.attached.is_some()
+    }
+
     fn attach(&self, programs: &mut Programs) -> Result<(PathBuf, FileId), String> {
         let path = match &self.wanted {
             KubeletCgroup::At(path) => path.clone(),

@@ -16,6 +16,7 @@ mod listener;
 mod loader;
 mod netns;
 mod place;
+mod places;
 mod pod;
 mod preflight;
 mod programs;
@@ -52,6 +53,7 @@ pub use undermesh_common::maps::Counters;
 
 use codes::Codes;
 use kubelet::Kubelet;
+use places::Places;
 use pod::Enrolled;
 use programs::Programs;
 
@@ -149,6 +151,7 @@ pub struct Capture {
     /// A pod has left whose vouched connections nobody removes any more.
     vouched_stale: bool,
     kubelet: Kubelet,
+    places: Places,
     earlier: EarlierConnections,
     /// Enrolled pods that nobody has looked at yet for what they had before.
     new: Vec<WorkloadUid>,
@@ -188,6 +191,7 @@ impl Capture {
             retiring: Vec::new(),
             vouched_stale: false,
             kubelet,
+            places: Places::new(),
             earlier: EarlierConnections::default(),
             new: Vec::new(),
         })
@@ -262,9 +266,16 @@ impl Capture {
 
     /// Pods whose cgroup or network namespace is not, or not any more, what their paths lead to. The kernel takes the
     /// programs of a cgroup away with it, and a new namespace has none.
-    pub fn displaced(&self) -> Vec<WorkloadUid> {
+    pub fn displaced(&mut self) -> Vec<WorkloadUid> {
+        // Before the look: what is replaced from here on is told of.
+        self.places.watch(self.pods.values().flat_map(Enrolled::paths).chain(self.kubelet.place()));
         let displaced = self.pods.iter().filter(|(_, enrolled)| !enrolled.is_in_place());
         displaced.map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// Returns when a look at what is [`Self::displaced`] may be due. Cancelling it loses nothing.
+    pub async fn stirred(&mut self) {
+        self.places.stirred().await;
     }
 
     /// Takes a displaced pod that is still wanted out of the mesh. What is left of it is steered as before, so that one
@@ -388,7 +399,7 @@ impl Capture {
         }
     }
 
-    /// Housekeeping, every few seconds: codes that no connection shows any more, namespaces of pods that have gone.
+    /// Housekeeping: codes that no connection shows any more, namespaces of pods that have gone.
     pub fn tidy(&mut self, now: Instant) {
         self.codes.tidy(now);
         self.kubelet.attend(&mut self.programs);
@@ -404,6 +415,13 @@ impl Capture {
             debug!(pod = %net.pod, "the last connection of an un-enrolled pod has ended");
             net.leave();
         }
+    }
+
+    /// Whether nothing is under way that nobody tells of, so that housekeeping may wait until something happens.
+    pub fn is_settled(&self) -> bool {
+        let is_under_way =
+            self.leaving.len() + self.stranded.len() + self.retiring.len() + self.new.len() > 0;
+        !is_under_way && !self.vouched_stale && self.kubelet.is_attended() && self.places.is_complete()
     }
 
     /// Looks what the pods that were enrolled since the last call had open before.

@@ -1,4 +1,4 @@
-//! Which file a path leads to. A cgroup or a network namespace may be replaced under its path, and no event says so.
+//! Which file a path leads to. A cgroup or a network namespace may be replaced under its path.
 
 use std::fs::{self, File, Metadata};
 use std::io;

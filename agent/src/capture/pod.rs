@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aya::maps::{HashMap as BpfHashMap, MapData, SockHash};
@@ -174,6 +174,12 @@ impl Enrolled {
     fn write_pod(&self, programs: &Programs) -> Result<(), CaptureError> {
         let mut pods: BpfHashMap<MapData, u64, Pod> = programs.hash_map("pods")?;
         pods.insert(self.net.cookie, self.entry, 0).map_err(map_error("pods"))
+    }
+
+    /// The pod's paths.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        let paths = self.net.workload.paths.iter();
+        paths.flat_map(|paths| [paths.netns.as_path(), paths.cgroup.as_path()])
     }
 
     /// Whether the pod's paths still lead to what it was enrolled in.

@@ -94,11 +94,7 @@ pub fn run(args: &ExplainArgs) -> ExitCode {
         Ok(agents) => args.ask(&agents),
         Err(why) => Report::unknown(vec![why]),
     };
-    let text = match args.output {
-        OutputFormat::Table => report.as_text(),
-        OutputFormat::Json => print::json(&report),
-    };
-    print::and_exit(&text, report.exit_code())
+    print::report(&report, args.output, Report::as_text, report.exit_code())
 }
 
 /// What was found.

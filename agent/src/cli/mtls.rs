@@ -58,11 +58,7 @@ fn window(text: &str) -> Result<Duration, String> {
 pub fn run(args: &MtlsArgs) -> ExitCode {
     let MtlsCommand::Readiness(args) = &args.command;
     let report = Report::of(&args.agents.ask("/debug/plaintext"), args.namespace.as_deref(), args.window);
-    let text = match args.output {
-        OutputFormat::Table => report.as_text(),
-        OutputFormat::Json => print::json(&report),
-    };
-    print::and_exit(&text, report.exit_code())
+    print::report(&report, args.output, Report::as_text, report.exit_code())
 }
 
 /// What the agents know together.

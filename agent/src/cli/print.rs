@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 use serde_json::json;
 
+use super::connections::OutputFormat;
+
 /// Prints what a command found, or why it found nothing.
 pub fn outcome<E: Display>(outcome: Result<String, E>) -> ExitCode {
     match outcome {
@@ -23,6 +25,20 @@ pub fn and_exit(text: &str, code: u8) -> ExitCode {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(code),
         Err(error) => failed(&error),
     }
+}
+
+/// Prints a report in the form that is wanted, which its exit code says in short.
+pub fn report<R: Serialize>(
+    report: &R,
+    output: OutputFormat,
+    as_text: impl FnOnce(&R) -> String,
+    code: u8,
+) -> ExitCode {
+    let text = match output {
+        OutputFormat::Table => as_text(report),
+        OutputFormat::Json => json(report),
+    };
+    and_exit(&text, code)
 }
 
 /// Indented JSON and a line end.

@@ -5,9 +5,11 @@
 
 mod compiler;
 pub mod document;
+mod referred;
 mod rejection;
 pub mod resolve;
 
 pub use compiler::{Change, Compiler, Defaults};
 pub use document::{Custom, Document, Key, Kind};
+pub use referred::Referred;
 pub use rejection::{FieldPath, Position, Problem, Rejection, Segment};

@@ -6,12 +6,14 @@
 mod access;
 mod mtls;
 mod policies;
+mod tls;
 
 pub use access::{Stated, what_is_denied};
-pub(super) use access::{authorization, mesh_policy, missing_targets};
+pub(super) use access::{asks_for_requests, authorization, mesh_policy, missing_targets, not_enforced};
 pub(super) use mtls::{Level, Verdict, conflict, mtls, tokens};
 pub use policies::TargetStatus;
 pub(super) use policies::{Remark, Settled, settle};
+pub(super) use tls::{Encryption, encryption};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -86,6 +88,10 @@ pub enum Reason {
     RefNotPermitted,
     /// The policy asks for requests where there are none.
     NotHttp,
+    /// A reference to certificates of authorities of which there are none.
+    InvalidCaCertificateRef,
+    /// None of the references to certificates of authorities leads to one.
+    NoValidCaCertificate,
 }
 
 /// Routes that cannot be in force together on one port: this one is not in force there.
@@ -245,6 +251,8 @@ impl Reason {
             Self::BackendNotFound => "BackendNotFound",
             Self::RefNotPermitted => "RefNotPermitted",
             Self::NotHttp => "NotHttp",
+            Self::InvalidCaCertificateRef => "InvalidCACertificateRef",
+            Self::NoValidCaCertificate => "NoValidCACertificate",
         }
     }
 }

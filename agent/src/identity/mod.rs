@@ -26,7 +26,7 @@ pub use crate::model::{SpiffeError, SpiffeId, TrustDomain};
 pub use clock::Clock;
 pub use crl::CrlMode;
 pub use key::KeyError;
-pub use radar::{Kind, Lifetime, Radar, Reading, RenewalLag, Warning};
+pub use radar::{Danger, Kind, Lifetime, Radar, Reading, RenewalLag, Warning};
 pub use reason::{HandshakeError, HandshakeReason};
 pub use store::{CertificateStore, NotHeld, RenewalResult, StoreSettings};
 pub use svid::{Signatory, Svid};

@@ -1,6 +1,6 @@
 //! The expiry radar: what is going to expire, long before it does, for metrics, the log and readiness.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -97,6 +97,15 @@ pub struct Warning {
     urgency: Urgency,
 }
 
+/// What endangers an identity's certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Danger {
+    /// It is too late already.
+    pub is_expired: bool,
+    /// What expires when, and what is to be done. It stays the same for as long as the danger does.
+    pub text: String,
+}
+
 /// The later in the list, the more urgent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Urgency {
@@ -167,6 +176,13 @@ impl Radar {
             }
         }
         warnings.into_values().collect()
+    }
+
+    /// What endangers the certificates in use, those that they lead to included.
+    pub fn dangers(&self) -> HashMap<SpiffeId, Danger> {
+        let now = self.store.now();
+        let standings = self.store.standings();
+        standings.iter().filter_map(|it| Some((it.id.clone(), danger(it.svid.as_deref()?, now)?))).collect()
     }
 
     /// Logs what is new among the warnings, or has become more urgent. To be called every minute or so.
@@ -250,6 +266,33 @@ fn leaf_warning(standing: &Standing, now: SystemTime) -> Option<Warning> {
         text: format!("the certificate of {id} {what}{}", because(standing)),
         urgency,
     })
+}
+
+fn danger(svid: &Svid, now: SystemTime) -> Option<Danger> {
+    let expires = |what: &str, at: SystemTime| match at <= now {
+        true => format!("{what} expired at {}", rfc3339(at)),
+        false => format!("{what} expires at {}", rfc3339(at)),
+    };
+    let mut dangers = Vec::new();
+    if life_left(svid, now) < LEAF_WARNING {
+        let what = expires("its certificate", svid.not_after);
+        dangers.push((
+            svid.not_after,
+            format!("{what} and is not renewed: ask `undermesh certs` on its node for the reason"),
+        ));
+    }
+    // Where no other certificate is between them, the root is the issuer.
+    let authorities: BTreeMap<&str, SystemTime> =
+        [&svid.issuer, &svid.root].map(|it| (&*it.subject, it.not_after)).into();
+    for (subject, not_after) in authorities {
+        if root_warning(subject, not_after, now).is_some() {
+            let what = expires(&format!("the authority {subject} of its certificate"), not_after);
+            dangers.push((not_after, format!("{what}: rotate it, or no certificate will be valid")));
+        }
+    }
+    let is_expired = dangers.iter().any(|(at, _)| *at <= now);
+    let text = dangers.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join("; ");
+    (!text.is_empty()).then_some(Danger { is_expired, text })
 }
 
 fn because(standing: &Standing) -> String {

@@ -66,8 +66,11 @@ impl TrustFiles {
         files.read_changed().into_iter().next().map_or(Ok(files), Err)
     }
 
-    /// Follows the files for ever. Whoever spawns it ends it.
+    /// Follows the files for ever, if there are any. Whoever spawns it ends it.
     pub async fn follow(mut self, every: Duration) {
+        if self.settings.bundles.is_empty() && self.settings.crls.is_empty() {
+            return;
+        }
         loop {
             tokio::time::sleep(every).await;
             self.refresh();

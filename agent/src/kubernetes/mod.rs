@@ -2,6 +2,7 @@
 //! that serve pages, and no other; it decides nothing.
 
 mod follow;
+mod named;
 mod optional;
 mod pages;
 #[cfg(test)]
@@ -13,7 +14,8 @@ use kube::{Client, Config};
 use tokio::time::timeout;
 
 pub(crate) use follow::follow;
-pub(crate) use optional::Optional;
+pub(crate) use named::{follow_named, want};
+pub(crate) use optional::{Optional, Untold};
 pub(crate) use pages::{Server, Servers};
 
 use crate::sentence::in_one_sentence;

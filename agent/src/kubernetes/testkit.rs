@@ -85,3 +85,10 @@ pub(crate) fn failure(code: u16, reason: &str) -> Answer {
     });
     Some((code, status))
 }
+
+/// What it says of an object that it would have if there were one.
+pub(crate) fn no_such(plural: &str, name: &str) -> Answer {
+    let (code, mut status) = failure(404, "NotFound")?;
+    status["details"] = json!({ "name": name, "kind": plural });
+    Some((code, status))
+}

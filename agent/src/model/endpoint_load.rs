@@ -2,7 +2,7 @@
 //!
 //! They are only kept here. What follows from them is for `balance` to decide.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ struct EndpointFigures {
     /// Answers of all kinds, and the good ones of them; counted where somebody compares them.
     outcomes: AtomicU32,
     good_outcomes: AtomicU32,
+    is_gone: AtomicBool,
 }
 
 /// One counted connection or request; see [`EndpointLoad::enter`].
@@ -88,6 +89,16 @@ pub enum Standing {
 }
 
 impl EndpointLoad {
+    /// Whether no Service has the endpoint any more.
+    pub fn is_gone(&self) -> bool {
+        self.0.is_gone.load(Relaxed)
+    }
+
+    /// Says whether a Service has it.
+    pub fn set_gone(&self, is_gone: bool) {
+        self.0.is_gone.store(is_gone, Relaxed);
+    }
+
     /// Connections and requests that are open now.
     pub fn open(&self) -> u32 {
         self.0.open.load(Relaxed)

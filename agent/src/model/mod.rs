@@ -3,6 +3,7 @@
 //! These types are plain values. They never touch a socket, a clock or a log, and they do not know which
 //! documents they were made from (`config` does) nor how they reach the kernel (`capture` does).
 
+mod backend_tls;
 mod endpoint_load;
 mod front;
 mod node;
@@ -14,6 +15,7 @@ mod spiffe;
 mod traffic;
 mod workload;
 
+pub use backend_tls::{AltName, Authorities, BackendTls};
 pub use endpoint_load::{Ejection, EndpointLoad, Health, Latency, LoadGuard, Outcomes, Standing, WaitGuard};
 pub use front::Front;
 pub use node::NodeInfo;

@@ -89,6 +89,12 @@ impl ServicePort {
         Declared::of(self.app_protocol.as_deref(), &self.name)
     }
 
+    /// The endpoint with this address, fit to be used or not.
+    pub fn endpoint(&self, address: SocketAddr) -> Option<&Endpoint> {
+        let place = self.endpoints.binary_search_by_key(&address, |endpoint| endpoint.address);
+        Some(&self.endpoints[place.ok()?])
+    }
+
     /// The endpoint with this address, if a connection from this node may go to it.
     pub fn candidate(&self, address: SocketAddr) -> Option<&Endpoint> {
         let candidates = self.candidates.like(address.ip()).all();

@@ -49,6 +49,8 @@ pub enum ServiceEvent {
     EjectedForServerErrors,
     /// For gateway errors or failed connections in a row.
     EjectedForGatewayFailures,
+    /// For nobody listened.
+    EjectedForRefusal,
     /// For it failed again when its time was over.
     EjectedForFailedProbe,
     /// For it answered well less often than the others.
@@ -84,7 +86,7 @@ impl ServiceLoad {
 
 impl ServiceEvent {
     /// Every event, in the order of the declaration.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Retried,
         Self::RetryBudgetSpent,
         Self::RetriedElsewhere,
@@ -92,6 +94,7 @@ impl ServiceEvent {
         Self::RetriesCapped,
         Self::EjectedForServerErrors,
         Self::EjectedForGatewayFailures,
+        Self::EjectedForRefusal,
         Self::EjectedForFailedProbe,
         Self::EjectedForSuccessRate,
     ];

@@ -2,13 +2,14 @@
 //!
 //! Values alone: what follows from them is for `balance`, `policy` and `proxy` to know.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
-use super::{Name, SessionPersistence};
+use super::{BackendTls, Name, SessionPersistence};
 
-/// What a TrafficPolicy says of a Service port, and what holds where none does.
+/// What policies say of a Service port, and what holds where none does.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrafficSettings {
     /// Which endpoint a request or connection goes to.
@@ -27,6 +28,8 @@ pub struct TrafficSettings {
     pub faults: Vec<Fault>,
     /// Whether the requests of one session go to one endpoint. A route's own `sessionPersistence` wins.
     pub session: Option<SessionPersistence>,
+    /// How requests travel to the endpoints in TLS, where they do; an error is why none can be sent.
+    pub tls: Option<Result<Arc<BackendTls>, Name>>,
     /// Who says so, for people: `TrafficPolicy shop/web`.
     pub policies: Vec<Name>,
 }
@@ -78,7 +81,7 @@ pub enum HashKey {
 pub struct Outliers {
     /// Answers of the kind 5xx in a row, gateway failures among them; 0: never for these.
     pub consecutive_errors: u32,
-    /// Gateway errors and failed connections in a row; 0: never for these.
+    /// Gateway errors and failed connections in a row; 0: never for these, nor for a connection that is refused.
     pub consecutive_gateway_failures: u32,
     /// By how the endpoint does beside the others; None: never for this.
     pub success_rate: Option<SuccessRate>,

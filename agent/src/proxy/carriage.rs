@@ -47,13 +47,15 @@ pub(super) async fn carriage(
     let namespace = &captured.net.workload.pod.namespace;
     let (service, port) = (captured.service(&snapshot), captured.port());
     let routes = service.and_then(|service| snapshot.routes.get(&service.id)?.of_port(port, namespace));
+    let service_port = service.and_then(|service| service.port(port));
     match routes.map(|routes| &routes.table) {
+        // Requests are not to pass in plaintext, and a server of TLS never speaks first.
+        None if service_port.is_some_and(|port| port.traffic.tls.is_some()) => {
+            detect(client, None).await.map(spoken)
+        }
         // Without a route nothing but the metrics would need to know of requests.
         None if !proxy.settings.http => Ok((Carriage::Bytes(Bound::Dialled), client)),
-        None => match service
-            .and_then(|service| service.port(port))
-            .map_or(Declared::Nothing, ServicePort::declared)
-        {
+        None => match service_port.map_or(Declared::Nothing, ServicePort::declared) {
             Declared::Http => detect(client, None).await.map(spoken),
             Declared::Opaque => Ok((Carriage::Bytes(Bound::Dialled), client)),
             Declared::Nothing => guessed(here, captured.dialled, client).await.map(spoken),

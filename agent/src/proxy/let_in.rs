@@ -6,8 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::future::{AbortHandle, abortable};
-use imbl::OrdMap;
+use futures_util::future::{AbortHandle, FutureExt as _, abortable};
 use tracing::info;
 
 use super::admission::{Caller, Door, Entry};
@@ -25,17 +24,23 @@ pub(super) struct LetIn(Mutex<Open>);
 #[derive(Debug, Default)]
 struct Open {
     next: u64,
+    /// By pod, for snapshots change often, and what they say of a pod seldom.
+    pods: HashMap<WorkloadUid, AtPod>,
+}
+
+/// Those at one pod.
+#[derive(Debug)]
+struct AtPod {
     connections: HashMap<u64, Carried>,
-    /// What all were held to.
     held_to: HeldTo,
 }
 
-/// The parts of a snapshot that say who is let in. They are persistent: the same for as long as nothing in them changes.
-#[derive(Debug, Default)]
+/// What a snapshot says of who is let in at a pod.
+#[derive(Debug)]
 struct HeldTo {
-    access: OrdMap<WorkloadUid, Arc<Set>>,
-    tokens: OrdMap<WorkloadUid, Arc<Rules>>,
-    workloads: OrdMap<WorkloadUid, Arc<Workload>>,
+    access: Option<Arc<Set>>,
+    tokens: Option<Arc<Rules>>,
+    workload: Option<Arc<Workload>>,
 }
 
 #[derive(Debug)]
@@ -65,38 +70,58 @@ impl LetIn {
         carried: F,
     ) -> impl Future<Output = Option<T>> + use<'a, T, F> {
         let (carried, end) = abortable(carried);
+        let pod = connection.door.pod.clone();
         let mut new = Carried { connection, end };
         new.review(snapshot);
         let mut open = self.lock();
         open.next += 1;
         let id = open.next;
-        open.connections.insert(id, new);
+        let at_pod = open.pods.entry(pod.clone());
+        let nobody = || AtPod { connections: HashMap::new(), held_to: HeldTo::of(snapshot, &pod) };
+        at_pod.or_insert_with(nobody).connections.insert(id, new);
         drop(open);
-        let entered = Entered { all: self, id };
-        async move {
-            let _entered = entered;
-            carried.await.ok()
-        }
+        let entered = Entered { all: self, pod, id };
+        // Not an async block, which would have room for what it carries twice.
+        carried.map(move |result| {
+            drop(entered);
+            result.ok()
+        })
     }
 
-    /// Holds them to the policies that there are now, unless it has.
+    /// Holds them to the policies that there are now, where these are others than before.
     pub(super) fn review(&self, snapshot: &Snapshot) {
-        let mut open = self.lock();
-        let Snapshot { access, tokens, workloads, .. } = snapshot;
-        let before = &open.held_to;
-        if before.access.ptr_eq(access) && before.tokens.ptr_eq(tokens) && before.workloads.ptr_eq(workloads)
-        {
-            return;
-        }
-        open.held_to =
-            HeldTo { access: access.clone(), tokens: tokens.clone(), workloads: workloads.clone() };
-        for entry in open.connections.values_mut() {
-            entry.review(snapshot);
+        for (pod, at_pod) in &mut self.lock().pods {
+            let now = HeldTo::of(snapshot, pod);
+            if !now.is(&at_pod.held_to) {
+                at_pod.held_to = now;
+                at_pod.connections.values_mut().for_each(|carried| carried.review(snapshot));
+            }
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HeldTo {
+    fn of(snapshot: &Snapshot, pod: &WorkloadUid) -> Self {
+        let Snapshot { access, tokens, workloads, .. } = snapshot;
+        Self {
+            access: access.get(pod).cloned(),
+            tokens: tokens.get(pod).cloned(),
+            workload: workloads.get(pod).cloned(),
+        }
+    }
+
+    /// Whether the snapshots have the same.
+    fn is(&self, other: &Self) -> bool {
+        fn is_same<T>(one: &Option<Arc<T>>, other: &Option<Arc<T>>) -> bool {
+            one.as_ref().map(Arc::as_ptr) == other.as_ref().map(Arc::as_ptr)
+        }
+        is_same(&self.access, &other.access)
+            && is_same(&self.tokens, &other.tokens)
+            && is_same(&self.workload, &other.workload)
     }
 }
 
@@ -152,11 +177,17 @@ impl Standing {
 /// Takes the connection out again, however it ends.
 struct Entered<'a> {
     all: &'a LetIn,
+    pod: WorkloadUid,
     id: u64,
 }
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        self.all.lock().connections.remove(&self.id);
+        let mut open = self.all.lock();
+        let Some(at_pod) = open.pods.get_mut(&self.pod) else { return };
+        at_pod.connections.remove(&self.id);
+        if at_pod.connections.is_empty() {
+            open.pods.remove(&self.pod);
+        }
     }
 }

@@ -44,6 +44,7 @@ use crate::policy::authorization::PathNormalisation;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Peer, Telemetry};
 
+pub use http::BackendTlsClients;
 use tunnel::Tunnel;
 pub use worker::{Fate, Workers, WorkersGone};
 
@@ -77,6 +78,8 @@ pub struct Proxy {
     pub telemetry: Arc<Telemetry>,
     /// Which endpoint each client of a Service with session affinity has.
     pub affinity: AffinityTable,
+    /// TLS with endpoints that want it.
+    pub backend_tls: BackendTlsClients,
     /// What the user set.
     pub settings: ProxySettings,
     /// Mutual TLS between the nodes; none where it is not set up.

@@ -14,7 +14,7 @@ use super::captured::Captured;
 use super::carriage::{Bound, Carriage, carriage};
 use super::http;
 use super::inbound::Visit;
-use super::reach::{self, Assurance, Attempts, Dialled, Unreached, Upstream};
+use super::reach::{self, Assurance, Attempts, Dialled, InTheWay, Unreached, Upstream};
 use super::relay::relay;
 use super::tunnel::stream;
 use super::upstream;
@@ -94,7 +94,8 @@ async fn relayed(
             };
             // The snapshot of then is not held for as long as the connection stands.
             drop(snapshot);
-            visit.carry(entry, Upstream::Socket(client), application).await;
+            // On the heap, so that connections to other nodes carry no room for it.
+            Box::pin(visit.carry(entry, Upstream::Socket(client), application)).await;
         }
         Ok(Reached { upstream, assurance, address, idle, entered: _, _counted }) => {
             let meter = reach::record(proxy, &snapshot, captured, address, service, &assurance);
@@ -106,7 +107,7 @@ async fn relayed(
             };
             meter.close(reason);
         }
-        Err(Unreached { reason, tried, assurance }) => {
+        Err(Unreached { reason, detail: _, tried, assurance }) => {
             let towards = tried.unwrap_or(captured.dialled);
             let facts =
                 reach::facts(proxy, &snapshot, captured, towards, service, &assurance, Reporter::Source);
@@ -147,15 +148,16 @@ async fn reached(
                 Ok(Dialled { upstream, assurance, entered }) => {
                     Ok(Reached { upstream, assurance, address, idle: None, entered, _counted: None })
                 }
-                Err((reason, assurance)) => Err(Unreached { reason, tried: None, assurance }),
+                Err(InTheWay { reason, detail, assurance }) => {
+                    Err(Unreached { reason, detail, tried: None, assurance })
+                }
             };
         }
     };
     let mut attempts = Attempts::new(proxy, service, captured.client.ip(), dialled);
     let port = attempts.port();
     let place = port.map_or(Ok(None), |port| caps::enter(port, UnderWay::Connections));
-    let full =
-        |_full| Unreached { reason: RefuseReason::Overloaded, tried: None, assurance: Assurance::NONE };
+    let full = |_full| nowhere(RefuseReason::Overloaded);
     let place = place.map_err(full)?;
     loop {
         let (address, load) = attempts.next()?;
@@ -185,7 +187,6 @@ fn goal<'s>(
     captured: &Captured,
     bound: &Bound,
 ) -> Result<Goal<'s>, Unreached> {
-    let nowhere = |reason| Unreached { reason, tried: None, assurance: Assurance::NONE };
     let rule = match bound {
         Bound::Dialled => {
             let to =
@@ -198,6 +199,11 @@ fn goal<'s>(
     let backend = rule.backend(here.shares.next()).and_then(|backend| snapshot.backend(&backend.target).ok());
     let (service, port) = backend.ok_or_else(|| nowhere(RefuseReason::InvalidBackend))?;
     Ok(Goal::Service(service, SocketAddr::new(captured.dialled.ip(), port)))
+}
+
+/// There is nothing that could be tried.
+fn nowhere(reason: RefuseReason) -> Unreached {
+    Unreached { reason, detail: None, tried: None, assurance: Assurance::NONE }
 }
 
 /// Whatever reached the listener without a code that means something, or found the agent full.

@@ -52,12 +52,31 @@ impl Assurance {
 }
 
 /// What is in the way of an endpoint, and what a connection to it would have had to rely on.
-pub(super) type InTheWay = (RefuseReason, Assurance);
+#[derive(Debug)]
+pub(super) struct InTheWay {
+    pub(super) reason: RefuseReason,
+    /// More than the reason says.
+    pub(super) detail: Option<Box<str>>,
+    pub(super) assurance: Assurance,
+}
+
+impl InTheWay {
+    pub(super) fn new(reason: RefuseReason, assurance: Assurance) -> Self {
+        Self { reason, detail: None, assurance }
+    }
+
+    /// Has this told beside the reason.
+    pub(super) fn because(self, detail: impl Into<Box<str>>) -> Self {
+        Self { detail: Some(detail.into()), ..self }
+    }
+}
 
 /// No endpoint answered.
 #[derive(Debug)]
 pub(super) struct Unreached {
     pub(super) reason: RefuseReason,
+    /// More than the reason says.
+    pub(super) detail: Option<Box<str>>,
     /// The endpoint that was tried last.
     pub(super) tried: Option<SocketAddr>,
     pub(super) assurance: Assurance,
@@ -118,7 +137,7 @@ impl<'a> Attempts<'a> {
     /// The endpoint to try, and its part of the load; else why none is left.
     pub(super) fn next(&mut self) -> Result<(SocketAddr, LoadGuard), Unreached> {
         if self.tried.len() == ATTEMPTS
-            || self.last.as_ref().is_some_and(|(reason, _)| !is_worth_another(*reason))
+            || self.last.as_ref().is_some_and(|last| !is_worth_another(last.reason))
         {
             return Err(self.unreached(RefuseReason::NoEndpoints));
         }
@@ -194,6 +213,7 @@ impl<'a> Attempts<'a> {
                 self.service.load.count(match reason {
                     EjectionReason::ConsecutiveServerErrors => ServiceEvent::EjectedForServerErrors,
                     EjectionReason::ConsecutiveGatewayFailures => ServiceEvent::EjectedForGatewayFailures,
+                    EjectionReason::Refused => ServiceEvent::EjectedForRefusal,
                     EjectionReason::FailedProbe => ServiceEvent::EjectedForFailedProbe,
                     EjectionReason::LowSuccessRate => ServiceEvent::EjectedForSuccessRate,
                 });
@@ -227,11 +247,14 @@ impl<'a> Attempts<'a> {
 
     /// Has another one be tried, where that may do better.
     pub(super) fn failed(&mut self, endpoint: SocketAddr, why: InTheWay) {
-        if is_the_endpoints(why.0) {
+        if is_the_endpoints(why.reason) {
             if self.carries == Carries::Request {
                 self.took(latency::OVERLOADED);
             }
-            self.judge(Verdict::GatewayFailure);
+            self.judge(match why.reason {
+                RefuseReason::ConnectRefused => Verdict::Refused,
+                _ => Verdict::GatewayFailure,
+            });
         }
         (self.current, self.waiting) = (None, None);
         self.tried.push(endpoint);
@@ -240,8 +263,9 @@ impl<'a> Attempts<'a> {
 
     /// What was tried last says more than that nothing is left.
     fn unreached(&mut self, reason: RefuseReason) -> Unreached {
-        let (reason, assurance) = self.last.take().unwrap_or((reason, Assurance::NONE));
-        Unreached { reason, tried: self.tried.last().copied(), assurance }
+        let last = self.last.take().unwrap_or(InTheWay::new(reason, Assurance::NONE));
+        let InTheWay { reason, detail, assurance } = last;
+        Unreached { reason, detail, tried: self.tried.last().copied(), assurance }
     }
 }
 
@@ -272,7 +296,7 @@ pub(super) async fn dial(
     gone: impl Future<Output = ()>,
 ) -> Result<Dialled, InTheWay> {
     let given = port.and_then(|port| port.traffic.timeouts.connect);
-    let within = given.unwrap_or(proxy.settings.connect_timeout);
+    let within = patience(proxy, port);
     let (way, mut assurance) = way(proxy, snapshot, captured, to);
     let mut gone = std::pin::pin!(gone);
     let mut entered = None;
@@ -330,8 +354,13 @@ pub(super) async fn dial(
     };
     match connected {
         Ok(upstream) => Ok(Dialled { upstream, assurance, entered }),
-        Err(reason) => Err((reason, assurance)),
+        Err(reason) => Err(InTheWay::new(reason, assurance)),
     }
+}
+
+/// How long the making of a connection to the port may take.
+pub(super) fn patience(proxy: &Proxy, port: Option<&ServicePort>) -> Duration {
+    port.and_then(|port| port.traffic.timeouts.connect).unwrap_or(proxy.settings.connect_timeout)
 }
 
 async fn dial_socket(

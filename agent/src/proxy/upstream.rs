@@ -78,6 +78,8 @@ pub(super) fn is_the_endpoints(reason: RefuseReason) -> bool {
             | RefuseReason::ConnectReset
             | RefuseReason::ConnectTimeout
             | RefuseReason::ConnectUnreachable
+            | RefuseReason::TlsFailed
+            | RefuseReason::CertificateRefused
             | RefuseReason::AgentDown
     )
 }

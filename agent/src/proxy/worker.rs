@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{debug, error, warn};
 
@@ -21,9 +21,6 @@ use super::{Proxy, http, inbound, outbound};
 use crate::capture::{
     Capture, CaptureError, Dialer, NewPod, Part, PodListeners, PodNet, leave_netns_unless, monotonic_ns,
 };
-
-/// How often a worker shows that it works. The kernel programs take it for hung after three seconds.
-const TICK: Duration = Duration::from_millis(500);
 
 /// Pause after an accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -42,8 +39,16 @@ pub struct WorkersGone;
 #[derive(Debug)]
 struct Worker {
     commands: mpsc::Sender<Command>,
-    last_tick: Arc<AtomicU64>,
+    pulse: Arc<Pulse>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// How a worker shows that it works. It is asked from outside: timers of its own would wake it twice for each.
+#[derive(Debug)]
+struct Pulse {
+    asked: Notify,
+    /// When it answered last, `CLOCK_MONOTONIC` in nanoseconds.
+    answered: AtomicU64,
 }
 
 /// What one worker has for itself.
@@ -156,23 +161,28 @@ impl Workers {
         Ok(())
     }
 
-    /// When every worker was last seen working, `CLOCK_MONOTONIC` in nanoseconds, whenever it is called.
-    pub fn last_tick(&self) -> impl Fn() -> u64 + Send + 'static {
-        let ticks: Vec<Arc<AtomicU64>> = self.workers.iter().map(|w| w.last_tick.clone()).collect();
-        move || ticks.iter().map(|tick| tick.load(Ordering::Relaxed)).min().unwrap_or_default()
+    /// Asks every worker for a sign of life whenever it is called, and says when all had given one after they were asked
+    /// before, `CLOCK_MONOTONIC` in nanoseconds. To be called several times a second: workers tidy up on that occasion.
+    pub fn pulse(&self) -> impl Fn() -> u64 + Send + 'static {
+        let pulses: Vec<_> = self.workers.iter().map(|worker| worker.pulse.clone()).collect();
+        move || {
+            pulses.iter().for_each(|pulse| pulse.asked.notify_one());
+            let answers = pulses.iter().map(|pulse| pulse.answered.load(Ordering::Relaxed));
+            answers.min().unwrap_or_default()
+        }
     }
 }
 
 impl Worker {
     fn start(index: usize, proxy: Arc<Proxy>, here: Arc<Here>) -> io::Result<Self> {
         let (commands, inbox) = mpsc::channel(64);
-        let last_tick = Arc::new(AtomicU64::new(monotonic_ns()));
+        let pulse = Arc::new(Pulse { asked: Notify::new(), answered: AtomicU64::new(monotonic_ns()) });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let tick = last_tick.clone();
+        let shown = pulse.clone();
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
-            .spawn(move || runtime.block_on(run(proxy, here, inbox, &tick)))?;
-        Ok(Self { commands, last_tick, thread: Some(thread) })
+            .spawn(move || runtime.block_on(run(proxy, here, inbox, &shown)))?;
+        Ok(Self { commands, pulse, thread: Some(thread) })
     }
 
     async fn send(&self, command: Command) -> Result<(), WorkersGone> {
@@ -192,10 +202,9 @@ impl Drop for Workers {
     }
 }
 
-async fn run(proxy: Arc<Proxy>, here: Arc<Here>, mut inbox: mpsc::Receiver<Command>, tick: &AtomicU64) {
+async fn run(proxy: Arc<Proxy>, here: Arc<Here>, mut inbox: mpsc::Receiver<Command>, pulse: &Pulse) {
     let mut pods: HashMap<u64, watch::Sender<Fate>> = HashMap::new();
     let mut accepting: JoinSet<()> = JoinSet::new();
-    let mut ticks = tokio::time::interval(TICK);
     loop {
         tokio::select! {
             command = inbox.recv() => match command {
@@ -222,11 +231,11 @@ async fn run(proxy: Arc<Proxy>, here: Arc<Here>, mut inbox: mpsc::Receiver<Comma
                 Some(Command::Review) => here.let_in.review(&proxy.snapshot.load()),
                 None => break,
             },
-            _ = ticks.tick() => {
-                tick.store(monotonic_ns(), Ordering::Relaxed);
+            () = pulse.asked.notified() => {
+                pulse.answered.store(monotonic_ns(), Ordering::Relaxed);
                 // What waited in the backlog of a pod that is released may have led back into its namespace.
                 leave_unserved(&pods);
-                here.upstreams.sweep(Instant::now());
+                here.upstreams.sweep(Instant::now(), &proxy.snapshot.load());
             }
             Some(ended) = accepting.join_next() => {
                 pods.retain(|_, decide| !decide.is_closed());

@@ -24,7 +24,7 @@ pub struct Snapshot {
     /// Every pod that has not finished, with or without an address.
     pub workloads: OrdMap<WorkloadUid, Arc<Workload>>,
     /// The addresses known to the mesh, hence captured: those of pods that want enrolment, and of Services with at
-    /// least one such endpoint or with a route. Never that of the API server's own Service (`default/kubernetes`).
+    /// least one such endpoint, with a route or with TLS to begin. Never that of the API server's own Service (`default/kubernetes`).
     pub captured: OrdSet<IpAddr>,
     /// The Services with a cluster IP, by name: what the backends of routes refer to.
     pub services: OrdMap<ObjectRef, Arc<Service>>,

@@ -124,7 +124,7 @@ impl Plaintext {
         calls.last = calls.last.max(seen.last);
     }
 
-    /// These workloads have enrolled pods here. To be told every second or so.
+    /// These workloads have enrolled pods here. To be told every few seconds.
     pub fn watches<'w>(&self, enrolled: impl IntoIterator<Item = &'w Workload>, now: Instant) {
         let mut kept = self.lock();
         for workload in enrolled {

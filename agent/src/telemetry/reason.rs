@@ -48,6 +48,10 @@ pub enum RefuseReason {
     HandshakeFailed,
     /// The client's pod has no certificate yet, and cannot speak mutual TLS without one.
     NoCertificate,
+    /// The endpoint did not begin TLS, which it is to be spoken to in.
+    TlsFailed,
+    /// The endpoint's certificate is not what the policy asks for that has it spoken to in TLS.
+    CertificateRefused,
     /// Policies of the destination do not let this client in.
     Denied,
     /// The client went away before there was an upstream.
@@ -95,6 +99,10 @@ pub enum RequestEnd {
     ConnectTimeout,
     /// Connecting to the upstream failed in another way.
     ConnectFailed,
+    /// The upstream did not begin TLS, which it is to be spoken to in.
+    TlsFailed,
+    /// The upstream's certificate is not what the policy asks for that has it spoken to in TLS.
+    CertificateRefused,
     /// Policies of the destination do not let this client in.
     Denied,
     /// It showed a token that does not hold.
@@ -153,7 +161,7 @@ impl CloseReason {
 
 impl RefuseReason {
     /// Every reason, in the order of the declaration.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::NoEndpoints,
         Self::UnknownPort,
         Self::UnknownDestination,
@@ -163,6 +171,8 @@ impl RefuseReason {
         Self::ConnectFailed,
         Self::HandshakeFailed,
         Self::NoCertificate,
+        Self::TlsFailed,
+        Self::CertificateRefused,
         Self::Denied,
         Self::ClientGone,
         Self::ConnectReset,
@@ -186,6 +196,8 @@ impl RefuseReason {
             Self::ConnectTimeout => "connect_timeout",
             Self::ConnectUnreachable => "connect_unreachable",
             Self::ConnectFailed => "connect_failed",
+            Self::TlsFailed => "tls_failed",
+            Self::CertificateRefused => "certificate_refused",
             Self::HandshakeFailed => "handshake_failed",
             Self::NoCertificate => "no_certificate",
             Self::Denied => "denied",
@@ -205,7 +217,7 @@ impl RefuseReason {
 
 impl RequestEnd {
     /// Every end, in the order of the declaration.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::Done,
         Self::NoRoute,
         Self::InvalidBackend,
@@ -216,6 +228,8 @@ impl RequestEnd {
         Self::ConnectRefused,
         Self::ConnectTimeout,
         Self::ConnectFailed,
+        Self::TlsFailed,
+        Self::CertificateRefused,
         Self::Denied,
         Self::Unauthenticated,
         Self::UpstreamReset,
@@ -243,6 +257,8 @@ impl RequestEnd {
             Self::ConnectRefused => "connect_refused",
             Self::ConnectTimeout => "connect_timeout",
             Self::ConnectFailed => "connect_failed",
+            Self::TlsFailed => "tls_failed",
+            Self::CertificateRefused => "certificate_refused",
             Self::Denied => "denied",
             Self::Unauthenticated => "unauthenticated",
             Self::UpstreamReset => "upstream_reset",

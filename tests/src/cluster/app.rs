@@ -16,20 +16,27 @@ pub const APP: &str = "um.test/app:1";
 /// Where the program is in it.
 pub const TRAFFIC: &str = "/usr/bin/traffic";
 
-/// Writes the images of the product and of the tests' own program into a folder, as tars.
-pub fn write_images(folder: &Path, program: &Path, traffic: &Path) -> Result<[PathBuf; 2]> {
-    let stripped = folder.join("undermesh");
-    let mut strip = Command::new("strip");
-    strip.arg("-o").arg(&stripped).arg(program);
-    run_here(strip, Duration::from_secs(60))?.success()?;
+/// Where the program is in it that speaks HTTP.
+pub const REQUESTS: &str = "/usr/bin/requests";
+
+/// Writes the images of the product and of the tests' own programs into a folder, as tars. All are built in the other folder.
+pub fn write_images(folder: &Path, programs: &Path) -> Result<[PathBuf; 2]> {
+    let stripped = tempfile::tempdir()?;
+    let strip = |name: &str| -> Result<PathBuf> {
+        let to = stripped.path().join(name);
+        let mut strip = Command::new("strip");
+        strip.arg("-o").arg(&to).arg(programs.join(name));
+        run_here(strip, Duration::from_secs(60))?.success()?;
+        Ok(to)
+    };
     let tars = [folder.join("undermesh.tar"), folder.join("app.tar")];
-    product::image(product::IMAGE, &stripped)?.write(&tars[0])?;
-    std::fs::remove_file(stripped)?;
-    image(traffic)?.write(&tars[1])?;
+    product::image(product::IMAGE, &strip("undermesh")?)?.write(&tars[0])?;
+    image(&strip("traffic")?, &strip("requests")?)?.write(&tars[1])?;
     Ok(tars)
 }
 
-fn image(traffic: &Path) -> Result<Image> {
+/// The second program needs no library that the first does not.
+fn image(traffic: &Path, requests: &Path) -> Result<Image> {
     let mut layer = Layer::default().file("/bin/busybox", 0o755, Path::new("/bin/busybox"))?;
     layer = layer.link("/bin/sh", "busybox")?;
     for file in product::files(traffic)? {
@@ -39,5 +46,5 @@ fn image(traffic: &Path) -> Result<Image> {
             layer = layer.file(path, 0o755, from)?;
         }
     }
-    Ok(Image::new(APP).layer(layer))
+    Ok(Image::new(APP).layer(layer.file(REQUESTS, 0o755, requests)?))
 }

@@ -43,10 +43,16 @@ pub(crate) fn install_by_helm(cluster: &Kube, values: &[&str]) -> Result<()> {
         helm.args(["--set", value]);
     }
     run_here(helm, LIMIT)?.success()?;
+    is_ready(cluster)?;
+    eprintln!("the mesh is installed and ready after {:.1} s", begun.elapsed().as_secs_f32());
+    Ok(())
+}
+
+/// Waits until controllers and agents are.
+pub(crate) fn is_ready(cluster: &Kube) -> Result<()> {
     for what in ["deployment/undermesh-controller", "daemonset/undermesh-agent"] {
         rolled_out(cluster, what)?;
     }
-    eprintln!("the mesh is installed and ready after {:.1} s", begun.elapsed().as_secs_f32());
     Ok(())
 }
 
@@ -83,6 +89,13 @@ pub(crate) fn pod(name: &str, node: &str, command: &[&str]) -> Value {
             "containers": [container(command)],
         },
     })
+}
+
+/// A server of the shop on this node that takes no plaintext.
+pub(crate) fn strict(node: &str) -> Value {
+    let mut pod = pod("strict", node, &[TRAFFIC, "serve", "--name", "strict", "--port", &PORT.to_string()]);
+    pod["metadata"]["annotations"] = json!({ "undermesh.io/mtls": "strict" });
+    pod
 }
 
 /// A pod of the shop that runs this traffic; returns when it is in the mesh.
@@ -227,9 +240,12 @@ pub(crate) fn rolled_out(cluster: &Kube, what: &str) -> Result<()> {
         })
 }
 
-fn import_images(cluster: &Cluster) -> Result<()> {
+/// Gives all nodes the images of the mesh and of its users.
+pub(crate) fn import_images(cluster: &Cluster) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    for tar in app::write_images(folder.path(), &binary("undermesh")?, &binary("traffic")?)? {
+    let undermesh = binary("undermesh")?;
+    let programs = undermesh.parent().context("a program in no folder")?;
+    for tar in app::write_images(folder.path(), programs)? {
         cluster.import(&tar)?;
     }
     Ok(())

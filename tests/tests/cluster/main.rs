@@ -1,12 +1,14 @@
 //! Tests on a real Kubernetes, which each makes for itself. They need root, Go and some minutes: `cargo xtask e2e` runs
 //! them.
 
+mod access;
 mod conformance;
 mod existing;
 mod failures;
 mod installed;
 mod killed;
 mod kit;
+mod kustomize;
 mod mesh;
 mod pods;
 mod policies;

@@ -17,7 +17,7 @@ use crate::installed::{
     self, A_WHILE, ENROLLED, OPENED, PORT, SHOP, SYSTEM, condition, container, counted, dial, join, ran,
     servers, start,
 };
-use crate::{kit, policies, security};
+use crate::{kit, kustomize, policies, security};
 
 /// How soon running pods are to be in the mesh after their namespace has asked for it.
 const SOON: Duration = Duration::from_secs(2);
@@ -161,10 +161,7 @@ pub(crate) fn a_policy_that_closes_the_tunnel_is_told_of(cluster: &Kube) -> Resu
 /// A probe comes from the node's address, as does whoever runs on the node.
 fn pods_that_take_no_plaintext_pass_their_probes(cluster: &Cluster) -> Result<()> {
     let node = &cluster.nodes()[0];
-    let port = PORT.to_string();
-    let mut strict =
-        installed::pod("strict", node.name(), &[TRAFFIC, "serve", "--name", "strict", "--port", &port]);
-    strict["metadata"]["annotations"] = json!({ "undermesh.io/mtls": "strict" });
+    let mut strict = installed::strict(node.name());
     let probe = json!({ "tcpSocket": { "port": PORT }, "periodSeconds": 1, "failureThreshold": 2 });
     strict["spec"]["containers"][0]["readinessProbe"] = probe.clone();
     strict["spec"]["containers"][0]["livenessProbe"] = probe;
@@ -181,7 +178,7 @@ fn pods_that_take_no_plaintext_pass_their_probes(cluster: &Cluster) -> Result<()
     let ip = found["status"]["podIP"].as_str().context("no address")?;
 
     let from_node =
-        node.run(&["timeout", "3", "bash", "-c", &format!("exec 3<>/dev/tcp/{ip}/{port}")], A_WHILE)?;
+        node.run(&["timeout", "3", "bash", "-c", &format!("exec 3<>/dev/tcp/{ip}/{PORT}")], A_WHILE)?;
     ensure!(from_node.success().is_err(), "the node got through in plaintext");
     for (server, _) in servers(cluster)? {
         dial(cluster, &server, &format!("{ip}:{PORT}"), 2)?;
@@ -199,8 +196,7 @@ fn pods_that_take_no_plaintext_pass_their_probes(cluster: &Cluster) -> Result<()
 fn callers_from_outside_reach_pods_that_take_plaintext(cluster: &Cluster) -> Result<()> {
     const EXTERNAL: &str = "203.0.113.7";
     let node = &cluster.nodes()[0];
-    let mut strict = installed::pod("strict", node.name(), &[TRAFFIC, "serve", "--name", "strict"]);
-    strict["metadata"]["annotations"] = json!({ "undermesh.io/mtls": "strict" });
+    let mut strict = installed::strict(node.name());
     strict["metadata"]["labels"] = json!({ "app": "strict" });
     cluster.apply(&strict.to_string())?;
     installed::joins(cluster, "strict")?;
@@ -289,9 +285,10 @@ fn nothing_of_a_new_pod_goes_out_unprotected() -> Result<()> {
     const PODS: u32 = 200;
     require!(ACluster);
     kit::on_cluster("um-e2e-race", 2, |cluster| {
-        installed::install(cluster, &[])?;
+        kustomize::install(cluster)?;
         installed::open_shop(cluster)?;
         join(cluster)?;
+        jobs_call_before_they_begin_and_complete(cluster)?;
         let to = format!("{}:{PORT}", servers(cluster)?[1].1);
         let mut command = container(&[TRAFFIC, "dial", "--count", "1", &to]);
         command["name"] = json!("first");
@@ -309,9 +306,13 @@ fn nothing_of_a_new_pod_goes_out_unprotected() -> Result<()> {
             ensure!(job["status"]["succeeded"] == PODS, "{}", job["status"]);
             Ok(())
         })?;
-        let by =
-            |security: &str| counted(cluster, OPENED, &[("reporter", "destination"), ("security", security)]);
-        let (tunnelled, near, plaintext) = (by("mutual_tls")?, by("same_node")?, by("plaintext")?);
+        let by = |security: &str| {
+            let labels =
+                [("reporter", "destination"), ("destination_workload", "web"), ("security", security)];
+            counted(cluster, OPENED, &labels)
+        };
+        let (tunnelled, near) = (by("mutual_tls")?, by("same_node")?);
+        let plaintext = counted(cluster, OPENED, &[("reporter", "destination"), ("security", "plaintext")])?;
         eprintln!(
             "{PODS} pods in {:.0} s: {tunnelled} connections by mutual TLS, {near} on the node, {plaintext} in plaintext",
             begun.elapsed().as_secs_f32()
@@ -324,6 +325,43 @@ fn nothing_of_a_new_pod_goes_out_unprotected() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Of a Job on each node its init container and then its own one call a pod that takes no plaintext, once and as their first act.
+fn jobs_call_before_they_begin_and_complete(cluster: &Cluster) -> Result<()> {
+    let nodes = cluster.nodes();
+    cluster.apply(&installed::strict(nodes[1].name()).to_string())?;
+    installed::joins(cluster, "strict")?;
+    let strict = cluster.get(&["pod", "strict", "--namespace", SHOP])?;
+    let to = format!("{}:{PORT}", strict["status"]["podIP"].as_str().context("no address")?);
+    let main = container(&[TRAFFIC, "dial", "--count", "1", &to]);
+    let mut prepare = main.clone();
+    prepare["name"] = json!("prepare");
+    for node in nodes {
+        let job = json!({
+            "apiVersion": "batch/v1", "kind": "Job", "metadata": { "name": node.name(), "namespace": SHOP },
+            "spec": { "backoffLimit": 0, "template": { "spec": {
+                "nodeName": node.name(), "restartPolicy": "Never",
+                "initContainers": [prepare], "containers": [main],
+            } } },
+        });
+        cluster.apply(&job.to_string())?;
+    }
+    for (node, security) in nodes.iter().zip(["mutual_tls", "same_node"]) {
+        let job = format!("job/{}", node.name());
+        cluster.kubectl(&["wait", "--for=condition=Complete", &job, "--namespace", SHOP, "--timeout=60s"])?;
+        for container in ["prepare", "main"] {
+            let told = cluster.kubectl(&["logs", &job, "--container", container, "--namespace", SHOP])?;
+            let told: Value = serde_json::from_str(&told).with_context(|| told.clone())?;
+            ensure!(told["served"] == json!({ "strict": 1 }), "{job}, {container}: {told}");
+        }
+        let labels =
+            [("reporter", "destination"), ("destination_workload", "strict"), ("security", security)];
+        let opened = counted(cluster, OPENED, &labels)?;
+        ensure!(opened == 2.0, "{opened} connections of {job} by {security}");
+    }
+    cluster.kubectl(&["delete", "pod", "strict", "--namespace", SHOP, "--wait"])?;
+    Ok(())
 }
 
 #[test]

@@ -9,7 +9,7 @@ use undermesh_tests::lab::eventually;
 use undermesh_tests::require;
 use undermesh_tests::require::Feature::Cluster as ACluster;
 
-use crate::{kit, policies, security};
+use crate::{kit, kustomize, policies, security};
 
 /// Serves a page, says so, and ends when it is asked to.
 const SERVE: &str =
@@ -26,6 +26,7 @@ fn pods_reach_each_other_and_nodes_come_back_and_nothing_is_left() -> Result<()>
         the_api_server_calls_webhooks(cluster)?;
         policies::the_definition_refuses_what_makes_no_sense(cluster)?;
         security::the_definitions_refuse_what_makes_no_sense(cluster)?;
+        kustomize::every_folder_is_taken(cluster)?;
         privileged_pods_see_their_node(cluster, &nodes[0])?;
         print_memory(cluster)?;
         a_node_that_was_unplugged_comes_back(cluster)?;

@@ -1,5 +1,5 @@
 //! AuthorizationPolicies and MeshPolicies at a real API server: what their definitions let in, refuse and keep, what the webhook adds
-//! to that, and what the status says. What they do to traffic is tested without a cluster.
+//! to that, and what the status says. What they do to traffic is for `access`, and is tested without a cluster.
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -9,8 +9,8 @@ use undermesh_tests::lab::eventually;
 use crate::installed::{A_WHILE, SYSTEM, chart};
 use crate::policies::refused;
 
-const AUTHORIZATION: &str = "AuthorizationPolicy";
-const MESH: &str = "MeshPolicy";
+pub(crate) const AUTHORIZATION: &str = "AuthorizationPolicy";
+pub(crate) const MESH: &str = "MeshPolicy";
 
 /// Specs that are well written.
 const GOOD: [(&str, &str); 7] = [
@@ -139,7 +139,7 @@ pub(crate) fn the_status_and_the_webhook_say_what_is_wrong(cluster: &Cluster) ->
     Ok(())
 }
 
-fn policy(kind: &str, namespace: &str, spec: &str) -> Result<Value> {
+pub(crate) fn policy(kind: &str, namespace: &str, spec: &str) -> Result<Value> {
     Ok(json!({
         "apiVersion": "undermesh.io/v1alpha1", "kind": kind, "metadata": { "name": "one", "namespace": namespace },
         "spec": serde_json::from_str::<Value>(spec)?,
@@ -147,7 +147,7 @@ fn policy(kind: &str, namespace: &str, spec: &str) -> Result<Value> {
 }
 
 /// Waits until the conditions Accepted and Enforced of the latest generation have these reasons; the message of the former.
-fn says(cluster: &Cluster, kind: &str, namespace: &str, reasons: [&str; 2]) -> Result<String> {
+pub(crate) fn says(cluster: &Cluster, kind: &str, namespace: &str, reasons: [&str; 2]) -> Result<String> {
     eventually(A_WHILE, "the policy's status says so", || {
         let policy = cluster.get(&[kind, "one", "--namespace", namespace])?;
         let conditions = policy["status"]["conditions"].as_array().cloned().unwrap_or_default();

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use undermesh_tests::lab::{Manifest, Pod, eventually};
+use undermesh_tests::lab::{AgentOptions, Manifest, Pod, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
-use crate::kit::{PORT, SHOP, SOON, Talk, dial_at_once, serve_on};
+use crate::kit::{PORT, SHOP, SOON, Talk, dial_at_once, options, serve_on};
 use crate::rates::{Stage, web};
 use crate::requests::ask;
 
@@ -248,6 +248,42 @@ fn connections_end_that_are_let_in_no_more() -> Result<()> {
     let closed =
         stage.mesh.agents[0].metrics()?.sum(CLOSED, &[("reason", "denied"), ("reporter", "destination")]);
     ensure!(closed >= 8.0, "{closed} connections count as ended by policies");
+    Ok(())
+}
+
+/// An agent whose place another one has taken holds what it still carries to policies that came after that.
+#[test]
+fn what_a_replaced_agent_carries_is_held_to_the_policies_of_now() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut stage = Stage::set("um-e2e-access-replaced", &[])?;
+    let _server = serve_on(&stage.server, PORT)?;
+    let talk = |client: &Pod| Talk::with(client, SocketAddr::new(stage.server.ip(), PORT));
+    let [near, mut far, outside] = [talk(&stage.near)?, talk(&stage.far)?, talk(&stage.outside)?];
+    let admin_address = Some("127.0.0.1:15030".to_owned());
+    let options = AgentOptions { admin_address, ..options(&["--take-over", "--drain", "60s"]) };
+    let next = stage.mesh.nodes[0].spawn_agent(options)?;
+    let replaced = std::mem::replace(&mut stage.mesh.agents[0], next);
+    eventually(SOON, "it has taken over", || {
+        let said = replaced.process().log_tail(20);
+        ensure!(said.contains("another agent has taken over"), "{said}");
+        Ok(())
+    })?;
+    let has_ended = || {
+        Ok::<_, anyhow::Error>(
+            replaced.metrics()?.sum(CLOSED, &[("reason", "denied"), ("reporter", "destination")]),
+        )
+    };
+    ensure!(has_ended()? == 0.0, "nothing is denied yet");
+    in_force(&stage, &policy("who", json!({ "rules": [{ "from": [{ "serviceAccounts": ["far"] }] }] })))?;
+    for talk in [near, outside] {
+        talk.ends_somehow(Duration::from_secs(2))?;
+    }
+    far.goes_on()?;
+    let ended = has_ended()?;
+    ensure!(ended >= 2.0, "the agent that was replaced has ended {ended} connections: these were another's");
+    in_force(&stage, &policy("who", json!({})))?;
+    far.ends_somehow(Duration::from_secs(2))?;
+    ensure!(has_ended()? > ended, "it has not ended the last one");
     Ok(())
 }
 

@@ -189,7 +189,7 @@ fn vouched(node: &Node) -> Result<usize> {
 }
 
 /// The ports of the first voucher: source, destination.
-fn vouched_tuple(node: &Node) -> Result<(u16, u16)> {
+pub fn vouched_tuple(node: &Node) -> Result<(u16, u16)> {
     let first = vouchers(node)?.into_iter().next().context("no voucher")?;
     let key = &first["formatted"]["key"];
     let port = |name: &str| key[name].as_u64().and_then(|port| u16::try_from(port).ok());

@@ -101,10 +101,12 @@ def ask(args):
 
 
 def claim(args):
-    """A CONNECT: AUTHORITY FORWARDED. Prints our own end of the connection, and the line that the application says."""
+    """A CONNECT: AUTHORITY FORWARDED, and a name that is not ours. Prints our own end of the connection, and the line that the
+    application says."""
     authority, forwarded = args.arguments
     tls = shake(args)
     headers = literal(2, "CONNECT") + literal(1, authority) + named("forwarded", forwarded)
+    headers += named("baggage", "k8s.namespace.name=bank,k8s.deployment.name=teller,service.name=teller")
     tls.sendall(PREFACE + frame(SETTINGS) + frame(HEADERS, END_HEADERS, 1, headers))
     status = verdict(tls)
     said = b""

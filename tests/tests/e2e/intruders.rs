@@ -238,8 +238,12 @@ fn nobody_speaks_in_the_name_of_another_pod() -> Result<()> {
         let clients = lines.iter().filter_map(|line| line["client_address"].as_str());
         let clients: BTreeSet<_> = clients.map(str::to_owned).collect();
         ensure!(clients == heard, "{clients:#?}, not {heard:#?}");
+        ensure!(!text.contains("teller"), "somebody is taken for who it says that it is: {text}");
         Ok(())
-    })
+    })?;
+    let told = intrusion.mesh.agents[1].metrics()?.text;
+    ensure!(!told.contains("teller"), "somebody is taken for who it says that it is: {told}");
+    Ok(())
 }
 
 /// A server that answers the tunnel's port of a pod, but is somebody else.

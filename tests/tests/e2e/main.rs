@@ -3,7 +3,9 @@
 //! They need root, so plain `cargo test` skips them; `cargo xtask test` runs them.
 
 mod access;
+mod attacker;
 mod attacks;
+mod backend_tls;
 mod commands;
 mod conformance;
 mod crash;

@@ -15,7 +15,7 @@ use crate::enrolment::captured;
 use crate::kit::{Mesh, PORT, Run, SHOP, SOON, dial, serve, undermesh};
 use crate::leaks::lets_go;
 
-/// The agent looks once a second.
+/// The agent looks a second after the kernel told of it.
 const WITHIN: Duration = Duration::from_secs(3);
 
 /// A strict pod, a server of the mesh on another node, and a pod outside of the mesh.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -247,37 +248,59 @@ fn an_endpoint_that_fails_is_left_alone_and_comes_back() -> Result<()> {
     Ok(())
 }
 
-/// Connections are judged by whether they are made, and sessions with what nobody is at go elsewhere.
+/// Whoever finds nobody listening goes elsewhere, and nobody else tries but for the one after each ejection.
 #[test]
-fn an_endpoint_without_a_server_costs_no_more_than_a_few_attempts() -> Result<()> {
+fn an_endpoint_without_a_server_costs_one_attempt() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let mut stage = Stage::set("um-e2e-ejection-gone", 3)?;
-    // Of requests each is tried elsewhere; the endpoint is not tried by each.
+    let ejections = |stage: &Stage, service: &str, reason: &str| {
+        stage.counted(EJECTIONS, &[("reason", reason), ("destination_service", service)])
+    };
+    // Attempts that failed, of which all but the first are for the endpoint's time being over.
+    let is_tried_once = |stage: &Stage, service: &str, before: u64| -> Result<()> {
+        let (failed, probes) =
+            (failed_connects(&stage.client)? - before, ejections(stage, service, "failed_probe")?);
+        ensure!(ejections(stage, service, "refused")? == 1.0, "it is not ejected");
+        ensure!(failed as f64 == 1.0 + probes, "{failed} attempts failed, {probes} of them probes");
+        Ok(())
+    };
     stage.running.remove(1);
+    let before = failed_connects(&stage.client)?;
     stage.ask("/", &["--count", "200", "--fresh"])?.all(200)?;
-    ensure!(stage.counted(EJECTIONS, &[("reason", "gateway_failures")])? == 1.0, "it is not ejected");
     let served = stage.spread("/", &["--count", "50"])?;
     ensure!(served.keys().eq(["s0", "s2"]), "{served:?}");
-    // And of connections, to a Service of others that carries something else.
-    let mut running = Vec::new();
-    for server in [0, 2] {
-        running.push(crate::kit::serve(&stage.servers[server])?);
-    }
+    is_tried_once(&stage, "web", before)?;
+    // And so with connections that carry something else.
+    let mut running = stage.servers.iter().map(crate::kit::serve).collect::<Result<Vec<_>>>()?;
     let address = IpAddr::from([10, 96, 0, 41]);
     let ports = json!([{ "name": "tcp", "port": 7000, "targetPort": 7000 }]);
     let service = Manifest::service(SHOP, "greet", &[address], &[], &[]);
-    stage
-        .mesh
-        .lab
-        .apply(&service.with("spec.ports", ports).with("spec.selector", json!({ "app": "web" })))?;
-    let labels = [("reason", "gateway_failures"), ("destination_service", "greet")];
-    eventually(SOON, "the endpoint is ejected", || {
-        crate::kit::dial(&stage.client, address, 40)?.all_served()?;
-        ensure!(stage.counted(EJECTIONS, &labels)? == 1.0, "it is not ejected");
+    let service = service.with("spec.ports", ports).with("spec.selector", json!({ "app": "web" }));
+    stage.mesh.lab.apply(&service)?;
+    let all_serve = |stage: &Stage| {
+        let served = crate::kit::dial(&stage.client, address, 40)?.all_served()?;
+        ensure!(served.len() == 3, "{served:?}");
         Ok(())
-    })?;
-    drop(running);
-    Ok(())
+    };
+    eventually(SOON, "all of them serve", || all_serve(&stage))?;
+    running.remove(1).kill();
+    let before = failed_connects(&stage.client)?;
+    let served = crate::kit::dial(&stage.client, address, 40)?.all_served()?;
+    ensure!(served.keys().eq(["s0", "s2"]), "{served:?}");
+    is_tried_once(&stage, "greet", before)?;
+    running.push(crate::kit::serve(&stage.servers[1])?);
+    eventually(SOON, "it has come back", || all_serve(&stage))
+}
+
+/// How often a connection that was begun in the pod came to nothing.
+fn failed_connects(pod: &Pod) -> Result<u64> {
+    let mut command = Command::new("cat");
+    command.arg("/proc/net/snmp");
+    let snmp = pod.run(command, SOON)?.success()?;
+    let mut rows = snmp.lines().filter(|line| line.starts_with("Tcp:")).map(str::split_whitespace);
+    let (names, values) = rows.next().zip(rows.next()).context("no figures of TCP")?;
+    let (_, value) = names.zip(values).find(|(name, _)| *name == "AttemptFails").context("no such figure")?;
+    Ok(value.parse()?)
 }
 
 #[test]

@@ -19,6 +19,7 @@ use clap::Args;
 use undermesh_tests::lab::sweep_on_signals;
 
 use crate::build::Build;
+use crate::command::{cargo, run};
 use crate::{paths, say, setup};
 use case::{Case, Span};
 use column::{Column, Http, Mesh};
@@ -63,6 +64,9 @@ pub struct Bench {
     /// Measure instead what a client that floods an endpoint with limits costs another one, and fail if that is too much.
     #[arg(long, conflicts_with_all = ["http", "peer", "plaintext", "direct_only"])]
     fairness: bool,
+    /// Measure instead what it costs to decide by 10,000 policies, and fail if that is too much.
+    #[arg(long, conflicts_with_all = ["http", "peer", "plaintext", "direct_only", "fairness"])]
+    policies: bool,
     /// The agent to measure, instead of a release build of this tree.
     #[arg(long, value_name = "PATH")]
     agent: Option<PathBuf>,
@@ -79,9 +83,21 @@ enum Peer {
     Undermesh(PathBuf),
 }
 
+/// Asks a set of policies alone, in a release build of the agent's library: there is no kernel and no proxy in it.
+fn policies() -> Result<()> {
+    setup::for_build()?;
+    let mut test = cargo();
+    test.args(["test", "--release", "--package", "undermesh", "--lib", "--"]);
+    test.args(["--ignored", "--nocapture", "what_ten_thousand_policies_cost"]);
+    run(test)
+}
+
 impl Bench {
     /// Measures, prints a table, writes JSON.
     pub fn run(&self) -> Result<()> {
+        if self.policies {
+            return policies();
+        }
         setup::for_bench()?;
         if self.peer.iter().any(|peer| matches!(peer, Peer::Ztunnel(_))) {
             setup::for_ztunnel()?;

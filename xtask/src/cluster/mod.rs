@@ -118,8 +118,7 @@ fn write_images(folder: &Path) -> Result<()> {
     setup::for_build()?;
     Build { release: false }.run()?;
     std::fs::create_dir_all(folder)?;
-    let programs = paths::programs(false);
-    let tars = app::write_images(folder, &programs.join("undermesh"), &programs.join("traffic"))?;
+    let tars = app::write_images(folder, &paths::programs(false))?;
     tars.iter().for_each(|tar| println!("{}", tar.display()));
     Ok(())
 }

@@ -84,8 +84,8 @@ pub struct CallsView {
     pub last_seconds: u64,
 }
 
-/// The watch's beat is a second, so that it is now what was two seconds ago.
-const NOW: Duration = Duration::from_secs(3);
+/// The watch's beat is some five seconds, so that it is now what was ten seconds ago.
+const NOW: Duration = Duration::from_secs(10);
 
 /// One moment on both clocks.
 #[derive(Clone, Copy)]

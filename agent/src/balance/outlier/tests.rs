@@ -50,6 +50,7 @@ fn ejections(endpoints: usize, steps: &str, expect: Expect) {
                 "connected" => Verdict::Connected,
                 "error" => Verdict::ServerError,
                 "gateway" => Verdict::GatewayFailure,
+                "refused" => Verdict::Refused,
                 other => panic!("{other}"),
             };
             let endpoint = port.candidate(address).unwrap();
@@ -91,6 +92,33 @@ fn endpoints_that_fail_are_left_alone_and_tried_again_once() {
             34 ?: 10.1.0.1 once, 10.1.0.2, 10.1.0.3
             35 .1 good: Returned
             36 ?: 10.1.0.1, 10.1.0.2, 10.1.0.3
+        "#]],
+    );
+}
+
+#[test]
+fn where_nobody_listens_nothing_more_is_sent_for_a_moment() {
+    ejections(
+        3,
+        "0 .1 refused*2
+         0.9 ?
+         1.1 ?
+         1.2 .1 connected
+         2 .1 refused
+         3.1 ?
+         3.2 .1 refused
+         4 .2 refused
+         4.1 ?",
+        expect![[r#"
+            0 .1 refused*2: Ejected { reason: Refused, lasts: 1.05s }
+            0.9 ?: 10.1.0.2, 10.1.0.3
+            1.1 ?: 10.1.0.1 once, 10.1.0.2, 10.1.0.3
+            1.2 .1 connected: Returned
+            2 .1 refused: Ejected { reason: Refused, lasts: 1.05s }
+            3.1 ?: 10.1.0.1 once, 10.1.0.2, 10.1.0.3
+            3.2 .1 refused: Ejected { reason: FailedProbe, lasts: 10.5s }
+            4 .2 refused: -
+            4.1 ?: 10.1.0.2, 10.1.0.3
         "#]],
     );
 }
@@ -253,10 +281,11 @@ fn followed(outliers: Outliers, endpoints: usize, verdicts: &[(Verdict, usize)])
 
 #[test]
 fn a_port_says_for_itself_when_an_endpoint_is_left_alone() {
-    let (error, gateway) = (Verdict::ServerError, Verdict::GatewayFailure);
+    let (error, gateway, refused) = (Verdict::ServerError, Verdict::GatewayFailure, Verdict::Refused);
     let (second, all) = (Duration::from_secs(1), Outliers::default());
     let errors = "Ejected { reason: ConsecutiveServerErrors, lasts: 10s }";
     let gateways = "Ejected { reason: ConsecutiveGatewayFailures, lasts: 10s }";
+    let at_once = "Ejected { reason: Refused, lasts: 1s }";
     for (outliers, endpoints, verdicts, expected) in [
         (Outliers { consecutive_errors: 2, ..all.clone() }, 3, &[(error, 1)][..], ""),
         (Outliers { consecutive_errors: 2, ..all.clone() }, 3, &[(error, 2)], errors),
@@ -265,6 +294,9 @@ fn a_port_says_for_itself_when_an_endpoint_is_left_alone() {
         (Outliers { consecutive_errors: 0, ..all.clone() }, 3, &[(gateway, 5)], gateways),
         (Outliers { consecutive_gateway_failures: 0, ..all.clone() }, 3, &[(gateway, 5)], errors),
         (Outliers { consecutive_gateway_failures: 3, ..all.clone() }, 3, &[(gateway, 2), (error, 1)], ""),
+        (Outliers { consecutive_gateway_failures: 99, ..all.clone() }, 3, &[(refused, 1)], at_once),
+        (Outliers { consecutive_gateway_failures: 0, ..all.clone() }, 3, &[(refused, 4)], ""),
+        (Outliers { consecutive_gateway_failures: 0, ..all.clone() }, 3, &[(refused, 5)], errors),
         (
             Outliers { base_ejection: second * 90, longest_ejection: second * 60, ..all.clone() },
             3,

@@ -83,18 +83,17 @@ impl AccessPolicies {
         concerned.pods.extend(behind.flat_map(BTreeMap::keys).cloned());
 
         let whole = document::Selector::default();
-        let attached = new.as_ref().map(|new| &new.attached);
-        let is_of_mesh = attached == Some(&Attachment::All) && mesh == Some(&id.namespace);
-        match is_of_mesh {
-            true => drop(self.of_mesh.insert(id.clone())),
-            false => drop(self.of_mesh.remove(id)),
+        let now = new.as_ref().and_then(|new| scope(id, &new.attached, mesh));
+        match now {
+            Some(Scope::Mesh) => drop(self.of_mesh.insert(id.clone())),
+            _ => drop(self.of_mesh.remove(id)),
         }
         self.selecting.put(
             id,
-            match attached {
-                Some(Attachment::All) if !is_of_mesh => Some(&whole),
-                Some(Attachment::Pods(selector)) => Some(selector),
-                _ => None,
+            match now {
+                Some(Scope::Namespace(_)) => Some(&whole),
+                Some(Scope::Pods(_, selector)) => Some(selector),
+                Some(Scope::Mesh) | None => None,
             },
         );
         reindex(&mut self.by_service, id, &services_of(old.as_deref()), &services_of(new.as_deref()));
@@ -107,25 +106,30 @@ impl AccessPolicies {
         self.by_service.contains_key(service)
     }
 
-    /// The Service has come, changed or gone: what is said of the policies that are for it may be something else.
-    pub(super) fn service_changed(&mut self, service: &ObjectRef) {
-        let policies = self.by_service.get(service).into_iter().flatten();
-        self.unsaid.extend(policies.map(|id| Key::of(Kind::AuthorizationPolicy, id)));
+    /// The Service has come, changed or gone, or leads to other pods: what is said of the policies that are for it, or for one of the pods,
+    /// may be something else.
+    pub(super) fn service_changed<'a>(
+        &mut self,
+        service: &ObjectRef,
+        pods: impl Iterator<Item = &'a document::Pod>,
+    ) {
+        let selecting = pods.flat_map(|pod| self.selecting.of(&pod.id.namespace, &pod.labels));
+        let policies = self.by_service.get(service).into_iter().flatten().cloned().chain(selecting);
+        self.unsaid.extend(policies.map(|id| Key::of(Kind::AuthorizationPolicy, &id)));
     }
 
-    /// Which pods policies select may be others: the pod had these labels and has those.
+    /// Which pods policies select may be others, and so may the Services that lead to them: the pod had these labels and has those.
     pub(super) fn pod_changed(
         &mut self,
         namespace: &Name,
         before: Option<&document::Pod>,
         now: Option<&document::Pod>,
     ) {
-        let of = |pod: Option<&document::Pod>| {
-            pod.map(|pod| self.selecting.of(namespace, &pod.labels)).unwrap_or_default()
-        };
-        let (before, now) = (of(before), of(now));
-        let others = before.symmetric_difference(&now);
-        self.unsaid.extend(others.map(|id| Key::of(Kind::AuthorizationPolicy, id)));
+        if before.map(|pod| &pod.labels) == now.map(|pod| &pod.labels) {
+            return;
+        }
+        let [before, now] = self.selecting.of_both(namespace, before, now);
+        self.unsaid.extend(before.union(&now).map(|id| Key::of(Kind::AuthorizationPolicy, id)));
     }
 
     /// Works out again which pods of this node are behind the Service; those for which that changes something.
@@ -200,7 +204,13 @@ impl AccessPolicies {
     }
 
     /// What is wrong with the policy in the world as it is, beside what is wrong with how it is written.
-    pub(super) fn problems(&self, key: &Key, services: &Services) -> Vec<Problem> {
+    pub(super) fn problems(
+        &self,
+        key: &Key,
+        mesh: Option<&Name>,
+        services: &Services,
+        (here, pods): (&Here, &Pods),
+    ) -> Vec<Problem> {
         let Some(policy) = self.entries.get(&key.id()) else { return Vec::new() };
         let missing = resolve::missing_targets(policy, |id| services.document(id).map(Arc::as_ref));
         let mut problems: Vec<Problem> = missing
@@ -209,6 +219,12 @@ impl AccessPolicies {
                 Problem::new(field, message)
             })
             .collect();
+        // Of other nodes' pods their agents tell.
+        let of_here = |scope: Scope<'_>| here.within(scope, pods);
+        let leading = leading_to(policy, mesh, services, pods, of_here);
+        let not_enforced = resolve::not_enforced(policy, leading.iter().map(Arc::as_ref));
+        let rules = FieldPath::new(["spec", "rules"]);
+        problems.extend(not_enforced.map(|refusal| Problem::new(rules, refusal.message)));
         if policy.policy.invalid.is_some() {
             let what = resolve::what_is_denied(policy);
             let message = format!("this version cannot be used: {what}");
@@ -227,15 +243,45 @@ impl AccessPolicies {
     ) -> Option<Stated> {
         let policy = self.entries.get(&key.id())?;
         let selects_nothing = match scope(&key.id(), &policy.attached, mesh) {
-            Some(Scope::Pods(namespace, selector)) => {
-                !pods.documents_in(namespace).any(|pod| selector.matches(&pod.labels))
-            }
-            Some(Scope::Namespace(namespace)) => pods.documents_in(namespace).next().is_none(),
             Some(Scope::Mesh) | None => false,
+            Some(scope) => selected(scope, pods).next().is_none(),
         };
         let service = |id: &ObjectRef| services.document(id).map(Arc::as_ref);
-        Some(resolve::authorization(policy, selects_nothing, service))
+        let of_scope = |scope: Scope<'_>| selected(scope, pods).map(|pod| pod.id.clone()).collect();
+        let leading = leading_to(policy, mesh, services, pods, of_scope);
+        Some(resolve::authorization(policy, selects_nothing, service, leading.iter().map(Arc::as_ref)))
     }
+}
+
+/// The pods of the scope, wherever they are, where it is less than the whole mesh.
+fn selected<'a>(scope: Scope<'a>, pods: &'a Pods) -> impl Iterator<Item = &'a Arc<document::Pod>> {
+    let (namespace, selector) = match scope {
+        Scope::Mesh => (None, None),
+        Scope::Namespace(namespace) => (Some(namespace), None),
+        Scope::Pods(namespace, selector) => (Some(namespace), Some(selector)),
+    };
+    let all = namespace.into_iter().flat_map(|namespace| pods.documents_in(namespace));
+    all.filter(move |pod| selector.is_none_or(|selector| selector.matches(&pod.labels)))
+}
+
+/// The Services that a policy is for, or that lead to the pods that it is for, where it asks for requests. For one that is for the whole
+/// mesh they are not looked for: whatever changes in the cluster would have all of them looked through.
+fn leading_to(
+    policy: &AuthorizationPolicy,
+    mesh: Option<&Name>,
+    services: &Services,
+    pods: &Pods,
+    within: impl FnOnce(Scope<'_>) -> Vec<ObjectRef>,
+) -> Vec<Arc<document::Service>> {
+    if !resolve::asks_for_requests(policy) {
+        return Vec::new();
+    }
+    let ids: BTreeSet<ObjectRef> = match scope(&policy.key.id(), &policy.attached, mesh) {
+        Some(Scope::Mesh) => BTreeSet::new(),
+        Some(scope) => within(scope).iter().flat_map(|pod| services.selecting(pod, pods)).collect(),
+        None => services_of(Some(policy)).into_iter().collect(),
+    };
+    ids.iter().filter_map(|id| services.document(id).cloned()).collect()
 }
 
 /// The policy itself is the same while only what is around it changes: whoever has made something of it need not do so again.

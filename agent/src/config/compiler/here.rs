@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::index::take_out;
 use super::pods::Pods;
-use crate::config::document::Selector;
+use crate::config::document::{self, Selector};
 use crate::model::{Name, ObjectRef};
 
 /// The pods of this node, by namespace.
@@ -92,6 +92,16 @@ impl Selecting {
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.selectors.is_empty() && self.by_label.is_empty() && self.others.is_empty()
+    }
+
+    /// Those that select the pod as it was, and as it is.
+    pub(super) fn of_both(
+        &self,
+        namespace: &Name,
+        before: Option<&document::Pod>,
+        now: Option<&document::Pod>,
+    ) -> [BTreeSet<ObjectRef>; 2] {
+        [before, now].map(|pod| pod.map(|pod| self.of(namespace, &pod.labels)).unwrap_or_default())
     }
 
     /// Those that select a pod with these labels.

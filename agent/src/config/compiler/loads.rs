@@ -24,6 +24,7 @@ impl Loads {
     pub(super) fn acquire(&mut self, address: SocketAddr) -> EndpointLoad {
         let counter = self.counters.entry(address).or_default();
         counter.users += 1;
+        counter.load.set_gone(false);
         counter.load.clone()
     }
 
@@ -36,15 +37,47 @@ impl Loads {
         }
     }
 
-    /// Drops the counters that nobody uses.
+    /// Says of endpoints that no Service has that they are gone, and drops the counters that nobody uses.
     pub(super) fn sweep(&mut self) {
         self.retired.retain(|address| match self.counters.get(address) {
+            None => false,
             Some(counter) if counter.users > 0 => false,
-            Some(counter) if counter.load.open() > 0 => true,
-            _ => {
-                self.counters.remove(address);
-                false
+            Some(counter) => {
+                counter.load.set_gone(true);
+                let is_in_use = counter.load.open() > 0;
+                if !is_in_use {
+                    self.counters.remove(address);
+                }
+                is_in_use
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_gone_when_the_last_service_has_lost_it_until_one_has_it_again() {
+        let (mut loads, address) = (Loads::default(), SocketAddr::from(([10, 1, 0, 1], 80)));
+        let load = loads.acquire(address);
+        // Another Service's, and the first one's next version.
+        loads.acquire(address);
+        loads.acquire(address);
+        loads.release(address);
+        loads.release(address);
+        loads.sweep();
+        assert!(!load.is_gone());
+        let request = load.enter();
+        loads.release(address);
+        assert!(!load.is_gone(), "its Service may be about to have it again");
+        loads.sweep();
+        assert!(load.is_gone());
+        assert!(!loads.acquire(address).is_gone() && !load.is_gone());
+        loads.release(address);
+        drop(request);
+        loads.sweep();
+        assert!(load.is_gone() && loads.counters.is_empty() && loads.retired.is_empty());
     }
 }

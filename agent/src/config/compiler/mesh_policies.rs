@@ -116,10 +116,7 @@ impl MeshPolicies {
         before: Option<&document::Pod>,
         now: Option<&document::Pod>,
     ) {
-        let of = |pod: Option<&document::Pod>| {
-            pod.map(|pod| self.selecting.of(namespace, &pod.labels)).unwrap_or_default()
-        };
-        let (before, now) = (of(before), of(now));
+        let [before, now] = self.selecting.of_both(namespace, before, now);
         if before != now {
             // Two that select the pod may be at odds, and are no more once it is gone.
             self.unsaid.extend(before.union(&now).map(|id| Key::of(Kind::MeshPolicy, id)));

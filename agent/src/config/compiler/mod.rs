@@ -164,6 +164,11 @@ impl Compiler {
         self.policies.statuses(policy)
     }
 
+    /// The ConfigMaps that policies refer to, whether they are there or not: no other is of interest.
+    pub fn config_maps(&self) -> BTreeSet<ObjectRef> {
+        self.policies.config_maps().cloned().collect()
+    }
+
     /// How the AuthorizationPolicy or MeshPolicy stands, for its status; of which version, as with routes.
     pub fn stated(&self, policy: &Key) -> Option<Stated> {
         let mesh = self.defaults.mesh_namespace.as_ref();
@@ -240,17 +245,22 @@ impl Compiler {
                 }
             }
             Change::Put(Document::Service(new)) => {
-                affected.services.insert(new.id.clone());
-                self.access.service_changed(&new.id);
+                let id = new.id.clone();
+                affected.services.insert(id.clone());
+                self.access.service_changed(&id, self.services.selected(&id, &self.pods));
                 if self.services.document(&new.id).is_none_or(|old| !is_same_to_routes(old, &new)) {
                     affected.routes.extend(self.routes.of_service(&new.id));
                     affected.policed.insert(new.id.clone());
                 }
                 self.services.put(new, &self.pods);
+                self.access.service_changed(&id, self.services.selected(&id, &self.pods));
             }
             Change::Put(Document::Pod(new)) => self.hold_pod(&new.id.clone(), Some(new), affected),
             Change::Put(Document::EndpointSlice(new)) => {
                 affected.services.extend(self.services.put_slice(new));
+            }
+            Change::Put(Document::ConfigMap(new)) => {
+                affected.policed.extend(self.policies.put_config_map(&new.id.clone(), Some(new)));
             }
             Change::Put(Document::ReferenceGrant(new)) => {
                 affected.routes.extend(self.routes.put_grant(&new.id.clone(), Some(new)));
@@ -277,15 +287,16 @@ impl Compiler {
                 }
                 Kind::Service => {
                     affected.services.insert(key.id());
-                    self.access.service_changed(&key.id());
+                    self.access.service_changed(&key.id(), self.services.selected(&key.id(), &self.pods));
                     affected.policed.insert(key.id());
                     affected.routes.extend(self.routes.of_service(&key.id()));
                     self.services.remove(&key.id());
                 }
                 Kind::Pod => self.hold_pod(&key.id(), None, affected),
                 Kind::EndpointSlice => affected.services.extend(self.services.remove_slice(&key.id())),
+                Kind::ConfigMap => affected.policed.extend(self.policies.put_config_map(&key.id(), None)),
                 Kind::ReferenceGrant => affected.routes.extend(self.routes.put_grant(&key.id(), None)),
-                Kind::BackendTrafficPolicy | Kind::TrafficPolicy => {
+                Kind::BackendTrafficPolicy | Kind::BackendTlsPolicy | Kind::TrafficPolicy => {
                     affected.policed.extend(self.policies.remove(&key));
                 }
                 Kind::AuthorizationPolicy => self.hold_access(&key.id(), None, affected),
@@ -461,7 +472,8 @@ impl Compiler {
         });
         let access = self.access.take_unsaid().into_iter();
         let of_access = access.map(|key| {
-            let problems = self.access.problems(&key, &self.services);
+            let mesh = self.defaults.mesh_namespace.as_ref();
+            let problems = self.access.problems(&key, mesh, &self.services, (&self.here, &self.pods));
             (key, problems)
         });
         let mesh_policies = self.mesh_policies.take_unsaid().into_iter();
@@ -515,8 +527,12 @@ impl Compiler {
                 let enrolled = |endpoint: &model::Endpoint| {
                     endpoint.workload.as_ref().is_some_and(|workload| workload.enrolment.is_wanted())
                 };
+                let is_encrypted = |port: &model::ServicePort| port.traffic.tls.is_some();
                 let is_known = self.snapshot.routes.contains_key(&service.id)
-                    || service.ports.iter().any(|port| port.endpoints.iter().any(enrolled));
+                    || service
+                        .ports
+                        .iter()
+                        .any(|port| is_encrypted(port) || port.endpoints.iter().any(enrolled));
                 is_known && !is_api_server
             }
         }

@@ -152,6 +152,17 @@ impl Services {
         self.references.get(reference).into_iter().flatten().cloned()
     }
 
+    /// The pods that the Service selects.
+    pub(super) fn selected<'a>(
+        &'a self,
+        id: &'a ObjectRef,
+        pods: &'a Pods,
+    ) -> impl Iterator<Item = &'a document::Pod> {
+        let members = self.entries.get(id).into_iter().flat_map(|entry| &entry.members);
+        let pod = |name: &Name| pods.get(&ObjectRef::new(id.namespace.clone(), name.clone()));
+        members.filter_map(pod).map(Arc::as_ref)
+    }
+
     /// The Service as it is written, with a cluster IP or without.
     pub(super) fn document(&self, id: &ObjectRef) -> Option<&Arc<document::Service>> {
         self.entries.get(id)?.document.as_ref()

@@ -1,6 +1,7 @@
 //! Documents in, snapshot out.
 
 mod access;
+mod backend_tls;
 mod fronts;
 mod mtls;
 mod tokens;
@@ -23,6 +24,15 @@ impl World {
     fn new() -> Self {
         let node = NodeInfo { name: "node-1".into(), zone: Some("a".into()) };
         Self::with(node, Defaults::default())
+    }
+
+    /// As node-1 sees these documents, where the mesh is installed in `mesh`.
+    fn of_mesh(yaml: &str) -> Self {
+        let node = NodeInfo { name: "node-1".into(), zone: None };
+        let defaults = Defaults { mesh_namespace: Some("mesh".into()), ..Defaults::default() };
+        let mut world = Self::with(node, defaults);
+        world.put(yaml);
+        world
     }
 
     fn with(node: NodeInfo, defaults: Defaults) -> Self {
@@ -62,6 +72,8 @@ impl World {
             Some("Service") => Document::service(&typed::<core::Service>(value), &mut problems),
             Some("Pod") => Document::pod(&typed::<core::Pod>(value), &mut problems),
             Some("AuthorizationPolicy") => Document::authorization_policy(value, &mut problems),
+            Some("ConfigMap") => Document::config_map(&typed::<core::ConfigMap>(value)),
+            Some("BackendTLSPolicy") => Document::backend_tls_policy(value, &mut problems),
             Some("MeshPolicy") => Document::mesh_policy(value, &mut problems),
             _ => Document::endpoint_slice(&typed::<discovery::EndpointSlice>(value), &mut problems),
         };

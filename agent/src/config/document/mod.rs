@@ -4,6 +4,7 @@
 //! taken (an unknown mTLS mode is strict). Only an object that cannot be told from others is refused.
 
 mod authorization;
+mod config_map;
 #[cfg(test)]
 mod crd;
 mod endpoint_slice;
@@ -20,12 +21,13 @@ mod service;
 mod session;
 
 pub use authorization::{Attachment, AuthorizationPolicy};
+pub use config_map::ConfigMap;
 pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
 pub use marks::{Marks, MeshLabel};
 pub use mesh_policy::{MeshPolicy, Mtls};
 pub use namespace::Namespace;
 pub use pod::{ContainerPort, ENROLLED, Pod, Published};
-pub use policy::{Policy, PolicySpec, Says, Target};
+pub use policy::{AuthorityRefs, Policy, PolicySpec, Says, Target, TlsValidation};
 pub use reference_grant::ReferenceGrant;
 pub use route::{BackendRef, Parent, Reference, Route, RouteRule, RouteSpec, RuleFilters};
 pub use selector::Selector;
@@ -55,6 +57,8 @@ pub enum Document {
     Pod(Arc<Pod>),
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice(Arc<EndpointSlice>),
+    /// `v1` ConfigMap.
+    ConfigMap(Arc<ConfigMap>),
     /// `gateway.networking.k8s.io` ReferenceGrant.
     ReferenceGrant(Arc<ReferenceGrant>),
     /// A route of `gateway.networking.k8s.io`.
@@ -78,6 +82,8 @@ pub enum Kind {
     Pod,
     /// `discovery.k8s.io/v1` EndpointSlice.
     EndpointSlice,
+    /// `v1` ConfigMap, of which an API server is asked by name.
+    ConfigMap,
     /// `gateway.networking.k8s.io` ReferenceGrant.
     ReferenceGrant,
     /// `gateway.networking.k8s.io/v1` HTTPRoute.
@@ -95,6 +101,9 @@ pub enum Kind {
     /// `gateway.networking.x-k8s.io/v1alpha1` XBackendTrafficPolicy.
     #[serde(rename = "XBackendTrafficPolicy")]
     BackendTrafficPolicy,
+    /// `gateway.networking.k8s.io` BackendTLSPolicy.
+    #[serde(rename = "BackendTLSPolicy")]
+    BackendTlsPolicy,
     /// `undermesh.io/v1alpha1` TrafficPolicy.
     TrafficPolicy,
     /// `undermesh.io/v1alpha1` AuthorizationPolicy.
@@ -127,7 +136,7 @@ pub struct Custom {
 
 impl Custom {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self { kind: Kind::ReferenceGrant, plural: "referencegrants", read: Document::reference_grant },
         Self { kind: Kind::HttpRoute, plural: "httproutes", read: Document::http_route },
         Self { kind: Kind::GrpcRoute, plural: "grpcroutes", read: Document::grpc_route },
@@ -137,6 +146,11 @@ impl Custom {
             kind: Kind::BackendTrafficPolicy,
             plural: "xbackendtrafficpolicies",
             read: Document::backend_traffic_policy,
+        },
+        Self {
+            kind: Kind::BackendTlsPolicy,
+            plural: "backendtlspolicies",
+            read: Document::backend_tls_policy,
         },
         Self { kind: Kind::TrafficPolicy, plural: "trafficpolicies", read: Document::traffic_policy },
         Self {
@@ -156,6 +170,7 @@ impl Document {
             Self::Service(it) => Key::of(Kind::Service, &it.id),
             Self::Pod(it) => Key::of(Kind::Pod, &it.id),
             Self::EndpointSlice(it) => Key::of(Kind::EndpointSlice, &it.id),
+            Self::ConfigMap(it) => Key::of(Kind::ConfigMap, &it.id),
             Self::ReferenceGrant(it) => Key::of(Kind::ReferenceGrant, &it.id),
             Self::Route(it) => Key::from(&it.id),
             Self::Policy(it) => it.key.clone(),
@@ -171,6 +186,7 @@ impl Document {
             Self::Service(_) => Kind::Service,
             Self::Pod(_) => Kind::Pod,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::ConfigMap(_) => Kind::ConfigMap,
             Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::Route(it) => it.id.kind.into(),
             Self::Policy(it) => it.key.kind,
@@ -200,6 +216,11 @@ impl Document {
         problems: &mut Vec<Problem>,
     ) -> Result<Self, Problem> {
         EndpointSlice::read(object, problems).map(|it| Self::EndpointSlice(Arc::new(it)))
+    }
+
+    /// Reads a ConfigMap.
+    pub fn config_map(object: &core::ConfigMap) -> Result<Self, Problem> {
+        ConfigMap::read(object).map(|it| Self::ConfigMap(Arc::new(it)))
     }
 
     /// Reads a ReferenceGrant; problems that it survives are added to `problems`.
@@ -237,6 +258,11 @@ impl Document {
         Policy::read(Kind::BackendTrafficPolicy, object, problems).map(|it| Self::Policy(Arc::new(it)))
     }
 
+    /// Reads a BackendTLSPolicy; problems are added to `problems`. One that says anything badly is a document that refuses.
+    pub fn backend_tls_policy(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
+        Policy::read(Kind::BackendTlsPolicy, object, problems).map(|it| Self::Policy(Arc::new(it)))
+    }
+
     /// Reads an AuthorizationPolicy; problems are added to `problems`. One that says anything badly is a document that denies.
     pub fn authorization_policy(object: &Value, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
         AuthorizationPolicy::read(object, problems).map(|it| Self::AuthorizationPolicy(Arc::new(it)))
@@ -262,21 +288,28 @@ impl Document {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Namespace,
         Self::Service,
         Self::Pod,
         Self::EndpointSlice,
+        Self::ConfigMap,
         Self::ReferenceGrant,
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::TlsRoute,
         Self::TcpRoute,
         Self::BackendTrafficPolicy,
+        Self::BackendTlsPolicy,
         Self::TrafficPolicy,
         Self::AuthorizationPolicy,
         Self::MeshPolicy,
     ];
+
+    /// Whether all objects of the kind are of interest; of others it is those that something refers to.
+    pub fn is_followed_as_a_whole(self) -> bool {
+        self != Self::ConfigMap
+    }
 
     /// The `kind` of a manifest.
     pub fn as_str(self) -> &'static str {
@@ -285,12 +318,14 @@ impl Kind {
             Self::Service => "Service",
             Self::Pod => "Pod",
             Self::EndpointSlice => "EndpointSlice",
+            Self::ConfigMap => "ConfigMap",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::TlsRoute => "TLSRoute",
             Self::TcpRoute => "TCPRoute",
             Self::BackendTrafficPolicy => "XBackendTrafficPolicy",
+            Self::BackendTlsPolicy => "BackendTLSPolicy",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::MeshPolicy => "MeshPolicy",
@@ -310,6 +345,8 @@ impl Kind {
             Self::ReferenceGrant => &["v1", "v1beta1"],
             Self::TlsRoute => &["v1", "v1alpha3", "v1alpha2"],
             Self::TcpRoute => &["v1", "v1alpha2"],
+            // Since bundle 1.4.
+            Self::BackendTlsPolicy => &["v1", "v1alpha3"],
             Self::BackendTrafficPolicy
             | Self::TrafficPolicy
             | Self::AuthorizationPolicy
@@ -321,11 +358,14 @@ impl Kind {
     /// The API group, empty for the core one.
     pub fn group(self) -> &'static str {
         match self {
-            Self::Namespace | Self::Service | Self::Pod => "",
+            Self::Namespace | Self::Service | Self::Pod | Self::ConfigMap => "",
             Self::EndpointSlice => "discovery.k8s.io",
-            Self::ReferenceGrant | Self::HttpRoute | Self::GrpcRoute | Self::TlsRoute | Self::TcpRoute => {
-                route::GROUP
-            }
+            Self::ReferenceGrant
+            | Self::HttpRoute
+            | Self::GrpcRoute
+            | Self::TlsRoute
+            | Self::TcpRoute
+            | Self::BackendTlsPolicy => route::GROUP,
             Self::BackendTrafficPolicy => policy::EXPERIMENTS,
             Self::TrafficPolicy | Self::AuthorizationPolicy | Self::MeshPolicy => policy::GROUP,
         }

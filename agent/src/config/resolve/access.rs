@@ -25,25 +25,37 @@ pub(in crate::config) fn mesh_policy(conflict: Option<String>, selects_nothing: 
     Stated { accepted, not_enforced: None }
 }
 
-/// How an AuthorizationPolicy stands that is well written.
+/// How an AuthorizationPolicy stands that is well written; `leading` are the Services that it is for, or that lead to its pods.
 pub(in crate::config) fn authorization<'a>(
     policy: &AuthorizationPolicy,
     selects_nothing: bool,
     service: impl Fn(&ObjectRef) -> Option<&'a document::Service>,
+    leading: impl Iterator<Item = &'a document::Service>,
 ) -> Stated {
     let missing: Vec<String> = missing_targets(policy, &service).map(|(_, message)| message).collect();
     let accepted = match missing.is_empty() {
         true => Ok(in_force(policy.policy.dry_run, selects_nothing)),
         false => Err(Refusal { reason: Reason::TargetNotFound, message: missing.join("; ") }),
     };
-    let there = targets(policy).iter().filter_map(|target| service(&target.service));
-    let without_http: Vec<String> = there
+    Stated { accepted, not_enforced: not_enforced(policy, leading) }
+}
+
+/// What of the policy cannot be done at the Services that it is for, or that lead to the pods that it is for.
+pub(in crate::config) fn not_enforced<'a>(
+    policy: &AuthorizationPolicy,
+    leading: impl Iterator<Item = &'a document::Service>,
+) -> Option<Refusal> {
+    let without_http: Vec<String> = leading
         .flat_map(|service| service.ports.iter().map(move |port| (service, port)))
         .filter_map(|(service, port)| not_http(policy, service, port))
         .collect();
     let message = without_http.join("; ");
-    let not_enforced = (!message.is_empty()).then_some(Refusal { reason: Reason::NotHttp, message });
-    Stated { accepted, not_enforced }
+    (!message.is_empty()).then_some(Refusal { reason: Reason::NotHttp, message })
+}
+
+/// Whether any rule of the policy asks for more than a connection has.
+pub(in crate::config) fn asks_for_requests(policy: &AuthorizationPolicy) -> bool {
+    policy.policy.rules.iter().any(|rule| !rule.when.is_empty() || rule.to.iter().any(is_of_requests))
 }
 
 /// The targets that are not there, each in a sentence.
@@ -138,14 +150,16 @@ fn needs_requests(rule: &Rule, port: Option<u16>) -> Option<bool> {
             (ports.any_of.is_empty() || ports.any_of.contains(&port)) && !ports.none_of.contains(&port)
         })
     };
-    let of_requests = |operation: &&Operation| {
-        let Operation { ports: _, methods, paths, hosts, grpc } = operation;
-        !(methods.is_empty() && paths.is_empty() && hosts.is_empty() && grpc.is_empty())
-    };
     let at_port: Vec<&Operation> = rule.to.iter().filter(is_at_port).collect();
     if at_port.is_empty() && !rule.to.is_empty() {
         return None;
     }
-    let all_are_of_requests = !at_port.is_empty() && at_port.iter().all(of_requests);
+    let all_are_of_requests =
+        !at_port.is_empty() && at_port.iter().all(|operation| is_of_requests(operation));
     Some(!rule.when.is_empty() || all_are_of_requests)
+}
+
+fn is_of_requests(operation: &Operation) -> bool {
+    let Operation { ports: _, methods, paths, hosts, grpc } = operation;
+    !(methods.is_empty() && paths.is_empty() && hosts.is_empty() && grpc.is_empty())
 }

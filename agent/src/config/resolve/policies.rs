@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{Reason, Refusal, ports_of};
 use crate::config::document::{self, Policy, Says, Target};
 use crate::config::{FieldPath, Key, Kind, Problem};
-use crate::model::{ObjectRef, TrafficSettings};
+use crate::model::{BackendTls, Name, ObjectRef, TrafficSettings};
 
 /// What the policies of a Service come to.
 #[derive(Debug, Default, PartialEq)]
@@ -40,6 +40,8 @@ pub struct TargetStatus {
     pub index: usize,
     /// The condition `Accepted`.
     pub accepted: Result<(), Refusal>,
+    /// The condition `ResolvedRefs`, of a kind that refers to something.
+    pub resolved_refs: Option<Result<(), Refusal>>,
 }
 
 /// A policy that wants ports of the Service, by one of its targets.
@@ -50,11 +52,12 @@ struct Contender<'a> {
     ports: Vec<u16>,
 }
 
-/// What the policies come to for the Service of this name, if it is there.
+/// What the policies come to for the Service of this name, if it is there. `tls` is what a BackendTLSPolicy comes to.
 pub(in crate::config) fn settle<'a>(
     id: &ObjectRef,
     service: Option<&document::Service>,
     policies: impl Iterator<Item = &'a Policy>,
+    tls: impl Fn(&Key) -> Option<Result<Arc<BackendTls>, Name>>,
 ) -> Settled {
     let mut settled = Settled::default();
     let mut contenders = Vec::new();
@@ -86,12 +89,16 @@ pub(in crate::config) fn settle<'a>(
     for ((port, _), winner) in winners {
         of_ports.entry(port).or_default().push(winner);
     }
-    settled.ports = of_ports.into_iter().map(|(port, winners)| (port, Arc::new(merged(&winners)))).collect();
+    let merged = |(port, winners): (u16, Vec<_>)| (port, Arc::new(merged(&winners, &tls)));
+    settled.ports = of_ports.into_iter().map(merged).collect();
     settled
 }
 
 /// What the policies of one port, of different kinds, say together.
-fn merged(winners: &[&Contender<'_>]) -> TrafficSettings {
+fn merged(
+    winners: &[&Contender<'_>],
+    tls: impl Fn(&Key) -> Option<Result<Arc<BackendTls>, Name>>,
+) -> TrafficSettings {
     let mut all = TrafficSettings::default();
     let mut is_budget_set = false;
     for winner in winners {
@@ -106,6 +113,9 @@ fn merged(winners: &[&Contender<'_>]) -> TrafficSettings {
                 all.retries.budget = budget;
             }
             all.session = session.clone();
+        }
+        if let Says::Tls(_) = winner.says {
+            all.tls = tls(&winner.policy.key);
         }
     }
     all.policies = winners.iter().map(|winner| winner.policy.key.to_string().into()).collect();

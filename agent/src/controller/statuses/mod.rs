@@ -9,13 +9,13 @@ mod status;
 mod world;
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use kube::api::{ApiResource, GroupVersionKind, PartialObjectMeta, Patch, PatchParams};
 use kube::core::DynamicObject;
 use kube::runtime::watcher;
@@ -29,6 +29,7 @@ use super::api::{self, FIELD_MANAGER};
 use super::while_leading;
 use crate::config::{Custom, Key};
 use crate::kubernetes::{self, AskError, Optional};
+use crate::model::ObjectRef;
 use world::{World, Write};
 
 /// Changes that come together are looked at together.
@@ -60,6 +61,13 @@ pub(super) async fn lead(client: &Client, namespace: &str, leader: watch::Receiv
             world.borrow_mut().take_pod(event);
             news.notify_one();
         });
+        let (want, wanted) = watch::channel(BTreeSet::new());
+        let config_maps = kubernetes::follow_named::<ConfigMap>(client.clone(), wanted, "configmaps");
+        let config_maps = config_maps.for_each(|(id, told)| {
+            world.borrow_mut().take_config_map(id, told);
+            news.notify_one();
+            std::future::ready(())
+        });
         let follow = async |custom: Custom| {
             let Custom { kind, plural, .. } = custom;
             let optional =
@@ -75,12 +83,18 @@ pub(super) async fn lead(client: &Client, namespace: &str, leader: watch::Receiv
             optional.follow(client.clone()).for_each(on_event).await;
         };
         // All of them: without one, something might seem to be for what is not there, to refer to it, or to have a port.
-        tokio::join!(services, pods, join_all(Custom::ALL.map(follow)), write(client, &world, &news),);
+        let kinds = join_all(Custom::ALL.map(follow));
+        tokio::join!(services, pods, config_maps, kinds, write(client, &world, &want, &news));
     })
     .await;
 }
 
-async fn write(client: &Client, world: &RefCell<World>, news: &Notify) {
+async fn write(
+    client: &Client,
+    world: &RefCell<World>,
+    want: &watch::Sender<BTreeSet<ObjectRef>>,
+    news: &Notify,
+) {
     let mut failures = Failures::default();
     loop {
         match failures.next() {
@@ -91,6 +105,7 @@ async fn write(client: &Client, world: &RefCell<World>, news: &Notify) {
         let now = Instant::now();
         let writes = world.borrow_mut().writes(Timestamp::now(), |key| failures.is_left_alone(key, now));
         failures.keep(&writes, now);
+        kubernetes::want(want, world.borrow().config_maps());
         let attempts = writes.into_iter().map(async |write| {
             let outcome = send(client, &write).await;
             (write.key, outcome)

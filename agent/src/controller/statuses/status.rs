@@ -116,8 +116,8 @@ impl From<ParentStatus> for Standing {
 }
 
 impl From<TargetStatus> for Standing {
-    fn from(TargetStatus { index, accepted }: TargetStatus) -> Self {
-        Self { index, accepted, resolved_refs: None, note: None, not_enforced: None }
+    fn from(TargetStatus { index, accepted, resolved_refs }: TargetStatus) -> Self {
+        Self { index, accepted, resolved_refs, note: None, not_enforced: None }
     }
 }
 

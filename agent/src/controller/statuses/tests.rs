@@ -1,6 +1,7 @@
 //! Routes and Services in, the statuses that are written out: first without an API server, then against one of ours.
 
 mod access;
+mod backend_tls;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::config::Kind;
-use crate::kubernetes::testkit::{FakeApi, failure};
+use crate::kubernetes::testkit::{FakeApi, failure, no_such};
 
 fn objects<K: DeserializeOwned>(yaml: &str, kind: &str) -> Vec<K> {
     let all: Vec<Value> = serde_saphyr::from_multiple(yaml).expect("the test's YAML");
@@ -387,6 +388,7 @@ async fn a_status_is_written_onto_the_route_as_it_is_and_again_after_a_failure()
         json!({ "type": "BOOKMARK", "object": { "apiVersion": "v1", "kind": kind, "metadata": metadata } })
     };
     let service = objects::<Value>(WORLD, "Service").remove(0);
+    const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/";
     let (patches, written) = (AtomicU32::new(0), Arc::new(Mutex::new(Vec::new())));
     let (writing, told) = (written.clone(), AtomicBool::new(false));
     let api = FakeApi::new(move |question| {
@@ -407,6 +409,9 @@ async fn a_status_is_written_onto_the_route_as_it_is_and_again_after_a_failure()
                 | "/apis/gateway.networking.x-k8s.io/v1alpha1"
                 | "/apis/undermesh.io/v1alpha1",
             ) => failure(404, "NotFound"),
+            ("GET", path) if path.starts_with(DEFINITIONS) => {
+                no_such("customresourcedefinitions", &path[DEFINITIONS.len()..])
+            }
             ("GET", "/api/v1/services") if is_initial => {
                 Some((200, json!([{ "type": "ADDED", "object": service }, end("Service")])))
             }

@@ -3,9 +3,10 @@
 //! What they come to is worked out by the compiler, which is the agents' own. It asks nobody.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::core::{DynamicObject, PartialObjectMeta};
@@ -13,8 +14,9 @@ use kube::runtime::watcher::Event;
 use serde_json::Value;
 
 use super::status::{self, Form, Standing, Written};
-use crate::config::{Change, Compiler, Custom, Defaults, Document, Key, Kind, Problem, resolve};
-use crate::model::NodeInfo;
+use crate::config::{Change, Compiler, Custom, Defaults, Document, Key, Kind, Problem, Referred, resolve};
+use crate::kubernetes::Untold;
+use crate::model::{NodeInfo, ObjectRef};
 use crate::route::RouteRef;
 
 /// All that matters to routes and policies.
@@ -26,6 +28,7 @@ pub(super) struct World {
     /// The objects of each kind that is known as a whole, and of one that is being listed those that have come so far.
     known: HashMap<Kind, HashSet<Key>>,
     listing: HashMap<Kind, HashSet<Key>>,
+    referred: Referred,
     /// Whose status may have to be another one.
     unsaid: BTreeSet<Key>,
 }
@@ -60,15 +63,18 @@ impl World {
             held: HashMap::new(),
             known: HashMap::new(),
             listing: HashMap::new(),
+            referred: Referred::default(),
             unsaid: BTreeSet::new(),
         }
     }
 
     pub(super) fn take_service(&mut self, event: Event<Service>) {
-        self.take(Kind::Service, event, |world, mut service| {
-            // Which pods are behind it is nothing to them.
-            service.spec.get_or_insert_default().selector = None;
-            if let Ok(document) = Document::service(&service, &mut Vec::new()) {
+        self.take(Kind::Service, event, |world, service| {
+            if let Ok(mut document) = Document::service(&service, &mut Vec::new()) {
+                // Which pods it leads to is asked, and what their endpoints are is not.
+                if let Document::Service(service) = &mut document {
+                    Arc::make_mut(service).is_sliced = true;
+                }
                 world.changes.push(Change::Put(document));
             }
         });
@@ -84,6 +90,17 @@ impl World {
                 world.changes.push(Change::Put(document));
             }
         });
+    }
+
+    /// What the API server says of a ConfigMap that something refers to.
+    pub(super) fn take_config_map(&mut self, id: ObjectRef, told: Result<Option<ConfigMap>, Untold>) {
+        let document = told.map(|it| it.and_then(|it| Document::config_map(&it).ok()));
+        self.changes.extend(self.referred.answer(id, document));
+    }
+
+    /// The ConfigMaps that something refers to.
+    pub(super) fn config_maps(&self) -> &BTreeSet<ObjectRef> {
+        self.referred.wanted()
     }
 
     pub(super) fn take_object(&mut self, custom: &Custom, event: Event<DynamicObject>) {
@@ -103,6 +120,10 @@ impl World {
             return Vec::new();
         }
         self.compiler.apply(std::mem::take(&mut self.changes));
+        self.changes = self.referred.refer(&self.compiler);
+        // Of what is asked for just now it would be said that it is not there.
+        let is_known = self.referred.is_complete();
+        let is_left_alone = |key: &Key| is_left_alone(key) || key.kind == Kind::BackendTlsPolicy && !is_known;
         self.unsaid.extend(self.compiler.restated().iter().cloned());
         let unsaid: BTreeSet<_>;
         (self.unsaid, unsaid) = std::mem::take(&mut self.unsaid).into_iter().partition(is_left_alone);
@@ -180,6 +201,9 @@ impl World {
                 references: references.filter(|(_, reference)| is_service(reference)).collect(),
                 denies: match &document {
                     Document::AuthorizationPolicy(policy) => Some(resolve::what_is_denied(policy)),
+                    Document::Policy(policy) if policy.key.kind == Kind::BackendTlsPolicy => {
+                        Some("until then requests to what it is for are answered with an error".into())
+                    }
                     _ => None,
                 },
                 problems,

@@ -289,6 +289,7 @@ metadata: {name: fine}
 ",
             expect![[r#"
                 4: Namespace shop
+                10: ConfigMap default/other
                 18: Pod shop/web unusable
                   shop.yaml:26:12: Pod shop/web: spec.containers[0].ports: expected a sequence, found integer `8080`
                 28: Pod shop/broken unusable

@@ -132,6 +132,18 @@ impl Announcer {
         self.update(|pods| pods.want(uid, pod).condition = Some(condition));
     }
 
+    /// How these pods stand.
+    pub fn conditions<'a>(
+        &self,
+        conditions: impl Iterator<Item = (&'a WorkloadUid, &'a ObjectRef, Condition)>,
+    ) {
+        self.update(|pods| {
+            for (uid, pod, condition) in conditions {
+                pods.want(uid, pod).condition = Some(condition);
+            }
+        });
+    }
+
     /// Returns when the API server has been told all that is due now, or after the time limit.
     pub async fn settled(&self, limit: Duration) {
         let told = async {
@@ -272,10 +284,9 @@ impl Announcement {
 impl Condition {
     fn event(&self) -> Event {
         Event {
-            type_: if self.is_enrolled || self.reason == "Left" {
-                EventType::Normal
-            } else {
-                EventType::Warning
+            type_: match &*self.reason {
+                "Enrolled" | "Left" => EventType::Normal,
+                _ => EventType::Warning,
             },
             reason: self.reason.clone(),
             note: Some(self.message.clone()),

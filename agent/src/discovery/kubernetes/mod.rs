@@ -11,6 +11,7 @@ mod version;
 mod watch;
 mod world;
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -119,7 +120,8 @@ impl Cluster {
     ) -> anyhow::Result<Infallible> {
         let Self { client, node, defaults, mut sightings } = self;
         let (tell, mut news) = mpsc::channel(QUEUE);
-        let mut watches = watch::all(&client, &tell, &watch_failed);
+        let (want, wanted) = tokio::sync::watch::channel(BTreeSet::new());
+        let mut watches = watch::all(&client, wanted, &tell, &watch_failed);
         let mut world = World::new(node, defaults);
         loop {
             tokio::select! {
@@ -140,6 +142,7 @@ impl Cluster {
             if let Some(news) = world.apply() {
                 publish(news);
             }
+            kubernetes::want(&want, world.config_maps());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One watch for each kind of object. What comes is read into documents at once: the objects themselves are larger by far.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Debug;
 
 use futures_util::StreamExt as _;
@@ -11,12 +11,13 @@ use kube::api::{Api, PartialObjectMeta};
 use kube::runtime::watcher::{self, Event};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::policies::Policy;
 use super::{Tell, WatchFailed, optional};
 use crate::config::{Custom, Document, Key, Kind, Problem};
-use crate::kubernetes;
+use crate::kubernetes::{self, Untold};
 use crate::model::ObjectRef;
 
 /// What a watch tells.
@@ -36,11 +37,18 @@ pub(super) enum News {
     NoPolicy(ObjectRef),
     /// All NetworkPolicies there are.
     Policies(HashSet<ObjectRef>),
+    /// A ConfigMap that something refers to, or that it is not there; or the API server does not tell.
+    ConfigMap(ObjectRef, Result<Option<Document>, Untold>),
 }
 
-/// Watches everything that the mesh is made from. The tasks end with the set. Of each attempt that fails is told by the kind's
-/// plural name.
-pub(super) fn all(client: &Client, tell: &Tell, failed: &WatchFailed) -> JoinSet<()> {
+/// Watches everything that the mesh is made from, of ConfigMaps those that are `wanted`. The tasks end with the set. Of each attempt
+/// that fails is told by the kind's plural name.
+pub(super) fn all(
+    client: &Client,
+    wanted: watch::Receiver<BTreeSet<ObjectRef>>,
+    tell: &Tell,
+    failed: &WatchFailed,
+) -> JoinSet<()> {
     let watched = Watched { client, tell, failed };
     let mut watches = JoinSet::new();
     // Their labels and annotations say all.
@@ -62,6 +70,7 @@ pub(super) fn all(client: &Client, tell: &Tell, failed: &WatchFailed) -> JoinSet
     // The mesh does without them: they only tell what stands in its way.
     let mut listing = HashSet::new();
     watches.spawn(watched.follow("networkpolicies", move |event| policy_news(event, &mut listing)));
+    watches.spawn(watched.config_maps(wanted));
     for custom in Custom::ALL {
         watches.spawn(optional::follow(custom, client.clone(), tell.clone(), failed.clone()));
     }
@@ -96,6 +105,27 @@ impl Watched<'_> {
                 if let Some(news) = read(event)
                     && tell.send(news).await.is_err()
                 {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Watched<'_> {
+    /// Tells of the ConfigMaps that are wanted.
+    fn config_maps(&self, wanted: watch::Receiver<BTreeSet<ObjectRef>>) -> impl Future<Output = ()> + use<> {
+        const WHAT: &str = "configmaps";
+        let events = kubernetes::follow_named::<core::ConfigMap>(self.client.clone(), wanted, WHAT);
+        let (tell, failed) = (self.tell.clone(), self.failed.clone());
+        async move {
+            let mut events = std::pin::pin!(events);
+            while let Some((id, told)) = events.next().await {
+                if told.is_err() {
+                    failed(WHAT);
+                }
+                let document = told.map(|it| it.and_then(|it| Document::config_map(&it).ok()));
+                if tell.send(News::ConfigMap(id, document)).await.is_err() {
                     return;
                 }
             }

@@ -1,6 +1,6 @@
 //! What the API server has told, put together with where this node's pods live. It asks nobody and waits for nothing.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::policies::Policies;
 use super::watch::News;
 use super::{ClusterNews, Publication, Told};
 use crate::config::document::Pod;
-use crate::config::{Change, Compiler, Defaults, Document, Key, Kind, Rejection};
+use crate::config::{Change, Compiler, Defaults, Document, Key, Kind, Referred, Rejection};
 use crate::discovery::node::{Place, Sighting};
 use crate::model::{Name, NodeInfo, ObjectRef, PublishedPod, WorkloadUid};
 use crate::snapshot::Snapshot;
@@ -23,9 +23,11 @@ pub(super) struct World {
     known: HashMap<Kind, HashSet<Key>>,
     listing: HashMap<Kind, HashSet<Key>>,
     complete: HashSet<Kind>,
+    referred: Referred,
     rejections: BTreeMap<Key, Vec<Rejection>>,
     has_new_rejections: bool,
     policies: Policies,
+    /// Others may stand in the way of this node's pods.
     has_new_policies: bool,
     /// What policies do to the pods of this node that are to be in the mesh.
     complaints: Vec<Rejection>,
@@ -51,6 +53,7 @@ impl World {
             known: HashMap::new(),
             listing: HashMap::new(),
             complete: HashSet::new(),
+            referred: Referred::default(),
             rejections: BTreeMap::new(),
             has_new_rejections: false,
             policies: Policies::default(),
@@ -83,6 +86,7 @@ impl World {
                 self.policies.retain(|id| listed.contains(id));
                 self.has_new_policies = true;
             }
+            News::ConfigMap(id, told) => self.changes.extend(self.referred.answer(id, told)),
             News::Begins(kind) => drop(self.listing.insert(kind, HashSet::new())),
             News::Complete(kind) => {
                 let listed = self.listing.remove(&kind).unwrap_or_default();
@@ -142,15 +146,21 @@ impl World {
     /// What is to be published, if that has changed. Nothing before each kind is known as a whole: pods whose Services or
     /// namespaces are not known yet would be taken for what they are not.
     pub(super) fn apply(&mut self) -> Option<ClusterNews> {
-        if Kind::ALL.iter().any(|kind| !self.complete.contains(kind)) {
+        let mut kinds = Kind::ALL.into_iter().filter(|kind| kind.is_followed_as_a_whole());
+        if kinds.any(|kind| !self.complete.contains(&kind)) {
             return None;
         }
         let has_new_world = self.compiler.apply(std::mem::take(&mut self.changes));
         if has_new_world {
             self.latest.snapshot = Arc::new(self.compiler.snapshot());
+            self.has_new_policies = true;
         }
-        let has_new_policies = std::mem::take(&mut self.has_new_policies);
-        if has_new_policies || has_new_world {
+        self.changes = self.referred.refer(&self.compiler);
+        // What is referred to is waited for once, so that an agent that begins refuses nothing that the one before it has not.
+        if !self.is_published && !self.referred.is_complete() {
+            return None;
+        }
+        if std::mem::take(&mut self.has_new_policies) {
             self.complain();
         }
         self.has_new_rejections |= self.compiler.take_new_problems();
@@ -169,6 +179,11 @@ impl World {
             published: self.published.clone(),
             told: self.told.clone(),
         })
+    }
+
+    /// The ConfigMaps that something refers to.
+    pub(super) fn config_maps(&self) -> &BTreeSet<ObjectRef> {
+        self.referred.wanted()
     }
 
     fn complain(&mut self) {

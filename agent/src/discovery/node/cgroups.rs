@@ -59,12 +59,7 @@ impl Cgroups {
     /// # Errors
     /// When the tree cannot be read, or the kernel does not tell of changes.
     pub fn open(root: &Path) -> io::Result<Self> {
-        let inotify = Inotify::init()?;
-        let watches = inotify.watches();
-        // SAFETY: an `Inotify` owns its descriptor and keeps it open, the same one, until it is dropped.
-        let inotify = unsafe { AsyncFd::register(inotify) }.map_err(io::Error::from)?;
-        let mut cgroups =
-            Self { root: root.to_owned(), inotify, watches, watched: HashMap::new(), pods: BTreeMap::new() };
+        let mut cgroups = Self::new(root)?;
         if statfs(root)?.filesystem_type() != CGROUP2_SUPER_MAGIC {
             return Err(io::Error::other(
                 "it is no cgroup2 tree; on a node whose controllers are those of cgroup v1 the kubelet keeps pods \
@@ -76,6 +71,14 @@ impl Cgroups {
         }
         cgroups.scan();
         Ok(cgroups)
+    }
+
+    fn new(root: &Path) -> io::Result<Self> {
+        let inotify = Inotify::init()?;
+        let watches = inotify.watches();
+        // SAFETY: an `Inotify` owns its descriptor and keeps it open, the same one, until it is dropped.
+        let inotify = unsafe { AsyncFd::register(inotify) }.map_err(io::Error::from)?;
+        Ok(Self { root: root.to_owned(), inotify, watches, watched: HashMap::new(), pods: BTreeMap::new() })
     }
 
     /// Tells of pods that come and go, for as long as the future is polled.
@@ -116,7 +119,11 @@ impl Cgroups {
         for path in on_the_way.into_iter().chain(pods.values().cloned()) {
             self.watch(path);
         }
-        self.watched.retain(|_, path| path.exists());
+        // The kernel keeps the watches of cgroups that have gone, and has room for so many.
+        for (watch, _) in self.watched.extract_if(|_, path| !path.exists()) {
+            // Of other kinds of directories it does not.
+            let _ = self.watches.remove(watch);
+        }
         for (uid, cgroup) in pods {
             let known = self.pods.get(&uid).is_some_and(|pod| pod.cgroup == cgroup);
             if !known {
@@ -266,5 +273,34 @@ async fn changed(inotify: &mut AsyncFd<Inotify>) -> io::Result<(Vec<WatchDescrip
             watches.push(event.wd);
         }
         return Ok((watches, is_complete));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_left_to_watch_of_a_pod_that_has_gone() {
+        let root = tempfile::tempdir().unwrap();
+        let pod = root.path().join("kubepods/poda3c2e6f4-0e1c-4a57-9f0b-2d8f1c6b7a90");
+        fs::create_dir_all(&pod).unwrap();
+        let mut cgroups = Cgroups::new(root.path()).unwrap();
+        let watched = |cgroups: &Cgroups| {
+            let fdinfo = format!("/proc/self/fdinfo/{}", cgroups.inotify.get_ref().as_raw_fd());
+            fs::read_to_string(fdinfo).unwrap().lines().filter(|line| line.starts_with("inotify ")).count()
+        };
+        cgroups.scan();
+        assert_eq!((watched(&cgroups), cgroups.pods.len()), (3, 1));
+        // While it is open the kernel keeps the watch, as it does of every cgroup.
+        let open = File::open(&pod).unwrap();
+        fs::remove_dir(&pod).unwrap();
+        assert_eq!(watched(&cgroups), 3);
+        cgroups.scan();
+        assert_eq!(watched(&cgroups), 2);
+        drop(open);
     }
 }

@@ -30,10 +30,13 @@ impl Scene {
     fn lines(&self) -> String {
         let warnings = self.radar.warnings().into_iter().map(|warning| format!("warning: {warning}\n"));
         let missing = self.radar.missing().into_iter().map(|missing| format!("missing: {missing}\n"));
-        let all: String = warnings.chain(missing).collect();
-        // The random part of the root's name.
+        self.without_random(&warnings.chain(missing).collect::<String>())
+    }
+
+    /// Without the random part of the root's name.
+    fn without_random(&self, all: &str) -> String {
         let mut shown = String::new();
-        let mut rest = &all[..];
+        let mut rest = all;
         while let Some((before, after)) = rest.split_once("root 1 ") {
             shown += before;
             shown += "root 1";
@@ -134,4 +137,34 @@ async fn figures_of_each_identity() {
     assert_eq!((view.roots.len(), view.trust_domain.as_str()), (1, "cluster.local"));
     let json = serde_json::to_string(&view).unwrap();
     assert!(!json.contains("PRIVATE") && json.contains("nobody answers"), "{json}");
+}
+
+/// With the time that it ends and without the time that is left: what is told only when it changes does not change by itself.
+#[tokio::test(start_paused = true)]
+async fn what_endangers_a_certificate() {
+    let scene = Scene::new(29 * DAY).await;
+    let told = || {
+        let dangers = scene.radar.dangers();
+        let told: Vec<_> =
+            dangers.iter().map(|(id, it)| format!("{id}, {}: {}", it.is_expired, it.text)).collect();
+        scene.without_random(&told.join("\n"))
+    };
+    scene.node.store.ensure(&id("web"));
+    scene.node.store.get(&id("web")).await.unwrap();
+    scene.ca.break_down();
+    let mut story = String::new();
+    for hours in [17.9, 18.1, 23.9, 24.1] {
+        scene.until(hours).await;
+        story += &format!("after {hours} hours: {}\n", told());
+    }
+    scene.ca.repair();
+    scene.until(25.0).await;
+    story += &format!("repaired: {}\n", told());
+    expect![[r#"
+        after 17.9 hours: spiffe://cluster.local/ns/shop/sa/web, false: the authority O=cluster.local, CN=Undermesh root 1 of its certificate expires at 2027-02-13T08:00:00Z: rotate it, or no certificate will be valid
+        after 18.1 hours: spiffe://cluster.local/ns/shop/sa/web, false: its certificate expires at 2027-01-16T08:00:00Z and is not renewed: ask `undermesh certs` on its node for the reason; the authority O=cluster.local, CN=Undermesh root 1 of its certificate expires at 2027-02-13T08:00:00Z: rotate it, or no certificate will be valid
+        after 23.9 hours: spiffe://cluster.local/ns/shop/sa/web, false: its certificate expires at 2027-01-16T08:00:00Z and is not renewed: ask `undermesh certs` on its node for the reason; the authority O=cluster.local, CN=Undermesh root 1 of its certificate expires at 2027-02-13T08:00:00Z: rotate it, or no certificate will be valid
+        after 24.1 hours: spiffe://cluster.local/ns/shop/sa/web, true: its certificate expired at 2027-01-16T08:00:00Z and is not renewed: ask `undermesh certs` on its node for the reason; the authority O=cluster.local, CN=Undermesh root 1 of its certificate expires at 2027-02-13T08:00:00Z: rotate it, or no certificate will be valid
+        repaired: spiffe://cluster.local/ns/shop/sa/web, false: the authority O=cluster.local, CN=Undermesh root 1 of its certificate expires at 2027-02-13T08:00:00Z: rotate it, or no certificate will be valid
+    "#]].assert_eq(&story);
 }

@@ -3,10 +3,16 @@
 //! Only public keys for signatures are taken. A shared secret never is, whatever it says of itself: who can check with it can also sign,
 //! and whoever knows a public key could sign with that.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::Algorithm::{ES256, ES384, EdDSA, PS256, PS384, PS512, RS256, RS384, RS512};
+use jsonwebtoken::DecodingKey;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey, crypto};
 use serde::Deserialize;
 use serde_json::Value;
+
+use super::algorithm::Algorithm::{self, Es512, Known};
+use super::algorithm::Verifier;
 
 /// Keys of an issuer: at least one.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,7 +43,7 @@ pub enum KeySetError {
 pub(super) struct Key {
     jwk: Jwk,
     algorithms: &'static [Algorithm],
-    decoding: DecodingKey,
+    verifier: Verifier,
 }
 
 #[derive(Deserialize)]
@@ -45,17 +51,14 @@ struct Wire {
     keys: Vec<Value>,
 }
 
-const RSA: &[Algorithm] = &[
-    Algorithm::RS256,
-    Algorithm::RS384,
-    Algorithm::RS512,
-    Algorithm::PS256,
-    Algorithm::PS384,
-    Algorithm::PS512,
-];
+const RSA: &[Algorithm] =
+    &[Known(RS256), Known(RS384), Known(RS512), Known(PS256), Known(PS384), Known(PS512)];
 
 /// The bytes of a modulus: 2048 to 8192 bits.
 const MODULUS: std::ops::RangeInclusive<usize> = 256..=1024;
+
+/// What a point begins with that has both of its coordinates.
+const UNCOMPRESSED: u8 = 4;
 
 impl KeySet {
     /// The longest that a set may be.
@@ -103,6 +106,8 @@ impl KeySet {
 
 impl Key {
     fn read(value: Value) -> Result<Self, &'static str> {
+        // The library knows fewer algorithms.
+        let own = value.get("alg").and_then(Value::as_str).map(str::to_owned);
         let jwk: Jwk = serde_json::from_value(value).map_err(|_| "lacks something or is of another kind")?;
         let algorithms = algorithms(&jwk.algorithm)?;
         let common = &jwk.common;
@@ -112,17 +117,23 @@ impl Key {
         if common.key_operations.as_ref().is_some_and(|all| !all.contains(&KeyOperations::Verify)) {
             return Err("is not for verifying");
         }
-        let algorithms = match common.key_algorithm {
+        let algorithms = match own {
             None => algorithms,
             Some(own) => {
-                let own = Algorithm::try_from(own).map_err(|_| "has an algorithm that is not known here")?;
+                let own = Algorithm::named(&own).ok_or("has an algorithm that is not known here")?;
                 let place = algorithms.iter().position(|algorithm| *algorithm == own);
                 let place = place.ok_or("has an algorithm that is not of its type")?;
                 &algorithms[place..=place]
             }
         };
-        let decoding = DecodingKey::from_jwk(&jwk).map_err(|_| "is not in base64url")?;
-        Ok(Self { jwk, algorithms, decoding })
+        let verifier = match &jwk.algorithm {
+            AlgorithmParameters::EllipticCurve(point) if point.curve == EllipticCurve::P521 => {
+                let parts = [&point.x, &point.y].map(|part| octets(part).unwrap_or_default());
+                Verifier::P521([vec![UNCOMPRESSED], parts.concat()].concat())
+            }
+            _ => Verifier::Known(DecodingKey::from_jwk(&jwk).map_err(|_| "is not in base64url")?),
+        };
+        Ok(Self { jwk, algorithms, verifier })
     }
 
     pub(super) fn id(&self) -> Option<&str> {
@@ -135,8 +146,7 @@ impl Key {
 
     /// Whether it has signed this.
     pub(super) fn has_signed(&self, signed: &str, signature: &str, algorithm: Algorithm) -> bool {
-        self.fits(algorithm)
-            && crypto::verify(signature, signed.as_bytes(), &self.decoding, algorithm).unwrap_or(false)
+        self.fits(algorithm) && self.verifier.holds(signed, signature, algorithm)
     }
 }
 
@@ -149,23 +159,24 @@ impl PartialEq for Key {
 /// What a key of this type signs with.
 fn algorithms(parameters: &AlgorithmParameters) -> Result<&'static [Algorithm], &'static str> {
     match parameters {
-        AlgorithmParameters::RSA(rsa) => match octets(&rsa.n) {
+        AlgorithmParameters::RSA(rsa) => match length(&rsa.n) {
             Some(length) if MODULUS.contains(&length) => Ok(RSA),
             _ => Err("is not of 2048 to 8192 bits"),
         },
         AlgorithmParameters::EllipticCurve(point) => {
-            let (algorithms, length): (&[_], _) = match point.curve {
-                EllipticCurve::P256 => (&[Algorithm::ES256], 32),
-                EllipticCurve::P384 => (&[Algorithm::ES384], 48),
+            let (algorithms, expected): (&[_], _) = match point.curve {
+                EllipticCurve::P256 => (&[Known(ES256)], 32),
+                EllipticCurve::P384 => (&[Known(ES384)], 48),
+                EllipticCurve::P521 => (&[Es512], 66),
                 _ => return Err("is of a curve that is not known here"),
             };
-            match [&point.x, &point.y].iter().all(|part| octets(part) == Some(length)) {
+            match [&point.x, &point.y].iter().all(|part| length(part) == Some(expected)) {
                 true => Ok(algorithms),
                 false => Err("has coordinates of a wrong length"),
             }
         }
         AlgorithmParameters::OctetKeyPair(pair) => match pair.curve {
-            EllipticCurve::Ed25519 if octets(&pair.x) == Some(32) => Ok(&[Algorithm::EdDSA]),
+            EllipticCurve::Ed25519 if length(&pair.x) == Some(32) => Ok(&[Known(EdDSA)]),
             EllipticCurve::Ed25519 => Err("has a coordinate of a wrong length"),
             _ => Err("is of a curve that is not known here"),
         },
@@ -174,10 +185,13 @@ fn algorithms(parameters: &AlgorithmParameters) -> Result<&'static [Algorithm], 
     }
 }
 
-/// How many bytes the text is in base64url, without padding.
-fn octets(text: &str) -> Option<usize> {
-    use base64::Engine as _;
-    base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text).ok().map(|bytes| bytes.len())
+/// The bytes that the text is in base64url, without padding.
+fn octets(text: &str) -> Option<Vec<u8>> {
+    URL_SAFE_NO_PAD.decode(text).ok()
+}
+
+fn length(text: &str) -> Option<usize> {
+    octets(text).map(|bytes| bytes.len())
 }
 
 fn list(reasons: &[String]) -> String {

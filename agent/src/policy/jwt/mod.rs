@@ -3,6 +3,7 @@
 //! Keys and the time are arguments: where keys come from is not known here, nor what becomes of a request that shows a bad token.
 //! Nothing of a token is in an error.
 
+mod algorithm;
 mod check;
 #[cfg(fuzzing)]
 pub mod fuzzing;

@@ -29,14 +29,20 @@ impl Refusal {
         Self { end, detail: detail.into(), too_soon: None, status: None }
     }
 
-    /// No endpoint could be reached.
-    pub(super) fn unreached(reason: RefuseReason, towards: &dyn std::fmt::Display) -> Self {
+    /// No endpoint could be reached; `detail` is more than the reason says.
+    pub(super) fn unreached(
+        reason: RefuseReason,
+        detail: Option<&str>,
+        towards: &dyn std::fmt::Display,
+    ) -> Self {
         let end = match reason {
             RefuseReason::NoEndpoints | RefuseReason::UnknownPort | RefuseReason::UnknownDestination => {
                 RequestEnd::NoEndpoints
             }
             RefuseReason::ConnectRefused | RefuseReason::AgentDown => RequestEnd::ConnectRefused,
             RefuseReason::ConnectTimeout => RequestEnd::ConnectTimeout,
+            RefuseReason::TlsFailed => RequestEnd::TlsFailed,
+            RefuseReason::CertificateRefused => RequestEnd::CertificateRefused,
             RefuseReason::Denied | RefuseReason::PlaintextRefused => RequestEnd::Denied,
             RefuseReason::ClientGone => RequestEnd::ClientGone,
             RefuseReason::NoRoute => RequestEnd::NoRoute,
@@ -51,7 +57,7 @@ impl Refusal {
             | RefuseReason::NoCertificate
             | RefuseReason::ConnectReset => RequestEnd::ConnectFailed,
         };
-        Self::new(end, format!("{towards}: {}", reason.as_str()))
+        Self::new(end, format!("{towards}: {}", detail.unwrap_or(reason.as_str())))
     }
 
     /// The answer. Callers of gRPC read no status but their own (gRPC over HTTP/2, "Responses").
@@ -137,6 +143,8 @@ impl Words {
             RequestEnd::ConnectFailed => {
                 (StatusCode::SERVICE_UNAVAILABLE, "destination_ip_unroutable", UNAVAILABLE)
             }
+            RequestEnd::TlsFailed => (StatusCode::BAD_GATEWAY, "tls_protocol_error", UNAVAILABLE),
+            RequestEnd::CertificateRefused => (StatusCode::BAD_GATEWAY, "tls_certificate_error", UNAVAILABLE),
             RequestEnd::Limit | RequestEnd::Overloaded => {
                 (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", UNAVAILABLE)
             }
@@ -207,6 +215,8 @@ mod tests {
         check(RequestEnd::NoRoute, 404, "destination_not_found", "12");
         check(RequestEnd::InvalidBackend, 500, "proxy_configuration_error", "14");
         check(RequestEnd::NoEndpoints, 503, "destination_unavailable", "14");
+        check(RequestEnd::TlsFailed, 502, "tls_protocol_error", "14");
+        check(RequestEnd::CertificateRefused, 502, "tls_certificate_error", "14");
         check(RequestEnd::UpstreamReset, 502, "connection_terminated", "14");
         check(RequestEnd::RequestTimeout, 504, "http_response_timeout", "4");
         check(RequestEnd::Denied, 403, "http_request_denied", "7");

@@ -5,13 +5,13 @@ use hyper_util::rt::TokioIo;
 use tracing::debug;
 
 use super::body::RequestBody;
-use super::io::Counted;
+use super::io::Io;
 use super::{HEADER_LIST, HTTP2_CONNECTION_WINDOW, HTTP2_STREAM_WINDOW, MOST_BUFFERED, MOST_HEADERS};
 use crate::proxy::tasks::Tasks;
 
 /// What requests are handed to, and what has to run for them to get anywhere; that ends with the connection.
 pub(super) async fn http1(
-    io: Counted,
+    io: Io,
 ) -> hyper::Result<(http1::SendRequest<RequestBody>, impl Future<Output = ()> + Send + 'static)> {
     let (sender, connection) = http1::Builder::new()
         .preserve_header_case(true)
@@ -25,7 +25,7 @@ pub(super) async fn http1(
 /// The same of HTTP/2, whose streams are among the tasks.
 pub(super) async fn http2(
     tasks: &Tasks,
-    io: Counted,
+    io: Io,
 ) -> hyper::Result<(http2::SendRequest<RequestBody>, impl Future<Output = ()> + Send + 'static)> {
     let (sender, connection) = http2::Builder::new(tasks.clone())
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)

@@ -17,7 +17,6 @@ use super::talk::{Dialect, Talk};
 use super::upgrade::{ClientEnd, Passed};
 use super::{head, mirror};
 use crate::model::Service;
-use crate::proxy::let_in::Standing;
 use crate::proxy::reach::Assurance;
 use crate::route::{Backend, Matched, RequestHead, Rule, UrlRewrite};
 use crate::snapshot::Snapshot;
@@ -38,7 +37,7 @@ pub(super) async fn answer(
             let let_in = exchange.let_in.take();
             let (response, bridge) = passed.answer(exchange);
             if let Some(bridge) = bridge {
-                carry_on(&talk, let_in, bridge);
+                talk.keep(bridge, let_in);
                 return response;
             }
             response
@@ -57,20 +56,6 @@ pub(super) async fn answer(
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
-}
-
-/// Has the connection go on as what it has become, at an endpoint of this node for as long as policies let it.
-fn carry_on(talk: &Arc<Talk>, let_in: Option<Standing>, bridge: impl Future<Output = ()> + Send + 'static) {
-    let (here, snapshot) = (talk.here.clone(), talk.proxy.snapshot.clone());
-    talk.here.upstreams.tasks.spawn(async move {
-        match let_in {
-            None => bridge.await,
-            Some(standing) => {
-                let carried = here.let_in.carry(&snapshot.load(), standing, bridge);
-                _ = carried.await;
-            }
-        }
-    });
 }
 
 /// A request that reached nobody is told of the Service as such.

@@ -4,7 +4,7 @@ use http::header::{
     CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
     TRANSFER_ENCODING, UPGRADE,
 };
-use http::uri::{Authority, PathAndQuery};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, Uri, Version};
 
 use super::talk::Dialect;
@@ -187,6 +187,16 @@ pub(super) fn aim<B>(
     Ok(())
 }
 
+/// Says of a request that it travels in TLS, where it says how it travels: in HTTP/2 (RFC 9113, section 8.3.1).
+pub(super) fn encrypted<B>(request: &mut Request<B>) {
+    if request.uri().scheme().is_some() {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.scheme = Some(Scheme::HTTPS);
+        // What had a scheme has all that one needs.
+        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    }
+}
+
 /// A request with the same head and another body.
 pub(super) fn copy<A, B>(request: &Request<A>, body: B) -> Request<B> {
     let mut copy = Request::new(body);
@@ -223,6 +233,11 @@ mod tests {
         check(one, "/", &["a"], Ok(Some("a")));
         check(one, "/", &["a:80"], Ok(Some("a:80")));
         check(one, "/", &["[fd96::1]:80"], Ok(Some("[fd96::1]:80")));
+        // A zone (RFC 6874) is the asker's own: it passes as it is, and is part of the name for whoever compares it.
+        check(one, "/", &["[fe80::1%25eth0]:80"], Ok(Some("[fe80::1%25eth0]:80")));
+        check(one, "http://[fe80::1%25eth0]/b", &["a"], Ok(Some("[fe80::1%25eth0]")));
+        check(two, "http://[fe80::1%25eth0]/b", &["[fe80::1]"], Err(TwoAuthorities));
+        check(one, "/", &["fe80::1%25eth0"], Err(NoHost));
         check(one, "/", &[], Err(Host));
         check(one, "/", &["a", "a"], Err(Host));
         check(one, "/", &["a b"], Err(NoHost));
@@ -257,6 +272,21 @@ mod tests {
             [&["gzip, chunked"][..], &["identity", "chunked"], &["chunked", "chunked"], &[",chunked"], &[""]]
         {
             check(codings, Err(BadHead::Coding));
+        }
+    }
+
+    #[test]
+    fn a_request_in_tls_says_so_where_it_says_how_it_travels() {
+        for (target, expected) in [
+            ("http://a:80/b?c", "https://a:80/b?c"),
+            ("https://a/", "https://a/"),
+            ("/b?c", "/b?c"),
+            ("*", "*"),
+            ("a:80", "a:80"),
+        ] {
+            let mut request = request(Version::HTTP_2, target, &[]);
+            encrypted(&mut request);
+            assert_eq!(request.uri().to_string(), expected);
         }
     }
 

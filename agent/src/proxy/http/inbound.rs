@@ -21,7 +21,7 @@ use super::answer::Refusal;
 use super::body::{RequestBody, ResponseBody};
 use super::exchange::Exchange;
 use super::forward::{aimed, outgoing};
-use super::io::{Counted, Stream};
+use super::io::{Counted, Io, Stream};
 use super::limit;
 use super::pool::Sender;
 use super::talk::{Dialect, Told};
@@ -124,7 +124,7 @@ impl Inbound {
     }
 
     async fn requests(self, (client, speech): (Stream, Speech), application: TcpStream, meter: Meter) {
-        let application = Counted::new(Stream::socket(application), meter, None);
+        let application = Io::Left(Counted::new(Stream::socket(application), meter, None));
         let (sender, is_over) = match begun(&self.here.upstreams.tasks, speech, application).await {
             Ok(begun) => begun,
             Err(error) => {
@@ -162,7 +162,7 @@ impl Inbound {
 async fn begun(
     tasks: &Tasks,
     speech: Speech,
-    application: Counted,
+    application: Io,
 ) -> hyper::Result<(Sender, oneshot::Receiver<Infallible>)> {
     let (over, is_over) = oneshot::channel();
     if speech == Speech::Http2 {

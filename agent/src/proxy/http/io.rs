@@ -9,6 +9,8 @@ use bytes::{Buf as _, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
 use super::pool::Terms;
 use crate::proxy::reach::Upstream;
@@ -37,6 +39,9 @@ pub(super) struct Counted {
     /// What ended it, once something has.
     ended: Option<CloseReason>,
 }
+
+/// What HTTP is spoken on: a connection as it is, or TLS on it.
+pub(super) type Io = Either<Counted, Box<TlsStream<Counted>>>;
 
 impl Stream {
     /// A stream of a tunnel of which these bytes have been read already.

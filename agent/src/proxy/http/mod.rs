@@ -30,6 +30,7 @@ mod serve;
 mod session;
 mod slow;
 mod talk;
+mod tls;
 mod tokens;
 mod upgrade;
 
@@ -49,6 +50,7 @@ pub(super) use explained::{Routed, as_policies_see_it, routed};
 pub(super) use inbound::Inbound;
 pub(super) use pool::Pool;
 use talk::{Dialect, Talk};
+pub use tls::BackendTlsClients;
 
 /// A client's connection on which HTTP is spoken.
 #[derive(Debug)]

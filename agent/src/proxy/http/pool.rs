@@ -16,9 +16,10 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use super::body::RequestBody;
 use super::mirror;
-use crate::model::{PortGuard, PortLoad};
+use crate::model::{BackendTls, EndpointLoad, PortGuard, PortLoad};
 use crate::proxy::reach::{Assurance, InTheWay};
 use crate::proxy::tasks::Tasks;
+use crate::snapshot::Snapshot;
 
 /// Connections without a request go after this long. Servers close theirs earlier as a rule, which shows at once.
 const IDLE_LIMIT: Duration = Duration::from_secs(90);
@@ -42,6 +43,8 @@ pub(super) struct Key {
     pub(super) is_limited: bool,
     /// Connections are counted. One that was made before they were is not among them, and is left to its idleness.
     pub(super) is_capped: bool,
+    /// How TLS was begun, if it was.
+    pub(super) tls: Option<Arc<BackendTls>>,
 }
 
 /// What requests are handed to.
@@ -113,12 +116,26 @@ pub(super) struct Terms {
     place: Option<PortGuard>,
     /// How long it may be idle.
     idle_limit: Duration,
+    /// The endpoint that it leads to; None for a pod that was dialled itself.
+    endpoint: Option<EndpointLoad>,
 }
 
 impl Terms {
-    pub(super) fn new(place: Option<PortGuard>, idle_limit: Option<Duration>) -> Arc<Self> {
+    pub(super) fn new(
+        place: Option<PortGuard>,
+        idle_limit: Option<Duration>,
+        endpoint: Option<EndpointLoad>,
+    ) -> Arc<Self> {
         let idle_limit = idle_limit.map_or(IDLE_LIMIT, |limit| limit.min(IDLE_LIMIT));
-        Arc::new(Self { place, idle_limit })
+        Arc::new(Self { place, idle_limit, endpoint })
+    }
+
+    /// Whether what it leads to, at this address, is no endpoint of a Service any more, or no pod.
+    fn lead_nowhere(&self, to: SocketAddr, snapshot: &Snapshot) -> bool {
+        match &self.endpoint {
+            Some(endpoint) => endpoint.is_gone(),
+            None => snapshot.workload(to.ip()).is_none(),
+        }
     }
 
     /// Servers close what has been idle for as long as they like. A limit of ours is there to be the first, so what is past it is
@@ -146,7 +163,8 @@ pub(in crate::proxy) struct Pool {
 struct Slots {
     http1: HashMap<Key, Vec<Idle>>,
     http2: HashMap<Key, Arc<Shared>>,
-    swept: Option<Instant>,
+    /// When, and by the snapshot of which generation.
+    swept: Option<(Instant, u64)>,
 }
 
 #[derive(Debug)]
@@ -260,26 +278,34 @@ impl Pool {
         found.and_then(|key| slots.http2.remove(&key)).is_some()
     }
 
-    /// Lets go of what has been idle for too long. To be called often; it is cheap.
-    pub(in crate::proxy) fn sweep(&self, now: Instant) {
+    /// Lets go of what has been idle for too long, or leads to an endpoint that has gone. To be called often; it is cheap.
+    pub(in crate::proxy) fn sweep(&self, now: Instant, snapshot: &Snapshot) {
         let mut slots = self.slots();
-        if slots.swept.is_some_and(|swept| now.duration_since(swept) < SWEEP_EVERY) {
+        let is_swept = |(swept, generation): (Instant, u64)| {
+            generation == snapshot.generation && now.saturating_duration_since(swept) < SWEEP_EVERY
+        };
+        if slots.swept.is_some_and(is_swept) {
             return;
         }
-        slots.swept = Some(now);
+        slots.swept = Some((now, snapshot.generation));
         let is_fresh =
             |since: Instant, terms: &Terms| now.saturating_duration_since(since) < terms.idle_limit;
-        slots.http1.retain(|_, idle| {
-            idle.retain(|idle| !idle.sender.is_closed() && is_fresh(idle.since, &idle.terms));
+        slots.http1.retain(|key, idle| {
+            idle.retain(|Idle { sender, terms, since, .. }| {
+                !sender.is_closed() && is_fresh(*since, terms) && !terms.lead_nowhere(key.to, snapshot)
+            });
             !idle.is_empty()
         });
-        slots.http2.retain(|_, shared| {
+        slots.http2.retain(|key, shared| {
             let used = *shared.used.lock().unwrap_or_else(PoisonError::into_inner);
             // It is idle since the last request has ended, which is later than that began.
             let is_fresh =
                 |terms: &Arc<Terms>| is_lent(terms) || used.is_some_and(|used| is_fresh(used, terms));
             let made = shared.made.get();
-            let lives = made.is_some_and(|(sender, _, terms)| !sender.is_closed() && is_fresh(terms));
+            // Requests that are under way have it for themselves.
+            let lives = made.is_some_and(|(sender, _, terms)| {
+                !sender.is_closed() && is_fresh(terms) && !terms.lead_nowhere(key.to, snapshot)
+            });
             let is_made = Arc::strong_count(shared) > 1;
             is_made || lives
         });
@@ -317,6 +343,7 @@ mod tests {
             to: "10.1.0.1:80".parse().unwrap(),
             is_limited: false,
             is_capped: false,
+            tls: None,
         }
     }
 
@@ -332,7 +359,7 @@ mod tests {
     }
 
     fn counted(port: &PortLoad) -> Arc<Terms> {
-        Terms::new(Some(port.enter(UnderWay::Connections, 9).unwrap()), None)
+        Terms::new(Some(port.enter(UnderWay::Connections, 9).unwrap()), None, None)
     }
 
     #[tokio::test]
@@ -366,7 +393,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_was_idle_for_too_long_is_not_used() {
         let (pool, limit) = (Pool::default(), Duration::from_millis(40));
-        let (lease, _server) = http1_lease(Terms::new(None, Some(limit))).await;
+        let (lease, _server) = http1_lease(Terms::new(None, Some(limit), None)).await;
         pool.give_back(key(), lease);
         let lease = pool.take_http1(&key(), &Assurance::NONE).unwrap();
         std::thread::sleep(limit);
@@ -374,6 +401,49 @@ mod tests {
         let lease = pool.take_http1(&key(), &Assurance::NONE).expect("it was in use");
         pool.give_back(key(), lease);
         std::thread::sleep(limit);
+        assert!(pool.take_http1(&key(), &Assurance::NONE).is_none());
+    }
+
+    #[tokio::test]
+    async fn connections_to_an_endpoint_that_has_gone_are_let_go() {
+        let (pool, endpoint, now) = (Pool::default(), EndpointLoad::default(), Instant::now());
+        let terms = Terms::new(None, None, Some(endpoint.clone()));
+        let (lease, mut server) = http1_lease(terms.clone()).await;
+        pool.give_back(key(), lease);
+        let (ours, _server) = tokio::io::duplex(1024);
+        let make = || async move {
+            let (sender, connection) =
+                http2::handshake(TokioExecutor::new(), TokioIo::new(ours)).await.unwrap();
+            tokio::spawn(connection);
+            Ok((sender, Assurance::NONE, terms))
+        };
+        let lease = pool.http2(&key(), &Assurance::NONE, make).await.unwrap();
+        let known = || {
+            let slots = pool.slots();
+            (slots.http1.len(), slots.http2.len())
+        };
+        let generation = |generation| Snapshot { generation, ..Snapshot::default() };
+        pool.sweep(now, &generation(1));
+        assert_eq!(known(), (1, 1));
+        endpoint.set_gone(true);
+        pool.sweep(now, &generation(1));
+        assert_eq!(known(), (1, 1), "not before there is news");
+        pool.sweep(now, &generation(2));
+        assert_eq!(known(), (0, 0));
+        // Whoever has one goes on with it.
+        let Sender::Http2(sender) = lease.sender else { panic!("it speaks HTTP/2") };
+        assert!(!sender.is_closed());
+        let mut bytes = Vec::new();
+        tokio::io::AsyncReadExt::read_to_end(&mut server, &mut bytes).await.unwrap();
+        assert_eq!(bytes, b"", "the server sees the end");
+    }
+
+    #[tokio::test]
+    async fn connections_to_a_dialled_pod_that_has_gone_are_let_go() {
+        let pool = Pool::default();
+        let (lease, _server) = http1_lease(Terms::new(None, None, None)).await;
+        pool.give_back(key(), lease);
+        pool.sweep(Instant::now(), &Snapshot::default());
         assert!(pool.take_http1(&key(), &Assurance::NONE).is_none());
     }
 }

@@ -123,7 +123,7 @@ pub(super) async fn send(
     snapshot: &Snapshot,
     exchange: &mut Exchange,
     way: Way<'_>,
-    request: Request<RequestBody>,
+    mut request: Request<RequestBody>,
     dialect: Dialect,
     wishes: Wishes<'_>,
 ) -> Result<Response<Incoming>, Refusal> {
@@ -137,6 +137,9 @@ pub(super) async fn send(
     }
     let sending = Sending { talk, snapshot, dialect, patience };
     let mut endpoints = Endpoints::of(talk, way, &request);
+    if settings.is_some_and(|settings| settings.tls.is_some()) {
+        head::encrypted(&mut request);
+    }
     let answer = async {
         if let Some((service, port)) = port {
             // It counts as time that the request takes.
@@ -255,9 +258,10 @@ impl Sending<'_> {
             };
             let told = talk.told(snapshot, service, to, &lease.assurance);
             exchange.tell(told);
-            // A connection that stood may be gone by now. That loses no request that may be sent twice (RFC 9110, 9.2.2).
-            let again =
-                if lease.is_reused && request.method().is_idempotent() { copy(&request) } else { None };
+            // A connection that stood may be gone by now. That loses no request that may be sent twice (RFC 9110, 9.2.2), and none that
+            // the upstream has not begun with.
+            let again = if lease.is_reused { copy(&request) } else { None };
+            let is_idempotent = request.method().is_idempotent();
             let is_reused = lease.is_reused;
             let now = Instant::now();
             exchange.asked = Some(now);
@@ -277,7 +281,10 @@ impl Sending<'_> {
                     let detail = format!("{to}: no answer within the time that an attempt is given");
                     return Err(Failed::Broken(Refusal::new(RequestEnd::UpstreamTimeout, detail)));
                 }
-                Err(Unanswered::Broken { error, unsent }) => match unsent.map(|unsent| *unsent).or(again) {
+                Err(Unanswered::Broken { error, unsent }) => match unsent
+                    .map(|unsent| *unsent)
+                    .or_else(|| again.filter(|_| is_idempotent || blame::is_unprocessed(&error)))
+                {
                     Some(same) if is_reused && !must_be_fresh => {
                         debug!(%to, %error, "a connection had died; trying a new one");
                         request = same;
@@ -302,23 +309,24 @@ impl Sending<'_> {
         request: &mut Request<RequestBody>,
     ) -> Result<Admitted, Refusal> {
         let (talk, snapshot) = (self.talk, self.snapshot);
-        let is_limited = admission::is_limited(snapshot, to, Limited::Requests);
-        if head::asks_for_upgrade(request)
-            && let Some((door, assurance)) = reach::door(&talk.proxy, snapshot, &talk.captured, to)
-        {
-            // What it becomes is asked about again when policies change.
-            let entry = Entry { policies: door.policies(snapshot).cloned(), ..Entry::default() };
-            exchange.let_in =
-                Some(let_in::Standing::new(door, talk.captured.caller(), assurance.security, entry));
-        }
-        if snapshot.access.is_empty() && snapshot.tokens.is_empty() && !is_limited {
+        let becomes_another = head::asks_for_upgrade(request);
+        let is_asked = !snapshot.access.is_empty()
+            || !snapshot.tokens.is_empty()
+            || admission::is_limited(snapshot, to, Limited::Requests);
+        if !is_asked && !becomes_another {
             return Ok(Admitted::default());
         }
         let Some((door, assurance)) = reach::door(&talk.proxy, snapshot, &talk.captured, to) else {
             return Ok(Admitted::default());
         };
-        let came = door.tokens(snapshot).map(|_| (request.uri().clone(), request.headers().clone()));
         let visitor = talk.captured.caller();
+        if becomes_another {
+            // What it becomes is asked about again when policies change.
+            let entry = Entry { policies: door.policies(snapshot).cloned(), ..Entry::default() };
+            let standing = let_in::Standing::new(door.clone(), visitor.clone(), assurance.security, entry);
+            exchange.let_in = Some(standing);
+        }
+        let came = door.tokens(snapshot).map(|_| (request.uri().clone(), request.headers().clone()));
         let admitted =
             authorize::request(&talk.proxy, snapshot, (&door, &visitor), exchange, request).await.and_then(
                 |()| limit::admitted(admission::admit(snapshot, to, Limited::Requests, || visitor.source())),
@@ -426,7 +434,9 @@ impl<'a> Endpoints<'a> {
     fn next(&mut self) -> Result<(SocketAddr, Option<LoadGuard>), Refusal> {
         match self {
             Self::Pod(address, None) => Ok((*address, None)),
-            Self::Pod(address, Some((reason, _))) => Err(Refusal::unreached(*reason, address)),
+            Self::Pod(address, Some(why)) => {
+                Err(Refusal::unreached(why.reason, why.detail.as_deref(), address))
+            }
             Self::Service { attempts, kept } => {
                 let next =
                     kept.take().and_then(|kept| attempts.kept(kept)).map_or_else(|| attempts.next(), Ok);
@@ -452,7 +462,7 @@ impl<'a> Endpoints<'a> {
                             Some(address) => address,
                             None => &attempts.service().id,
                         };
-                        Err(Refusal::unreached(unreached.reason, towards))
+                        Err(Refusal::unreached(unreached.reason, unreached.detail.as_deref(), towards))
                     }
                 }
             }

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use super::connect;
-use super::io::{Counted, Stream};
+use super::io::{Counted, Io, Stream};
 use super::pool::{Key, Lease, Sender, Terms};
 use super::quiet::Quiet;
 use crate::balance::Carries;
@@ -106,6 +106,7 @@ impl Talk {
             to,
             is_limited: traffic.is_some_and(|traffic| !traffic.rate_limits.is_empty()),
             is_capped: traffic.is_some_and(|traffic| traffic.caps.connections.is_some()),
+            tls: traffic.and_then(|traffic| traffic.tls.as_ref()?.as_ref().ok().cloned()),
         }
     }
 
@@ -119,6 +120,9 @@ impl Talk {
         dialect: Dialect,
         must_be_fresh: bool,
     ) -> Result<Lease, InTheWay> {
+        if let Some(Err(why)) = port.and_then(|port| port.traffic.tls.as_ref()) {
+            return Err(InTheWay::new(RefuseReason::InvalidBackend, Assurance::NONE).because(&**why));
+        }
         let key = self.key(to, port);
         let pool = &self.here.upstreams;
         // What stands was made by what held then; what is asked for is what holds now.
@@ -128,7 +132,8 @@ impl Talk {
                 if !must_be_fresh && let Some(lease) = pool.take_http1(&key, &wanted) {
                     return Ok(lease);
                 }
-                let (io, assurance, terms, let_in) = self.connect(snapshot, service, (to, port)).await?;
+                let (io, assurance, terms, let_in) =
+                    self.connect(snapshot, service, (to, port), dialect).await?;
                 let made = connect::http1(io).await;
                 let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
                 self.keep(connection, let_in);
@@ -136,7 +141,8 @@ impl Talk {
             }
             Dialect::Http2 => {
                 let make = || async {
-                    let (io, assurance, terms, let_in) = self.connect(snapshot, service, (to, port)).await?;
+                    let (io, assurance, terms, let_in) =
+                        self.connect(snapshot, service, (to, port), dialect).await?;
                     let made = connect::http2(&pool.tasks, io).await;
                     let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
                     self.keep(connection, let_in);
@@ -152,13 +158,15 @@ impl Talk {
         snapshot: &Snapshot,
         service: Option<&ObjectRef>,
         (to, port): (SocketAddr, Option<&ServicePort>),
-    ) -> Result<(Counted, Assurance, Arc<Terms>, Option<Standing>), InTheWay> {
+        dialect: Dialect,
+    ) -> Result<(Io, Assurance, Arc<Terms>, Option<Standing>), InTheWay> {
         let Self { proxy, here, captured, .. } = self;
         let place = match port {
             Some(port) => self.place(port).await?,
             None => None,
         };
-        let terms = Terms::new(place, port.and_then(|port| port.traffic.timeouts.idle));
+        let endpoint = port.and_then(|port| port.endpoint(to)).map(|endpoint| endpoint.load.clone());
+        let terms = Terms::new(place, port.and_then(|port| port.traffic.timeouts.idle), endpoint);
         // Whoever asked may go while others wait for the same: whether a client is still there is its own task's to see.
         let gone = std::future::pending();
         let Dialled { upstream, assurance, entered } =
@@ -170,11 +178,24 @@ impl Talk {
             let entry = Entry { by_request: true, ..entry };
             Standing::new(door, captured.caller(), assurance.security, entry)
         });
-        Ok((Counted::new(stream, meter, Some(terms.clone())), assurance, terms, let_in))
+        let io = Counted::new(stream, meter, Some(terms.clone()));
+        let io = match self.key(to, port).tls {
+            None => Io::Left(io),
+            Some(tls) => {
+                let within = reach::patience(proxy, port);
+                let encrypted = proxy.backend_tls.begin(&tls, dialect, io, within).await;
+                Io::Right(encrypted.map_err(|failed| failed.in_the_way(assurance.clone()))?)
+            }
+        };
+        Ok((io, assurance, terms, let_in))
     }
 
-    /// Drives the connection, to an endpoint of this node for as long as policies let it stand.
-    fn keep(&self, connection: impl Future<Output = ()> + Send + 'static, let_in: Option<Standing>) {
+    /// Drives the connection, or what one has become; to an endpoint of this node for as long as policies let it stand.
+    pub(super) fn keep(
+        &self,
+        connection: impl Future<Output = ()> + Send + 'static,
+        let_in: Option<Standing>,
+    ) {
         let tasks = &self.here.upstreams.tasks;
         match let_in {
             None => tasks.spawn(connection),
@@ -204,7 +225,7 @@ impl Talk {
             // It is closed by the thread that has it.
             sleep(Duration::from_millis(1)).await;
         }
-        Err((RefuseReason::Overloaded, Assurance::NONE))
+        Err(InTheWay::new(RefuseReason::Overloaded, Assurance::NONE))
     }
 
     /// With whom requests to the endpoint are counted.
@@ -242,5 +263,5 @@ const MOST_TOLD: usize = 16;
 
 fn refused(error: &hyper::Error, assurance: &Assurance) -> InTheWay {
     debug!(%error, "an upstream does not begin to speak HTTP");
-    (RefuseReason::ConnectFailed, assurance.clone())
+    InTheWay::new(RefuseReason::ConnectFailed, assurance.clone())
 }

@@ -41,6 +41,7 @@ impl Scrape {
             for (event, reason) in [
                 (ServiceEvent::EjectedForServerErrors, "server_errors"),
                 (ServiceEvent::EjectedForGatewayFailures, "gateway_failures"),
+                (ServiceEvent::EjectedForRefusal, "refused"),
                 (ServiceEvent::EjectedForFailedProbe, "failed_probe"),
                 (ServiceEvent::EjectedForSuccessRate, "success_rate"),
             ] {
@@ -71,9 +72,10 @@ impl Scrape {
 }
 
 /// What shows that the Service's endpoints are worth a gauge.
-const EJECTIONS: [ServiceEvent; 4] = [
+const EJECTIONS: [ServiceEvent; 5] = [
     ServiceEvent::EjectedForServerErrors,
     ServiceEvent::EjectedForGatewayFailures,
+    ServiceEvent::EjectedForRefusal,
     ServiceEvent::EjectedForFailedProbe,
     ServiceEvent::EjectedForSuccessRate,
 ];

@@ -22,7 +22,7 @@ enum Role {
     /// Answers.
     Serve(serve::Serve),
     /// Makes calls of all kinds, and says what came of them, as JSON.
-    Call(call::Call),
+    Call(Box<call::Call>),
 }
 
 #[tokio::main(flavor = "current_thread")]

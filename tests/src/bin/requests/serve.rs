@@ -4,7 +4,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
+use std::fs;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,7 +22,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 #[derive(Args)]
 pub struct Serve {
@@ -33,11 +37,15 @@ pub struct Serve {
     /// `http://ADDRESS:PORT`: asks there what it is asked, and answers with the status that it got.
     #[arg(long)]
     forward: Option<Uri>,
+    /// A file with a certificate and its key, in PEM: takes TLS alone.
+    #[arg(long)]
+    tls: Option<PathBuf>,
 }
 
 impl Serve {
     pub async fn run(self) -> Result<()> {
         let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, self.port)).await?;
+        let acceptor = self.tls.as_deref().map(acceptor).transpose()?;
         let server = Arc::new(Server {
             name: self.name,
             next: self.forward.map(Next::new),
@@ -49,18 +57,37 @@ impl Serve {
             stream.set_nodelay(true)?;
             let server = server.clone();
             let connection = server.connections.fetch_add(1, Ordering::Relaxed);
+            let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                let answer = service_fn(move |request| {
-                    let server = server.clone();
-                    async move { server.answer(request, peer, connection).await }
-                });
-                // How a client ends its connection is for the client to tell.
-                let _ = Builder::new(TokioExecutor::new())
-                    .serve_connection_with_upgrades(TokioIo::new(stream), answer)
-                    .await;
+                let Some(acceptor) = acceptor else {
+                    return server.serve(stream, Caller { peer, connection, asked_for: None }).await;
+                };
+                // How a client begins and ends its connection is for the client to tell.
+                if let Ok(stream) = acceptor.accept(stream).await {
+                    let asked_for = stream.get_ref().1.server_name().map(str::to_owned);
+                    server.serve(stream, Caller { peer, connection, asked_for }).await;
+                }
             });
         }
     }
+}
+
+/// Of TLS with whatever HTTP the client wants.
+fn acceptor(file: &Path) -> Result<TlsAcceptor> {
+    let pem = fs::read_to_string(file)?;
+    let acceptor = undermesh_tests::issuer::acceptor(&pem, &pem)?;
+    let mut config = rustls::ServerConfig::clone(acceptor.config());
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Who is on a connection.
+#[derive(Clone)]
+struct Caller {
+    peer: SocketAddr,
+    connection: u64,
+    /// The server that was asked for in TLS.
+    asked_for: Option<String>,
 }
 
 struct Server {
@@ -78,12 +105,22 @@ struct Broken;
 type Body = BoxBody<Bytes, Infallible>;
 
 impl Server {
-    async fn answer(
-        &self,
-        request: Request<Incoming>,
-        peer: SocketAddr,
-        connection: u64,
-    ) -> Result<Response<Body>, Broken> {
+    async fn serve(
+        self: Arc<Self>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        caller: Caller,
+    ) {
+        let answer = service_fn(move |request| {
+            let (server, caller) = (self.clone(), caller.clone());
+            async move { server.answer(request, caller).await }
+        });
+        let _ = Builder::new(TokioExecutor::new())
+            .serve_connection_with_upgrades(TokioIo::new(stream), answer)
+            .await;
+    }
+
+    async fn answer(&self, request: Request<Incoming>, caller: Caller) -> Result<Response<Body>, Broken> {
+        let Caller { peer, connection, asked_for } = caller;
         let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(next) = &self.next {
             let response =
@@ -114,6 +151,7 @@ impl Server {
             "connection": connection,
             "requests": number,
             "peer": peer.ip().to_canonical(),
+            "asked_for": asked_for,
             "method": head.method.as_str(),
             "target": head.uri.to_string(),
             "version": format!("{:?}", head.version),

@@ -167,7 +167,17 @@ fn a_port_goes_by_the_policy_that_names_it_then_by_the_oldest() {
     }
     assert!(!world.remove(Kind::TrafficPolicy, "d"));
     world.check(expect![[""]]);
-    let Policies { entries, by_service, settled, unsaid, silence: _ } = &world.compiler.policies;
+    let Policies {
+        entries,
+        by_service,
+        by_config_map,
+        config_maps: _,
+        encryptions,
+        settled,
+        unsaid,
+        silence: _,
+    } = &world.compiler.policies;
+    assert!(by_config_map.is_empty() && encryptions.is_empty());
     assert!(entries.is_empty() && by_service.is_empty() && settled.is_empty() && unsaid.is_empty());
 }
 

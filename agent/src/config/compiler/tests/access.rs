@@ -26,10 +26,7 @@ status: {podIP: 10.1.0.3}
 ";
 
 fn world(yaml: &str) -> World {
-    let node = NodeInfo { name: "node-1".into(), zone: None };
-    let mut world =
-        World::with(node, Defaults { mesh_namespace: Some("mesh".into()), ..Defaults::default() });
-    world.put(PODS);
+    let mut world = World::of_mesh(PODS);
     if !yaml.is_empty() {
         world.put(yaml);
     }
@@ -296,4 +293,41 @@ fn pods_with_the_same_policies_share_them_and_what_is_the_same_stays_so() {
     world.remove(Kind::AuthorizationPolicy, "bank", "all");
     assert!(!world.compiler.snapshot().access.contains_key("bank/teller"));
     assert!(world.compiler.access.is_empty(), "{:?}", world.compiler.access);
+}
+
+/// At which ports, where a Service that leads to a pod of this node has them declared to carry something else.
+#[test]
+fn what_of_a_policy_cannot_be_done_is_told() {
+    let mut world = world("");
+    let service = |declared: &str, leads_to: &str| {
+        format!(
+            "{{kind: Service, metadata: {{name: s, namespace: shop}}, spec: {{clusterIP: 10.0.0.9, selector: {{app: {leads_to}}}, \
+             ports: [{{name: {declared}, port: 6379}}]}}}}"
+        )
+    };
+    world.put("{kind: Pod, metadata: {name: away, namespace: shop, labels: {app: away}}, spec: {nodeName: node-2, containers: []}}");
+    world.put(&policy("shop", "all", "rules: [{to: [{methods: [GET]}]}]"));
+    world.put(&policy(
+        "shop",
+        "dbs",
+        "selector: {matchLabels: {app: db}}, rules: [{to: [{methods: [GET]}]}]",
+    ));
+    world.put(&policy("shop", "ports", "rules: [{to: [{ports: [80]}]}]"));
+    let mut told = |yaml: &str| {
+        world.put(yaml);
+        let problems = world.compiler.problems().iter();
+        let all = problems.flat_map(|(key, all)| all.iter().map(move |it| format!("{key}: {it}\n")));
+        all.collect::<String>()
+    };
+    let redis = told(&service("redis", "web"));
+    let nothing = [
+        told(&service("http", "web")),
+        // It leads to pods of other nodes alone: these tell of it.
+        told(&service("redis", "away")),
+    ];
+    assert_eq!(nothing, [""; 2]);
+    assert_eq!(told(&service("redis", "web")), redis);
+    expect![[r#"
+        AuthorizationPolicy shop/all: spec.rules: every connection to port 6379 of the Service shop/s is denied unless another policy allows it: it is declared to carry something other than HTTP, and without requests rule 1 can allow nothing
+    "#]].assert_eq(&redis);
 }

@@ -13,15 +13,7 @@ const PODS: &str = "
 {kind: Pod, metadata: {name: far, namespace: bank}, spec: {nodeName: node-2, containers: []}}
 ";
 
-fn world() -> World {
-    let node = NodeInfo { name: "node-1".into(), zone: None };
-    let mut world =
-        World::with(node, Defaults { mesh_namespace: Some("mesh".into()), ..Defaults::default() });
-    world.put(PODS);
-    world
-}
-
-fn policy(namespace: &str, name: &str, spec: &str) -> String {
+pub(super) fn policy(namespace: &str, name: &str, spec: &str) -> String {
     format!("{{kind: MeshPolicy, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{{spec}}}}}")
 }
 
@@ -43,7 +35,7 @@ fn check(world: &World, expected: Expect) {
 
 #[test]
 fn the_most_specific_has_the_word() {
-    let mut world = world();
+    let mut world = World::of_mesh(PODS);
     for (yaml, expected) in [
         (
             policy("mesh", "all", "mtls: {mode: Strict}"),
@@ -89,7 +81,7 @@ fn the_most_specific_has_the_word() {
 
 #[test]
 fn ports_of_their_own_win_over_modes_of_the_same_level_and_lose_to_more_specific_ones() {
-    let mut world = world();
+    let mut world = World::of_mesh(PODS);
     world.put(&policy(
         "mesh",
         "all",
@@ -123,7 +115,7 @@ fn ports_of_their_own_win_over_modes_of_the_same_level_and_lose_to_more_specific
 
 #[test]
 fn of_several_that_are_as_specific_strict_wins() {
-    let mut world = world();
+    let mut world = World::of_mesh(PODS);
     world.put(&policy("bank", "a", "mtls: {mode: Permissive, ports: [{port: 80, mode: Strict}]}"));
     assert!(world.put(&policy("bank", "b", "mtls: {mode: Permissive, ports: [{port: 81, mode: Strict}]}")));
     check(
@@ -165,7 +157,7 @@ fn of_several_that_are_as_specific_strict_wins() {
 
 #[test]
 fn a_version_that_cannot_be_used_leaves_the_last_one_and_without_one_is_strict() {
-    let mut world = world();
+    let mut world = World::of_mesh(PODS);
     world.put(&policy("bank", "all", "mtls: {mode: Permissive, ports: [{port: 80, mode: Strict}]}"));
     assert!(!world.put(&policy("bank", "all", "mtls: {mode: Off}")));
     assert!(world.put(&policy("shop", "web", "selector: {matchLabels: {app: web}}, mtls: {mode: Off}")));
@@ -213,7 +205,7 @@ fn a_version_that_cannot_be_used_leaves_the_last_one_and_without_one_is_strict()
 #[test]
 fn who_takes_plaintext_that_took_none_is_known() {
     let of = |world: &World, pod: &str| world.compiler.snapshot().workloads.get(pod).unwrap().clone();
-    let mut world = world();
+    let mut world = World::of_mesh(PODS);
     let mut told = Vec::new();
     for spec in [
         "mtls: {mode: Strict}",

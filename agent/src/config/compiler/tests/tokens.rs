@@ -1,5 +1,6 @@
 //! Which MeshPolicy has the word on the tokens that a pod is shown.
 
+use super::mtls::policy;
 use super::*;
 
 const PODS: &str = "
@@ -17,18 +18,6 @@ const PODS: &str = "
 ---
 {kind: Pod, metadata: {name: far, namespace: bank}, spec: {nodeName: node-2, containers: []}, status: {podIP: 10.2.0.1}}
 ";
-
-fn world() -> World {
-    let node = NodeInfo { name: "node-1".into(), zone: None };
-    let mut world =
-        World::with(node, Defaults { mesh_namespace: Some("mesh".into()), ..Defaults::default() });
-    world.put(PODS);
-    world
-}
-
-fn policy(namespace: &str, name: &str, spec: &str) -> String {
-    format!("{{kind: MeshPolicy, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{{spec}}}}}")
-}
 
 /// A section that believes this issuer.
 fn jwt(issuer: &str) -> String {
@@ -55,7 +44,7 @@ fn check(world: &World, expected: Expect) {
 
 #[test]
 fn the_most_specific_that_speaks_of_tokens_has_the_word_on_all_of_it() {
-    let mut world = world();
+    let mut world = World::of_mesh(PODS);
     check(&world, expect![[""]]);
     assert!(world.put(&policy("mesh", "all", &jwt("a"))));
     check(
@@ -94,7 +83,7 @@ fn the_most_specific_that_speaks_of_tokens_has_the_word_on_all_of_it() {
 
 #[test]
 fn what_says_the_same_is_the_same() {
-    let mut world = world();
+    let mut world = World::of_mesh(PODS);
     world.put(&policy("bank", "all", &jwt("a")));
     let rules = |world: &World| world.compiler.snapshot().tokens.get("bank/teller").unwrap().clone();
     let before = rules(&world);
@@ -104,7 +93,7 @@ fn what_says_the_same_is_the_same() {
 
 #[test]
 fn of_several_that_are_as_specific_the_first_has_the_word_and_the_others_are_told() {
-    let mut world = world();
+    let mut world = World::of_mesh(PODS);
     world.put(&policy("shop", "b", &jwt("b")));
     world.put(&policy("shop", "a", &jwt("a")));
     world.put(&policy("shop", "c", "mtls: {mode: Strict}"));
@@ -132,7 +121,7 @@ fn of_several_that_are_as_specific_the_first_has_the_word_and_the_others_are_tol
 
 #[test]
 fn a_version_that_cannot_be_used_leaves_the_last_one_and_without_one_refuses_all() {
-    let mut world = world();
+    let mut world = World::of_mesh(PODS);
     world.put(&policy("bank", "all", &jwt("a")));
     assert!(!world.put(&policy("bank", "all", "jwt: {issuers: [{issuer: b, jwks: {}}]}")));
     world.put(&policy("shop", "web", "selector: {matchLabels: {app: web}}, jwt: 5"));

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::super::place::Place;
 use super::super::session;
-use super::{Key, PolicySpec, Says, targets, wire};
+use super::{Key, PolicySpec, Says, is_for_others, targets, wire};
 use crate::model::RetryBudget;
 
 #[derive(Debug, Deserialize)]
@@ -59,16 +59,6 @@ pub(super) fn read(key: &Key, spec: &Value, place: &Place<'_>) -> Option<PolicyS
     // What is no Service is for those who know it.
     let targets = targets(key, &spec.target_refs, place, |_, _| {});
     Some(PolicySpec { targets, says: Says::Backend { budget, session } })
-}
-
-/// Whether it has targets and none of them is a Service: of these nothing is said, however they are written.
-fn is_for_others(spec: &Value) -> bool {
-    let is_service = |target: &Value| {
-        let text = |key: &str| target.get(key).and_then(Value::as_str);
-        !target.is_object() || (text("group") == Some("") && text("kind") == Some("Service"))
-    };
-    let targets = spec.get("targetRefs").and_then(Value::as_array);
-    targets.is_some_and(|targets| !targets.is_empty() && !targets.iter().any(is_service))
 }
 
 /// The defaults are those that the API server fills in. The interval of the budget is checked and no more: ours is filled by each

@@ -1,13 +1,14 @@
-//! Policies of Service ports: TrafficPolicy, which is ours, and the Gateway API's XBackendTrafficPolicy. What they say is read into
-//! the terms of `model`; which Services there are, and which of several policies a port goes by, is not known here.
+//! Policies of Service ports: TrafficPolicy, which is ours, and the Gateway API's XBackendTrafficPolicy and BackendTLSPolicy. What they
+//! say is read into the terms of `model`; which Services there are, and which of several policies a port goes by, is not known here.
 //!
-//! As with routes, of one that says anything badly nothing is taken.
+//! As with routes, of one that says anything badly nothing is taken; but of a BackendTLSPolicy it is known whom it is for.
 
 mod backend;
 #[cfg(test)]
 mod crd;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod traffic;
 mod wire;
 
@@ -21,6 +22,7 @@ use super::super::Problem;
 use super::place::Place;
 use super::{Key, Kind, non_empty, object_id, route};
 use crate::model::{Name, ObjectRef, RetryBudget, SessionPersistence, TrafficSettings};
+pub use tls::{AuthorityRefs, TlsValidation};
 
 /// The API group of our own kinds.
 pub(super) const GROUP: &str = "undermesh.io";
@@ -59,7 +61,7 @@ pub struct Target {
     pub section: Option<Name>,
 }
 
-/// What the ports of a policy are to do. Where both kinds speak of one thing, TrafficPolicy has the word.
+/// What the ports of a policy are to do. Where two kinds speak of one thing, TrafficPolicy has the word.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Says {
     /// A TrafficPolicy.
@@ -76,6 +78,8 @@ pub enum Says {
         /// `sessionPersistence`.
         session: Option<SessionPersistence>,
     },
+    /// A BackendTLSPolicy; None where it says something badly, and nothing can be sent to its ports.
+    Tls(Option<TlsValidation>),
 }
 
 impl Policy {
@@ -89,10 +93,16 @@ impl Policy {
         let (spec, place) = (object.get("spec").unwrap_or(&Value::Null), root.key("spec"));
         let spec = match kind {
             Kind::BackendTrafficPolicy => backend::read(&key, spec, &place),
+            Kind::BackendTlsPolicy => tls::read(&key, spec, &place),
             _ => traffic::read(&key, spec, &place),
         };
         let found = found.into_inner();
-        let spec = spec.filter(|_| found.is_empty());
+        let spec = match (spec, kind) {
+            (spec, _) if found.is_empty() => spec,
+            // In plaintext, or to whomever, is not what its author wants.
+            (Some(spec), Kind::BackendTlsPolicy) => Some(PolicySpec { says: Says::Tls(None), ..spec }),
+            _ => None,
+        };
         problems.extend(found);
         Ok(Self { key, created, spec })
     }
@@ -124,6 +134,16 @@ fn targets(
         targets.push(Target { index, service, section: non_empty(&target.section_name) });
     }
     targets
+}
+
+/// Whether it has targets and none of them is a Service: of these nothing is said, however they are written.
+fn is_for_others(spec: &Value) -> bool {
+    let is_service = |target: &Value| {
+        let text = |key: &str| target.get(key).and_then(Value::as_str);
+        !target.is_object() || (text("group") == Some("") && text("kind") == Some("Service"))
+    };
+    let targets = spec.get("targetRefs").and_then(Value::as_array);
+    targets.is_some_and(|targets| !targets.is_empty() && !targets.iter().any(is_service))
 }
 
 fn is_service(target: &wire::TargetRef) -> bool {

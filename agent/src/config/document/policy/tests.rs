@@ -6,7 +6,8 @@ use expect_test::{Expect, expect};
 
 use super::*;
 use crate::model::{
-    Algorithm, Fault, HashKey, Limited, RateLimit, SessionKind, SharedBy, SuccessRate, TrafficTimeouts,
+    Algorithm, AltName, Fault, HashKey, Limited, RateLimit, SessionKind, SharedBy, SuccessRate,
+    TrafficTimeouts,
 };
 
 /// The rest of the spec of a policy for the Service `web`.
@@ -360,4 +361,91 @@ fn what_the_documentation_shows_is_read() {
         Policy::read(kind, &object, &mut problems).unwrap();
         assert_eq!(problems, [], "{example}");
     }
+}
+
+#[test]
+fn a_policy_of_tls_says_whom_to_believe() {
+    let read = |rest: &str| {
+        let yaml = format!(
+            "{{metadata: {{name: a, namespace: shop}}, spec: {{targetRefs: [{{group: '', kind: Service, name: web}}], {rest}}}}}"
+        );
+        let object: Value = serde_saphyr::from_str(&yaml).unwrap_or_else(|error| panic!("{yaml}: {error}"));
+        let mut problems = Vec::new();
+        let policy = Policy::read(Kind::BackendTlsPolicy, &object, &mut problems).unwrap();
+        let spec = policy.spec.expect("it is known whom it is for");
+        assert_eq!(spec.targets.len(), 1, "{yaml}");
+        let Says::Tls(validation) = spec.says else { panic!("{:?}", spec.says) };
+        assert_eq!(validation.is_some(), problems.is_empty(), "{yaml}: {problems:?}");
+        let lines: String = problems.iter().map(|it| format!("{}: {}\n", it.field, it.message)).collect();
+        (validation, lines)
+    };
+    let (said, _) = read(
+        "validation: {hostname: Pay.test, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}, {group: '', kind: Secret, name: ca}],
+           subjectAltNames: [{type: Hostname, hostname: '*.Shop.test'}, {type: URI, uri: 'spiffe://a/b'}]}",
+    );
+    let ca = ObjectRef::new("shop", "ca");
+    assert_eq!(
+        said,
+        Some(TlsValidation {
+            authorities: AuthorityRefs::Objects(vec![
+                Ok(ca),
+                Err("the kind \"Secret\" of the group \"\"".into())
+            ]),
+            hostname: "pay.test".into(),
+            alt_names: vec![AltName::Hostname("*.shop.test".into()), AltName::Uri("spiffe://a/b".into())],
+        })
+    );
+    let (said, _) =
+        read("validation: {hostname: pay.test, wellKnownCACertificates: System, caCertificateRefs: []}");
+    assert_eq!(said.unwrap().authorities, AuthorityRefs::System);
+    let refused = |rest: &str, expected: Expect| expected.assert_eq(&read(rest).1);
+    refused(
+        "validation: {hostname: 10.0.0.1, wellKnownCACertificates: Ours}",
+        expect![[r#"
+        spec.validation.wellKnownCACertificates: expected System, found "Ours"
+    "#]],
+    );
+    refused(
+        "validation: {hostname: '*.test', wellKnownCACertificates: System}, options: {tls-min: '1.3'}, more: 1",
+        expect![[r#"
+            spec.more: there is no such field, or this version of Undermesh does not know it
+            spec.options.tls-min: there is no such option
+            spec.validation.hostname: expected a host name without a wildcard and a port, and not an address, found "*.test"
+        "#]],
+    );
+    refused(
+        "validation: {hostname: a.test}",
+        expect![[r#"
+        spec.validation: expected caCertificateRefs or wellKnownCACertificates, found neither
+    "#]],
+    );
+    refused(
+        "validation: {hostname: a.test, wellKnownCACertificates: System, caCertificateRefs: [{group: '', kind: ConfigMap, name: ca}]}",
+        expect![[r#"
+            spec.validation: expected either caCertificateRefs or wellKnownCACertificates, found both
+        "#]],
+    );
+    refused(
+        "validation: {hostname: a.test, wellKnownCACertificates: System,
+           subjectAltNames: [{type: URI, uri: path}, {type: Hostname, uri: 'a:b'}, {type: IP}, {type: Hostname, hostname: '*'}]}",
+        expect![[r#"
+            spec.validation.subjectAltNames[0].uri: expected a URI with its scheme, such as spiffe://mesh/ns/a/sa/b, found "path"
+            spec.validation.subjectAltNames[1]: expected hostname alone for the type Hostname, uri alone for the type URI
+            spec.validation.subjectAltNames[2].type: expected Hostname or URI, found "IP"
+            spec.validation.subjectAltNames[3].hostname: expected a host name without a wildcard and a port, and not an address, found "*"
+        "#]],
+    );
+    refused(
+        "validation: {hostname: [1], more: 2}",
+        expect![[r#"
+        spec.validation.hostname: expected a string, found sequence
+    "#]],
+    );
+    refused(
+        "valid: {}",
+        expect![[r#"
+        spec.valid: there is no such field, or this version of Undermesh does not know it
+        spec.validation: expected a map, found null
+    "#]],
+    );
 }

@@ -91,7 +91,8 @@ pub(super) struct SourceAddress {}
 pub(super) struct OutlierDetection {
     /// So many answers of the kind 5xx in a row, gateway errors among them. 5 unless given; 0: never for these.
     pub(super) consecutive_errors: Option<i64>,
-    /// So many gateway errors (502, 503, 504) and failed connections in a row. 5 unless given; 0: never for these.
+    /// So many gateway errors (502, 503, 504) and failed connections in a row. 5 unless given; 0: never for these,
+    /// nor for a single connection that is refused, which else is enough for a second.
     pub(super) consecutive_gateway_failures: Option<i64>,
     /// For answering well less often than the other endpoints do. Never for this unless given; `{}` takes the defaults.
     pub(super) success_rate: Option<SuccessRate>,

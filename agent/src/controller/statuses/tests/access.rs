@@ -113,6 +113,93 @@ fn a_status_says_what_an_authorization_policy_is_for_and_what_of_it_cannot_be_do
     );
 }
 
+/// Wherever Services lead to that the policy does not name.
+#[test]
+fn a_status_says_what_cannot_be_done_at_the_pods_that_an_authorization_policy_selects() {
+    let policy = |name: &str, spec: &str| own("AuthorizationPolicy", "shop", name, spec);
+    let yaml = [
+        "{kind: Service, metadata: {name: cache, namespace: shop}, spec: {clusterIP: 10.0.0.9, selector: {app: cache}, \
+          ports: [{name: redis, port: 6379}, {name: http, port: 80}]}}\n---\n"
+            .to_owned(),
+        "{kind: Pod, metadata: {name: web, namespace: shop, labels: {app: web}}}\n---\n".to_owned(),
+        policy("all", "rules: [{to: [{methods: [GET]}]}]"),
+        policy("cache", "selector: {matchLabels: {app: cache}}, action: Deny, rules: [{to: [{methods: [PUT]}]}]"),
+        policy("web", "selector: {matchLabels: {app: web}}, rules: [{to: [{methods: [GET]}]}]"),
+        policy("ports", "rules: [{to: [{ports: [6379]}]}]"),
+        own("AuthorizationPolicy", "mesh", "everywhere", "rules: [{to: [{methods: [GET]}]}]"),
+    ];
+    let mut world = world_of(&yaml.concat());
+    // No Service leads to the only pod.
+    check(
+        &mut world,
+        &expect![[r#"
+        AuthorizationPolicy mesh/everywhere: Accepted: the policy is in force
+        AuthorizationPolicy shop/all: Accepted: the policy is in force
+        AuthorizationPolicy shop/cache: Accepted: the policy is in force; it selects no pod now
+        AuthorizationPolicy shop/ports: Accepted: the policy is in force
+        AuthorizationPolicy shop/web: Accepted: the policy is in force
+    "#]],
+    );
+    let pod = |labels: &str| {
+        let yaml = format!("{{kind: Pod, metadata: {{name: web, namespace: shop, labels: {labels}}}}}");
+        objects::<kube::core::PartialObjectMeta<Pod>>(&yaml, "Pod").remove(0)
+    };
+    // It is another Service's now, and the policy for the whole namespace selects it as before.
+    world.take_pod(Event::Apply(pod("{app: cache}")));
+    check(
+        &mut world,
+        &expect![[r#"
+            AuthorizationPolicy shop/all: Accepted: the policy is in force
+              not Enforced: NotHttp: every connection to port 6379 of the Service shop/cache is denied unless another policy allows it: it is declared to carry something other than HTTP, and without requests rule 1 can allow nothing
+            AuthorizationPolicy shop/cache: Accepted: the policy is in force
+              not Enforced: NotHttp: every connection to port 6379 of the Service shop/cache is denied for which all else holds that rule 1 asks for: it is declared to carry something other than HTTP, and without requests the rest counts as matched
+            AuthorizationPolicy shop/ports: Accepted: the policy is in force
+            AuthorizationPolicy shop/web: Accepted: the policy is in force; it selects no pod now
+        "#]],
+    );
+    // The Service is declared otherwise.
+    let service = |yaml: &str| objects::<Service>(yaml, "Service").remove(0);
+    world.take_service(Event::Apply(service(&yaml[0].replace("name: redis", "name: grpc"))));
+    check(
+        &mut world,
+        &expect![[r#"
+        AuthorizationPolicy shop/all: Accepted: the policy is in force
+        AuthorizationPolicy shop/cache: Accepted: the policy is in force
+        AuthorizationPolicy shop/ports: Accepted: the policy is in force
+    "#]],
+    );
+    // It leads to nobody, as redis, and to the pod again.
+    world.take_service(Event::Apply(service(&yaml[0].replace("app: cache", "app: none"))));
+    check(
+        &mut world,
+        &expect![[r#"
+        AuthorizationPolicy shop/all: Accepted: the policy is in force
+        AuthorizationPolicy shop/cache: Accepted: the policy is in force
+        AuthorizationPolicy shop/ports: Accepted: the policy is in force
+    "#]],
+    );
+    world.take_service(Event::Apply(service(&yaml[0])));
+    check(
+        &mut world,
+        &expect![[r#"
+        AuthorizationPolicy shop/all: Accepted: the policy is in force
+          not Enforced: NotHttp: every connection to port 6379 of the Service shop/cache is denied unless another policy allows it: it is declared to carry something other than HTTP, and without requests rule 1 can allow nothing
+        AuthorizationPolicy shop/cache: Accepted: the policy is in force
+          not Enforced: NotHttp: every connection to port 6379 of the Service shop/cache is denied for which all else holds that rule 1 asks for: it is declared to carry something other than HTTP, and without requests the rest counts as matched
+        AuthorizationPolicy shop/ports: Accepted: the policy is in force
+    "#]],
+    );
+    world.take_service(Event::Delete(service(&yaml[0])));
+    check(
+        &mut world,
+        &expect![[r#"
+        AuthorizationPolicy shop/all: Accepted: the policy is in force
+        AuthorizationPolicy shop/cache: Accepted: the policy is in force
+        AuthorizationPolicy shop/ports: Accepted: the policy is in force
+    "#]],
+    );
+}
+
 #[test]
 fn a_status_says_which_mesh_policies_are_at_odds() {
     let policy = |name: &str, spec: &str| own("MeshPolicy", "shop", name, spec);

@@ -5,6 +5,7 @@ mod written;
 use http::{HeaderMap, HeaderValue, Uri};
 use serde_json::json;
 
+use super::algorithm::Algorithm;
 use super::*;
 use written::{Lab, rows};
 
@@ -102,9 +103,30 @@ fn the_example_of_ed25519_is_signed() {
     let keys = KeySet::parse(key.to_string().as_bytes()).unwrap();
     let signed = "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc";
     let signature = "hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg";
-    let algorithm = jsonwebtoken::Algorithm::EdDSA;
+    let algorithm = Algorithm::named("EdDSA").unwrap();
     assert!(keys.candidates(None).all(|key| key.has_signed(signed, signature, algorithm)));
     assert!(!keys.candidates(None).any(|key| key.has_signed(&signed[1..], signature, algorithm)));
+}
+
+/// RFC 7515, appendix A.4: likewise.
+#[test]
+fn the_example_of_p521_is_signed() {
+    let key = json!({ "keys": [{
+        "kty": "EC", "crv": "P-521",
+        "x": "AekpBQ8ST8a8VcfVOTNl353vSrDCLLJXmPk06wTjxrrjcBpXp5EOnYG_NjFZ6OvLFV1jSfS9tsz4qUxcWceqwQGk",
+        "y": "ADSmRA43Z1DSNx_RvcLI87cdL07l6jQyyBXMoxVg_l2Th-x3S1WDhjDly79ajL4Kkd0AZMaZmh9ubmf63e3kyMj2" }] });
+    let keys = KeySet::parse(key.to_string().as_bytes()).unwrap();
+    let signed = "eyJhbGciOiJFUzUxMiJ9.UGF5bG9hZA";
+    let signature = "AdwMgeerwtHoh-l192l60hp9wAHZFVJbLfD_UxMi70cwnZOYaRI1bKPWROc-mZZqwqT2SI-KGDKB34XO0aw_7XdtAG8GaSwFKdCAPZgoXD2Y\
+        BJZCPEX3xKpRwcdOO8KpEHwJjyqOgzDO7iKvU8vcnwNrmxYbSW9ERBXukOXolLzeO_Jn";
+    let has_signed = |signed, signature| {
+        keys.candidates(None).all(|key| key.has_signed(signed, signature, Algorithm::Es512))
+    };
+    assert!(has_signed(signed, signature));
+    assert!(!has_signed(&signed[1..], signature));
+    assert!(!has_signed(signed, &signature[..signature.len() - 2]));
+    let other = Algorithm::named("ES384").unwrap();
+    assert!(!keys.candidates(None).any(|key| key.has_signed(signed, signature, other)));
 }
 
 #[test]
@@ -136,16 +158,17 @@ fn sets_of_keys_have_what_can_be_used_of_them() {
     );
     check(
         json!({ "alg": "ES512" }),
-        "no key that can be used: key 1 has an algorithm that is not known here",
+        "no key that can be used: key 1 has an algorithm that is not of its type",
     );
     check(
         json!({ "alg": "HS256" }),
-        "no key that can be used: key 1 has an algorithm that is not of its type",
+        "no key that can be used: key 1 has an algorithm that is not known here",
     );
     check(json!({ "use": "enc" }), "no key that can be used: key 1 is not for signatures");
     check(json!({ "key_ops": ["sign"] }), "no key that can be used: key 1 is not for verifying");
     check(json!({ "crv": "P-384" }), "no key that can be used: key 1 has coordinates of a wrong length");
-    check(json!({ "crv": "P-521" }), "no key that can be used: key 1 is of a curve that is not known here");
+    check(json!({ "crv": "P-521" }), "no key that can be used: key 1 has coordinates of a wrong length");
+    check(json!({ "crv": "Ed25519" }), "no key that can be used: key 1 is of a curve that is not known here");
     check(json!({ "y": null }), "no key that can be used: key 1 is of a type that is not known here");
     check(json!({ "x": "~" }), "no key that can be used: key 1 has coordinates of a wrong length");
     check(json!({ "kty": "oct", "k": "c2VjcmV0" }), "no key that can be used: key 1 is a shared secret");

@@ -36,8 +36,14 @@ pub fn rows(table: &str, answer: impl Fn(&Lab, &[&str], &str) -> String) {
 
 impl Lab {
     pub fn new() -> Self {
-        let kinds =
-            [("rsa", "RS256"), ("p256", "ES256"), ("p384", "ES384"), ("ed", "EdDSA"), ("stranger", "ES256")];
+        let kinds = [
+            ("rsa", "RS256"),
+            ("p256", "ES256"),
+            ("p384", "ES384"),
+            ("p521", "ES512"),
+            ("ed", "EdDSA"),
+            ("stranger", "ES256"),
+        ];
         let key = |name, algorithm| (SigningKey::new(name, algorithm).unwrap(), algorithm);
         Self { keys: kinds.into_iter().map(|(name, algorithm)| (name, key(name, algorithm))).collect() }
     }

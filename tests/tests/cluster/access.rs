@@ -1,0 +1,287 @@
+//! AuthorizationPolicies and MeshPolicies on real pods, by a real API server: who is let in, from the pod's node and from another one, by
+//! each protocol and both families of addresses; and the ways past them for which it takes a real node.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use undermesh_tests::cluster::Cluster;
+use undermesh_tests::cluster::app::{REQUESTS, TRAFFIC};
+use undermesh_tests::issuer::{SigningKey, key_set};
+use undermesh_tests::lab::eventually;
+use undermesh_tests::require;
+use undermesh_tests::require::Feature::Cluster as ACluster;
+
+use crate::installed::{self, A_WHILE, PORT, SHOP, container, counted};
+use crate::kit;
+use crate::security::{AUTHORIZATION, MESH, policy, says};
+
+/// Where the server speaks HTTP, and is probed.
+const HTTP: u16 = 8080;
+/// The NodePorts that lead there, and to its [`PORT`].
+const NODE_PORTS: [u16; 2] = [30_080, 30_070];
+const PROTOCOLS: [&str; 4] = ["bytes", "HTTP/1.1", "HTTP/2", "gRPC"];
+const ISSUER: &str = "https://id.test/";
+
+/// A server on the first node; callers there and on the second one, in the mesh and outside of it.
+struct Stage<'a> {
+    cluster: &'a Cluster,
+    server: Vec<IpAddr>,
+}
+
+#[test]
+fn policies_hold_on_real_pods() -> Result<()> {
+    require!(ACluster);
+    kit::on_cluster("um-e2e-policies", 2, |cluster| {
+        installed::install(cluster, &[])?;
+        let stage = Stage::set(cluster)?;
+        stage.callers_are_let_in_by_who_they_are()?;
+        stage.requests_are_let_in_by_what_they_ask_for()?;
+        stage.who_takes_no_plaintext_takes_probes_alone()?;
+        stage.tokens_have_to_hold()?;
+        stage.all_probes_were_answered()
+    })
+}
+
+impl<'a> Stage<'a> {
+    fn set(cluster: &'a Cluster) -> Result<Self> {
+        cluster.kubectl(&["create", "namespace", SHOP])?;
+        cluster.kubectl(&["label", "namespace", SHOP, "undermesh.io/mesh=enabled"])?;
+        for account in ["near", "far"] {
+            cluster.kubectl(&["create", "serviceaccount", account, "--namespace", SHOP])?;
+        }
+        let (here, there) = (cluster.nodes()[0].name(), cluster.nodes()[1].name());
+        let mut server = installed::pod("server", here, &[REQUESTS, "serve", "--name", "server"]);
+        server["metadata"]["labels"] = json!({ "app": "server" });
+        let mut bytes = container(&[TRAFFIC, "serve", "--name", "server", "--port", &PORT.to_string()]);
+        bytes["name"] = json!("bytes");
+        let probe = json!({ "httpGet": { "port": HTTP, "path": "/healthy" }, "periodSeconds": 1, "failureThreshold": 2 });
+        let containers = &mut server["spec"]["containers"];
+        containers[0]["readinessProbe"] = probe.clone();
+        containers[0]["livenessProbe"] = probe;
+        containers.as_array_mut().context("no containers")?.push(bytes);
+        cluster.apply(&server.to_string())?;
+        let ports = NODE_PORTS.iter().zip([HTTP, PORT]).map(|(node_port, port)| {
+            json!({ "name": format!("p{port}"), "port": port, "targetPort": port, "nodePort": node_port })
+        });
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": { "name": "server", "namespace": SHOP },
+            "spec": { "type": "NodePort", "selector": { "app": "server" }, "ipFamilyPolicy": "RequireDualStack",
+                "ports": ports.collect::<Vec<_>>() },
+        });
+        cluster.apply(&service.to_string())?;
+        for (name, node, more) in [
+            ("near", here, json!({ "serviceAccountName": "near" })),
+            ("far", there, json!({ "serviceAccountName": "far" })),
+            ("host", here, json!({ "hostNetwork": true })),
+            ("outside", there, json!({})),
+        ] {
+            let mut caller = installed::pod(name, node, &["/bin/busybox", "sleep", "1000000"]);
+            caller["spec"]["terminationGracePeriodSeconds"] = json!(0);
+            for (field, value) in more.as_object().into_iter().flatten() {
+                caller["spec"][field] = value.clone();
+            }
+            if name == "outside" {
+                caller["metadata"]["labels"] = json!({ "undermesh.io/mesh": "disabled" });
+            }
+            cluster.apply(&caller.to_string())?;
+        }
+        for pod in ["server", "near", "far"] {
+            installed::joins(cluster, pod)?;
+        }
+        let wait = ["wait", "--for=condition=Ready", "pod", "--all", "--namespace", SHOP, "--timeout=60s"];
+        cluster.kubectl(&wait)?;
+        let found = cluster.get(&["pod", "server", "--namespace", SHOP])?;
+        let ips = found["status"]["podIPs"].as_array().into_iter().flatten();
+        let server =
+            ips.map(|ip| Ok(ip["ip"].as_str().context("no address")?.parse()?)).collect::<Result<_>>()?;
+        let stage = Self { cluster, server };
+        ensure!(stage.server.len() == 2, "the cluster has one family: {:?}", stage.server);
+        // Everybody is let in, by every way.
+        stage.each(["served", "200", "200", "200"], ["served", "200", "200", "200"])?;
+        stage.strangers(["served", "200"])?;
+        Ok(stage)
+    }
+
+    fn callers_are_let_in_by_who_they_are(&self) -> Result<()> {
+        self.apply(AUTHORIZATION, json!({ "rules": [{ "from": [{ "serviceAccounts": ["near"] }] }] }))?;
+        self.each(["served", "200", "200", "200"], ["ECONNRESET", "403", "403", "denied"])?;
+        self.strangers(["ECONNRESET", "ECONNRESET"])?;
+        self.apply(
+            AUTHORIZATION,
+            json!({ "action": "Deny", "rules": [{ "from": [{ "namespaces": [SHOP] }] }] }),
+        )?;
+        self.each(["ECONNRESET", "403", "403", "denied"], ["ECONNRESET", "403", "403", "denied"])?;
+        self.strangers(["served", "200"])
+    }
+
+    fn requests_are_let_in_by_what_they_ask_for(&self) -> Result<()> {
+        let admin = json!({ "action": "Deny", "rules": [{ "to": [{ "paths": ["/admin"] }] }] });
+        self.apply(AUTHORIZATION, admin)?;
+        let to = SocketAddr::new(self.server[0], HTTP);
+        for caller in ["near", "far", "host", "outside"] {
+            for (path, expected) in [("/admin", "403"), ("/x/../%61dmin", "403"), ("/", "200")] {
+                self.gets(caller, "HTTP/1.1", to, path, &[], expected)?;
+            }
+        }
+        self.cluster.kubectl(&["delete", "azpol/one", "--namespace", SHOP])?;
+        self.each(["served", "200", "200", "200"], ["served", "200", "200", "200"])
+    }
+
+    fn who_takes_no_plaintext_takes_probes_alone(&self) -> Result<()> {
+        let refused = || {
+            counted(self.cluster, "undermesh_kernel_refused_connections_total", &[("reason", "plaintext")])
+        };
+        let before = refused()?;
+        self.apply(MESH, json!({ "mtls": { "mode": "Strict" } }))?;
+        self.each(["served", "200", "200", "200"], ["served", "200", "200", "200"])?;
+        self.strangers(["ECONNREFUSED", "ECONNREFUSED"])?;
+        // As the kubelet asks, from where it asks, and what it asks.
+        for server in &self.server {
+            let probe = ["--header", "user-agent: kube-probe/1.34"];
+            self.gets(
+                "host",
+                "HTTP/1.1",
+                SocketAddr::new(*server, HTTP),
+                "/healthy",
+                &probe,
+                "ECONNREFUSED",
+            )?;
+        }
+        let count = refused()? - before;
+        ensure!(count >= 14.0, "{count} of 14 were told of");
+        self.all_probes_were_answered()
+    }
+
+    fn tokens_have_to_hold(&self) -> Result<()> {
+        let (key, other) = (SigningKey::new("one", "ES256")?, SigningKey::new("one", "ES256")?);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let claims = |exp| json!({ "iss": ISSUER, "aud": "shop", "sub": "ann", "exp": exp });
+        let bearer = |token: String| format!("authorization: Bearer {token}");
+        let good = bearer(key.token(&claims(now + 3600))?);
+        let (old, forged) =
+            (bearer(key.token(&claims(now - 3600))?), bearer(other.token(&claims(now + 3600))?));
+        let issuer = json!({
+            "issuer": ISSUER, "audiences": ["shop"], "jwks": { "inline": key_set([&key]) },
+            "claimsToHeaders": [{ "claim": ["sub"], "header": "x-user" }],
+        });
+        self.apply(MESH, json!({ "jwt": { "issuers": [issuer] } }))?;
+        let to = SocketAddr::new(self.server[0], HTTP);
+        for caller in ["near", "far", "outside"] {
+            for (header, expected) in [(&old, "401"), (&forged, "401"), (&good, "200")] {
+                for protocol in ["HTTP/1.1", "HTTP/2"] {
+                    self.gets(caller, protocol, to, "/", &["--header", header], expected)?;
+                }
+            }
+            // What only claims may say is theirs alone.
+            for (token, user) in [(None, Value::Null), (Some(&good), json!(["ann"]))] {
+                let headers = token.into_iter().map(String::as_str).chain(["x-user: root"]);
+                let args: Vec<_> = headers.flat_map(|header| ["--header", header]).collect();
+                let asked = self.ask(caller, "HTTP/1.1", to, "/", &args)?;
+                ensure!(asked["last"]["saw"]["headers"]["x-user"] == user, "{caller}: {asked}");
+            }
+        }
+        self.cluster.kubectl(&["delete", "mpol/one", "--namespace", SHOP])?;
+        Ok(())
+    }
+
+    fn all_probes_were_answered(&self) -> Result<()> {
+        // Long enough for probes to have failed.
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        let found = self.cluster.get(&["pod", "server", "--namespace", SHOP])?;
+        for status in found["status"]["containerStatuses"].as_array().into_iter().flatten() {
+            ensure!(status["ready"] == true && status["restartCount"] == 0, "{status:#}");
+        }
+        Ok(())
+    }
+
+    /// Writes the policy for the server, and waits until the status has it.
+    fn apply(&self, kind: &str, mut spec: Value) -> Result<()> {
+        spec["selector"] = json!({ "matchLabels": { "app": "server" } });
+        let mut policy = policy(kind, SHOP, "{}")?;
+        policy["spec"] = spec;
+        self.cluster.apply(&policy.to_string())?;
+        let name = if kind == MESH { "mpol" } else { "azpol" };
+        says(self.cluster, name, SHOP, ["Accepted", ""]).map(drop)
+    }
+
+    /// Fails unless the callers in the mesh get this, on the node and on the other one, by each protocol and both families.
+    fn each(&self, near: [&str; 4], far: [&str; 4]) -> Result<()> {
+        for (caller, expected) in [("near", near), ("far", far)] {
+            for (protocol, expected) in PROTOCOLS.into_iter().zip(expected) {
+                for server in &self.server {
+                    let port = if protocol == "bytes" { PORT } else { HTTP };
+                    self.gets(caller, protocol, SocketAddr::new(*server, port), "/", &[], expected)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::each`], of those who prove no identity: from the node itself, from a pod, and by a NodePort with a node's address.
+    fn strangers(&self, [bytes, http]: [&str; 2]) -> Result<()> {
+        let node = self.cluster.nodes()[0].addresses();
+        for (family, server) in self.server.iter().enumerate() {
+            for (caller, to, ports) in [
+                ("host", *server, [HTTP, PORT]),
+                ("outside", *server, [HTTP, PORT]),
+                ("outside", node[family], NODE_PORTS),
+            ] {
+                let to = ports.map(|port| SocketAddr::new(to, port));
+                self.gets(caller, "HTTP/1.1", to[0], "/", &[], http)?;
+                self.gets(caller, "bytes", to[1], "/", &[], bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails unless the caller gets this before long: agents hear of policies in their own time.
+    fn gets(
+        &self,
+        caller: &str,
+        protocol: &str,
+        to: SocketAddr,
+        path: &str,
+        args: &[&str],
+        expected: &str,
+    ) -> Result<()> {
+        eventually(A_WHILE, &format!("{caller} gets {expected} from {to}{path} by {protocol}"), || {
+            let asked = self.ask(caller, protocol, to, path, args)?;
+            let failed = asked["failed"].as_object().and_then(|failed| failed.keys().next());
+            let got = match failed {
+                Some(error) => named(error).to_owned(),
+                None if protocol == "bytes" => "served".to_owned(),
+                None if asked["last"]["headers"]["grpc-status"] == "7" => "denied".to_owned(),
+                None => asked["last"]["status"].to_string(),
+            };
+            ensure!(got == expected, "{asked}");
+            Ok(())
+        })
+    }
+
+    /// What the caller's program says.
+    fn ask(&self, caller: &str, protocol: &str, to: SocketAddr, path: &str, args: &[&str]) -> Result<Value> {
+        let (address, url) = (to.to_string(), format!("http://{to}{path}"));
+        let ask = |more: &[&'static str]| [&[REQUESTS, "ask", "--limit-ms", "3000", &url], more].concat();
+        let words = match protocol {
+            "bytes" => vec![TRAFFIC, "dial", "--count", "1", "--limit-ms", "3000", &address],
+            "HTTP/1.1" => ask(&[]),
+            "HTTP/2" => ask(&["--http2"]),
+            _ => ask(&["--http2", "--method", "POST", "--header", "content-type: application/grpc"]),
+        };
+        let exec = ["exec", "--namespace", SHOP, caller, "--container", "main", "--"];
+        let told = self.cluster.kubectl(&[&exec[..], &words, args].concat())?;
+        let line = told.lines().last().unwrap_or_default();
+        serde_json::from_str(line).with_context(|| told.clone())
+    }
+}
+
+/// The name of the error that a client tells in its own words.
+fn named(error: &str) -> &str {
+    match error {
+        error if error.contains("refused") => "ECONNREFUSED",
+        error if error.contains("reset") => "ECONNRESET",
+        error => error,
+    }
+}
