@@ -227,7 +227,7 @@ fn callers_are_told_how_calls_end() -> Result<()> {
     lost.check_error("Unimplemented", "no rule of the routes of shop/chat fits the request")?;
     let nobody = call("Say", line("a"), &["-H", "x-to: nobody"])?;
     nobody.check(limit, &[], 14)?;
-    nobody.check_error("Unavailable", "shop/nobody:80: no_endpoints")?;
+    nobody.check_error("Unavailable", "shop/nobody: no_endpoints")?;
     ensure!(stage.counted(&[("reason", "no_endpoints"), ("grpc_status", "14")])? == 1.0, "it is not counted");
 
     // By the clock: who is called is told how long it has, and who calls does not wait longer.
