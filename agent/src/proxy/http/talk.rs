@@ -212,15 +212,17 @@ impl Talk {
     /// A place among the connections of the port, where there is a cap on those: if need be, that of one that nobody uses now, on
     /// whichever thread.
     async fn place(&self, port: &ServicePort) -> Result<Option<PortGuard>, InTheWay> {
+        let mut is_let_go = false;
         for step in 0..LETTING_GO {
             if let Ok(place) = caps::enter(port, UnderWay::Connections) {
                 return Ok(place);
             }
-            // Now and then once more: somebody else may have been faster.
-            let lets_go = step % LET_GO_EVERY == 0;
-            let is_let_go = lets_go && self.here.all_upstreams.iter().any(|pool| pool.let_go(&port.load));
-            if step == 0 && !is_let_go {
-                break;
+            // Now and then once more: somebody else may have been faster, or is about to have what was let go for others.
+            if step % LET_GO_EVERY == 0 {
+                is_let_go |= self.here.all_upstreams.iter().any(|pool| pool.let_go(&port.load));
+                if step > 0 && !is_let_go {
+                    break;
+                }
             }
             // It is closed by the thread that has it.
             sleep(Duration::from_millis(1)).await;
