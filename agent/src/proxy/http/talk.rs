@@ -257,7 +257,7 @@ impl Talk {
 }
 
 /// Milliseconds that closing a connection may take that nobody uses.
-const LETTING_GO: u32 = 20;
+const LETTING_GO: u32 = 100;
 const LET_GO_EVERY: u32 = 5;
 
 /// Endpoints that a connection remembers.
