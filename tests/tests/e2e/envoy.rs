@@ -77,8 +77,8 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Fails unless all that HTTP can carry comes through, to where the client dials.
-    fn check(&self, requests: SocketAddr, chat: SocketAddr) -> Result<()> {
+    /// Fails unless all that HTTP can carry comes through, to where the client dials and with what is spoken behind that.
+    fn check(&self, requests: SocketAddr, chat: SocketAddr, behind: Speaks) -> Result<()> {
         let url = |query: &str| format!("http://{requests}/?{query}");
         let ask = |query: &str, args: &[&str]| ask(&self.client, &url(query), args);
         for version in [&[][..], &["--http2"]] {
@@ -90,7 +90,10 @@ impl Stage {
             let download = ask("bytes=5000000", version)?.answered(200)?;
             ensure!(download["bytes"] == BIG, "a download of {} bytes", download["bytes"]);
             let trailers = ask("trailer=at-the-end", &with(&["--header", "te: trailers"]))?.answered(200)?;
-            ensure!(trailers["trailers"]["x-trailer"] == "at-the-end", "{version:?}: trailers: {trailers}");
+            // An answer of HTTP/2 may have a length and trailers, one of HTTP/1 has one of the two.
+            let are_lost = version.is_empty() && behind == Speaks::Http2;
+            let expected = if are_lost { json!({}) } else { json!({ "x-trailer": "at-the-end" }) };
+            ensure!(trailers["trailers"] == expected, "{version:?}: trailers: {trailers}");
             let failed = ask("status=503", version)?.answered(503)?;
             ensure!(
                 failed["headers"].get("proxy-status").is_none(),
@@ -128,7 +131,7 @@ fn an_envoy_behind_the_mesh_is_a_server_as_any_other() -> Result<()> {
     require!(Feature::Lab, Feature::Agent, Feature::Program("envoy"), Feature::Program("h2load"));
     require!(Feature::PythonModule("websockets"));
     let stage = Stage::set("um-e2e-envoy")?;
-    stage.check(SocketAddr::new(ECHO, HTTP), SocketAddr::new(ECHO, CHAT))
+    stage.check(SocketAddr::new(ECHO, HTTP), SocketAddr::new(ECHO, CHAT), Speaks::Either)
 }
 
 #[test]
@@ -144,8 +147,8 @@ fn an_envoy_in_front_of_the_mesh_is_a_client_as_any_other() -> Result<()> {
         (listener(loopback(port), None), cluster)
     });
     stage.running.push(start(&stage.mesh, &stage.client, &pairs, 9004)?);
-    stage.check(loopback(9001), loopback(9003)).context("HTTP/1.1")?;
-    stage.check(loopback(9002), loopback(9004)).context("HTTP/2")?;
+    stage.check(loopback(9001), loopback(9003), Speaks::Http1).context("HTTP/1.1")?;
+    stage.check(loopback(9002), loopback(9004), Speaks::Http2).context("HTTP/2")?;
     for cluster in ["upstream-0", "upstream-1"] {
         let told = |name: &str| statistic(&stage.client, &format!("cluster.{cluster}.{name}"));
         eventually(SOON, "the mesh is found healthy again and again", || {
@@ -170,7 +173,7 @@ fn an_envoy_in_front_of_the_mesh_is_a_client_as_any_other() -> Result<()> {
 fn health_check(speaks: Speaks) -> Value {
     let codec = if speaks == Speaks::Http2 { "HTTP2" } else { "HTTP1" };
     json!([{
-        "timeout": "5s", "interval": "0.1s", "unhealthy_threshold": 1, "healthy_threshold": 1,
+        "timeout": "5s", "interval": "0.1s", "no_traffic_interval": "0.1s", "unhealthy_threshold": 1, "healthy_threshold": 1,
         "http_health_check": { "path": "/healthy", "codec_client_type": codec },
     }])
 }

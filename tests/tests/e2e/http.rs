@@ -190,6 +190,9 @@ fn messages_pass_as_they_are() -> Result<()> {
         let said = upgrade(&stage.client, SocketAddr::new(server.ip(), 8080))?;
         ensure!(said.starts_with("HTTP/1.1 101") && said.ends_with("are you there?"), "an upgrade: {said:?}");
     }
+    // Each has been answered as a whole, with trailers and without.
+    let gone = stage.counted(&[("reason", "client_gone")])?;
+    ensure!(gone == 0.0, "{gone} clients count as gone");
     Ok(())
 }
 
