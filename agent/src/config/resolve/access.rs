@@ -55,7 +55,7 @@ pub(in crate::config) fn not_enforced<'a>(
 
 /// Whether any rule of the policy asks for more than a connection has.
 pub(in crate::config) fn asks_for_requests(policy: &AuthorizationPolicy) -> bool {
-    policy.policy.rules.iter().any(|rule| !rule.when.is_empty() || rule.to.iter().any(is_of_requests))
+    policy.policy.rules.iter().any(Rule::is_of_requests)
 }
 
 /// The targets that are not there, each in a sentence.
@@ -155,11 +155,6 @@ fn needs_requests(rule: &Rule, port: Option<u16>) -> Option<bool> {
         return None;
     }
     let all_are_of_requests =
-        !at_port.is_empty() && at_port.iter().all(|operation| is_of_requests(operation));
+        !at_port.is_empty() && at_port.iter().all(|operation| operation.is_of_requests());
     Some(!rule.when.is_empty() || all_are_of_requests)
-}
-
-fn is_of_requests(operation: &Operation) -> bool {
-    let Operation { ports: _, methods, paths, hosts, grpc } = operation;
-    !(methods.is_empty() && paths.is_empty() && hosts.is_empty() && grpc.is_empty())
 }

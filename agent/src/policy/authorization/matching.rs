@@ -70,7 +70,7 @@ impl Rule {
     }
 
     /// Whether it says anything of requests.
-    pub(super) fn is_of_requests(&self) -> bool {
+    pub(crate) fn is_of_requests(&self) -> bool {
         !self.when.is_empty() || self.to.iter().any(Operation::is_of_requests)
     }
 }
@@ -129,7 +129,7 @@ impl ServiceAccount {
 
 impl Operation {
     /// Whether it says anything of requests.
-    pub(super) fn is_of_requests(&self) -> bool {
+    pub(crate) fn is_of_requests(&self) -> bool {
         let Self { ports: _, methods, paths, hosts, grpc } = self;
         !(methods.is_empty() && paths.is_empty() && hosts.is_empty() && grpc.is_empty())
     }

@@ -358,6 +358,18 @@ mod tests {
         (lease, theirs)
     }
 
+    /// The same of HTTP/2, made by the pool.
+    async fn http2_lease(pool: &Pool, terms: Arc<Terms>) -> (Lease, tokio::io::DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        let make = || async move {
+            let (sender, connection) =
+                http2::handshake(TokioExecutor::new(), TokioIo::new(ours)).await.unwrap();
+            tokio::spawn(connection);
+            Ok((sender, Assurance::NONE, terms))
+        };
+        (pool.http2(&key(), &Assurance::NONE, make).await.unwrap(), theirs)
+    }
+
     fn counted(port: &PortLoad) -> Arc<Terms> {
         Terms::new(Some(port.enter(UnderWay::Connections, 9).unwrap()), None, None)
     }
@@ -372,17 +384,10 @@ mod tests {
         assert!(pool.let_go(&port) && !pool.let_go(&port));
         assert_eq!(port.under_way(UnderWay::Connections), 0);
 
-        let (ours, _server) = tokio::io::duplex(1024);
         let terms = counted(&port);
         // The connection itself.
         let held = terms.clone();
-        let make = || async move {
-            let (sender, connection) =
-                http2::handshake(TokioExecutor::new(), TokioIo::new(ours)).await.unwrap();
-            tokio::spawn(connection);
-            Ok((sender, Assurance::NONE, terms))
-        };
-        let lease = pool.http2(&key(), &Assurance::NONE, make).await.unwrap();
+        let (lease, _server) = http2_lease(&pool, terms).await;
         assert!(!pool.let_go(&port), "a request is under way");
         drop(lease);
         assert!(pool.let_go(&port) && !pool.let_go(&port));
@@ -410,14 +415,7 @@ mod tests {
         let terms = Terms::new(None, None, Some(endpoint.clone()));
         let (lease, mut server) = http1_lease(terms.clone()).await;
         pool.give_back(key(), lease);
-        let (ours, _server) = tokio::io::duplex(1024);
-        let make = || async move {
-            let (sender, connection) =
-                http2::handshake(TokioExecutor::new(), TokioIo::new(ours)).await.unwrap();
-            tokio::spawn(connection);
-            Ok((sender, Assurance::NONE, terms))
-        };
-        let lease = pool.http2(&key(), &Assurance::NONE, make).await.unwrap();
+        let (lease, _server) = http2_lease(&pool, terms).await;
         let known = || {
             let slots = pool.slots();
             (slots.http1.len(), slots.http2.len())
