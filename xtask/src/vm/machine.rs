@@ -83,7 +83,8 @@ impl Machine<'_> {
         Ok(said.trim().parse().map_or(Ending::Broke, Ending::Exited))
     }
 
-    /// Returns once the console is closed, with none, or once it has been silent or open for too long.
+    /// Returns once the console is closed, with none if it ever said something, or once it has been silent or open for
+    /// too long.
     fn listen(&self, console: &Receiver<()>, limit: Duration) -> Option<Ending> {
         let began = Instant::now();
         let mut booted = self.processor == Processor::Emulated;
@@ -91,7 +92,8 @@ impl Machine<'_> {
             let limit = if booted { limit } else { SIGN_OF_LIFE.min(limit) };
             match console.recv_timeout(limit.saturating_sub(began.elapsed())) {
                 Ok(()) => booted = true,
-                Err(RecvTimeoutError::Disconnected) => return None,
+                // QEMU 7.2 aborts where KVM cannot set what it says the processor has.
+                Err(RecvTimeoutError::Disconnected) => return (!booted).then_some(Ending::NeverBooted),
                 Err(RecvTimeoutError::Timeout) if booted => return Some(Ending::TimedOut),
                 Err(RecvTimeoutError::Timeout) => return Some(Ending::NeverBooted),
             }
