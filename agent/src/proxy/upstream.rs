@@ -11,6 +11,10 @@ use super::Proxy;
 use crate::capture::{Dial, Dialer, PodNet};
 use crate::telemetry::RefuseReason;
 
+/// How long a connection to another pod is handed to ever new clients. The network between them (a NetworkPolicy, a firewall) is asked
+/// when a connection is made, and as a rule lets pass what stands: what it has come to refuse must not live on in what is kept warm.
+pub(super) const SHARED_FOR: Duration = Duration::from_secs(60);
+
 /// A connection to be made on behalf of a client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Target<'a> {

@@ -27,6 +27,7 @@ mod leaks;
 mod limits;
 mod mesh;
 mod names;
+mod network_policies;
 mod own;
 mod ports;
 mod preflight;

@@ -19,6 +19,7 @@ use super::mirror;
 use crate::model::{BackendTls, EndpointLoad, PortGuard, PortLoad};
 use crate::proxy::reach::{Assurance, InTheWay};
 use crate::proxy::tasks::Tasks;
+use crate::proxy::upstream::SHARED_FOR;
 use crate::snapshot::Snapshot;
 
 /// Connections without a request go after this long. Servers close theirs earlier as a rule, which shows at once.
@@ -118,6 +119,7 @@ pub(super) struct Terms {
     idle_limit: Duration,
     /// The endpoint that it leads to; None for a pod that was dialled itself.
     endpoint: Option<EndpointLoad>,
+    made: Instant,
 }
 
 impl Terms {
@@ -127,7 +129,7 @@ impl Terms {
         endpoint: Option<EndpointLoad>,
     ) -> Arc<Self> {
         let idle_limit = idle_limit.map_or(IDLE_LIMIT, |limit| limit.min(IDLE_LIMIT));
-        Arc::new(Self { place, idle_limit, endpoint })
+        Arc::new(Self { place, idle_limit, endpoint, made: Instant::now() })
     }
 
     /// Whether what it leads to, at this address, is no endpoint of a Service any more, or no pod.
@@ -136,6 +138,11 @@ impl Terms {
             Some(endpoint) => endpoint.is_gone(),
             None => snapshot.workload(to.ip()).is_none(),
         }
+    }
+
+    /// Whether it has been there for so long that further requests are to have another.
+    fn are_old(&self) -> bool {
+        self.made.elapsed() >= SHARED_FOR
     }
 
     /// Servers close what has been idle for as long as they like. A limit of ours is there to be the first, so what is past it is
@@ -202,7 +209,8 @@ impl Pool {
         let idle = slots.http1.get_mut(key)?;
         // The one used last is the most likely to live. One that is not ready yet still sends a request's body.
         idle.retain(|idle| {
-            !idle.sender.is_closed() && idle.assurance == *assurance && !idle.terms.are_over(idle.since)
+            let is_over = idle.terms.are_over(idle.since) || idle.terms.are_old();
+            !idle.sender.is_closed() && idle.assurance == *assurance && !is_over
         });
         let place = idle.iter().rposition(|idle| idle.sender.is_ready())?;
         let Idle { sender, assurance, terms, .. } = idle.remove(place);
@@ -241,7 +249,7 @@ impl Pool {
             let mut slots = self.slots();
             let shared = slots.http2.entry(key.clone()).or_default();
             let is_usable = |(sender, made_with, terms): &Made| {
-                !sender.is_closed() && made_with == assurance && !shared.is_over(terms)
+                !sender.is_closed() && made_with == assurance && !shared.is_over(terms) && !terms.are_old()
             };
             if !shared.made.get().is_none_or(is_usable) {
                 *shared = Arc::default();

@@ -283,7 +283,7 @@ async fn drive(
 
 /// Asks for the stream, and waits for the application behind it as long as for any other.
 async fn ask(claimed: Claimed, wanted: Wanted<'_>) -> Result<Ends, Failed> {
-    let Claimed { requests, place, baggage, is_reused } = claimed;
+    let Claimed { requests, place, baggage, is_reused, .. } = claimed;
     let request = request(wanted, baggage).ok_or(Failed::Refused(RefuseReason::Internal))?;
     let answer = async {
         let mut requests = requests.ready().await.map_err(broken)?;

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::health::{Health, Place};
 use crate::identity::SpiffeId;
 use crate::proxy::tasks::Tasks;
+use crate::proxy::upstream::SHARED_FOR;
 use crate::telemetry::RefuseReason;
 
 /// Streams on one connection; the next one gets a connection of its own.
@@ -49,6 +50,8 @@ pub(super) struct Claimed {
     pub(super) baggage: Option<HeaderValue>,
     /// It stood before it was asked for, so it may have died unnoticed.
     pub(super) is_reused: bool,
+    /// It is to be replaced.
+    is_old: bool,
 }
 
 /// One per worker thread.
@@ -84,11 +87,17 @@ impl Established {
     ) -> Self {
         Self { requests, health, baggage, since: Instant::now() }
     }
+
+    /// Whether it has been there for so long that new streams are to have another.
+    fn is_old(&self) -> bool {
+        self.since.elapsed() >= SHARED_FOR
+    }
 }
 
 impl Pool {
     /// A place in a tunnel made at `not_before` or later: one that stands, or a new one. Whoever asks for the same at
-    /// the same time waits for the same handshake.
+    /// the same time waits for the same handshake. Nobody waits where one that stands has grown old, and is used until it is known
+    /// whether there can be another.
     pub(super) async fn claim<F: Future<Output = ()> + Send + 'static>(
         self: &Arc<Self>,
         key: &Key,
@@ -99,6 +108,9 @@ impl Pool {
         loop {
             if let Some(mut claimed) = self.take(key, not_before) {
                 claimed.is_reused = is_reused;
+                if claimed.is_old {
+                    self.dialing(key, &make);
+                }
                 return Ok(claimed);
             }
             is_reused = false;
@@ -131,7 +143,8 @@ impl Pool {
         let mut usable = slots.get(key)?.tunnels.iter().filter(is_new_enough);
         let tunnel = usable.find(|tunnel| tunnel.health.streams() < MAX_STREAMS)?;
         let (requests, baggage) = (tunnel.requests.clone(), tunnel.baggage.clone());
-        Some(Claimed { requests, place: tunnel.health.enter(), baggage, is_reused: true })
+        let (place, is_old) = (tunnel.health.enter(), tunnel.is_old());
+        Some(Claimed { requests, place, baggage, is_reused: true, is_old })
     }
 
     fn dialing<F: Future<Output = ()> + Send + 'static>(
@@ -182,6 +195,7 @@ impl Dial {
         // Gone if the pod has left meanwhile: then nobody is to find the tunnel, and it ends.
         if let Some(slot) = slots.get_mut(&self.key) {
             slot.dialing = None;
+            slot.tunnels.retain(|tunnel| !tunnel.is_old());
             slot.tunnels.extend(tunnel);
             if slot.is_empty() {
                 slots.remove(&self.key);
