@@ -277,6 +277,8 @@ fn kubelet_config() -> Value {
         "resolvConf": "/var/lib/kubelet/resolv.conf",
         "clusterDomain": "cluster.local", "clusterDNS": [dns::ADDRESS],
         "volumePluginDir": "/var/lib/kubelet/plugins-of-volumes",
+        // As many as a node has addresses for.
+        "maxPods": 256,
         // There is no systemd in a node.
         "cgroupDriver": "cgroupfs", "enforceNodeAllocatable": ["none"],
         // The machine's disk and memory are not the node's: neither is a reason to evict a pod, or to remove images

@@ -3,6 +3,7 @@
 
 mod access;
 mod conformance;
+mod endurance;
 mod existing;
 mod failures;
 mod installed;
