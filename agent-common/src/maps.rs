@@ -3,7 +3,7 @@
 use crate::{Address, Endpoint};
 
 /// Counts the layouts of the structs in this module; a pinned map of another layout is never adopted.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// An agent whose heartbeat is older than this, in nanoseconds, is taken for hung.
 pub const HEARTBEAT_LIMIT_NS: u64 = 3_000_000_000;
@@ -34,6 +34,9 @@ pub const POD_ADDRESSES: usize = 2;
 /// How many ports of a pod may have another mTLS mode than the pod.
 pub const MODE_EXCEPTIONS: usize = 16;
 
+/// How many ports of a pod the kubelet may have business at.
+pub const PROBED_PORTS: usize = 16;
+
 /// `pods[network namespace cookie]`: an enrolled pod.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub struct Pod {
     pub padding: u32,
     /// Ports that are strict where the pod is not, or not where it is; host order, unused ones are 0.
     pub mode_exceptions: [u16; MODE_EXCEPTIONS],
+    /// Ports that the pod has the kubelet call, by its probes and hooks; host order, unused ones are 0.
+    pub probed_ports: [u16; PROBED_PORTS],
 }
 
 impl Pod {
@@ -71,6 +76,20 @@ impl Pod {
             i += 1;
         }
         self.strict != 0
+    }
+
+    /// Whether the pod has the kubelet call this port.
+    #[inline(always)]
+    pub const fn is_probed(&self, port: u16) -> bool {
+        let mut i = 0;
+        while i < PROBED_PORTS {
+            // Left at once, as above. Port 0 is what an unused one is.
+            if self.probed_ports[i] == port {
+                return port != 0;
+            }
+            i += 1;
+        }
+        false
     }
 
     /// The pod's address of the family of `like`.
@@ -115,7 +134,7 @@ impl Listener {
     }
 }
 
-/// `vouched[4-tuple]`: a connection that the agent vouches for.
+/// `vouched[4-tuple]`: a connection that is vouched for: one of the agent's, or one of the kubelet's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Voucher {
@@ -123,6 +142,17 @@ pub struct Voucher {
     pub client: Endpoint,
     /// 1: the server's side has a socket for it, which removes the entry when it goes; until then the dialling one does.
     pub accepted: u32,
+    /// 1: it is the kubelet's, whom whoever may write Pods can have call any pod: it counts only where the pod that is called
+    /// wants it.
+    pub kubelet: u32,
+}
+
+impl Voucher {
+    /// Whether it counts for a connection to this port of the pod.
+    #[inline(always)]
+    pub const fn holds(&self, pod: &Pod, port: u16) -> bool {
+        self.kubelet == 0 || pod.is_probed(port)
+    }
 }
 
 /// Key of [`Counters`] for pods that have left.
@@ -153,6 +183,8 @@ pub struct Counters {
     pub inbound_refused_agent_down: u64,
     /// Inbound plaintext connections refused by a strict pod.
     pub inbound_refused_strict: u64,
+    /// Connections of the kubelet refused by a strict pod at a port that no probe of it names.
+    pub inbound_refused_unprobed: u64,
     /// Direct dials of the agent's own listeners, refused.
     pub refused_listener_dial: u64,
     /// TCP connections that the pod's sockets made.
@@ -185,6 +217,7 @@ mod user {
             self.inbound_bypassed_agent_down += more.inbound_bypassed_agent_down;
             self.inbound_refused_agent_down += more.inbound_refused_agent_down;
             self.inbound_refused_strict += more.inbound_refused_strict;
+            self.inbound_refused_unprobed += more.inbound_refused_unprobed;
             self.refused_listener_dial += more.refused_listener_dial;
             self.tcp_active_opens += more.tcp_active_opens;
             self.tcp_passive_opens += more.tcp_passive_opens;
@@ -218,10 +251,30 @@ mod user {
 const _: () = {
     use crate::Tuple;
     assert!(size_of::<Agent>() == 8 + 4 + 4);
-    assert!(size_of::<Voucher>() == 20 + 4);
-    assert!(size_of::<Pod>() == 2 * 16 + 4 * 4 + 2 * MODE_EXCEPTIONS);
+    assert!(size_of::<Voucher>() == 20 + 2 * 4);
+    assert!(size_of::<Pod>() == 2 * 16 + 4 * 4 + 2 * (MODE_EXCEPTIONS + PROBED_PORTS));
     assert!(size_of::<Listener>() == 8 + 4 + 4);
-    assert!(size_of::<Counters>() == 15 * 8);
+    assert!(size_of::<Counters>() == 16 * 8);
     assert!(size_of::<Endpoint>() == 16 + 2 + 2);
     assert!(size_of::<Tuple>() == 16 + 16 + 2 + 2);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kubelet_is_vouched_for_where_the_pod_is_probed() {
+        let mut pod = Pod::default();
+        let holds = |pod: &Pod, port| {
+            [0, 1].map(|kubelet| Voucher { kubelet, ..Voucher::default() }.holds(pod, port))
+        };
+        for port in [0, 80, u16::MAX] {
+            assert_eq!(holds(&pod, port), [true, false], "{port} of a pod without probes");
+        }
+        pod.probed_ports = core::array::from_fn(|i| 9000 + i as u16);
+        for (port, expected) in [(0, false), (8999, false), (9000, true), (9015, true), (9016, false)] {
+            assert_eq!(holds(&pod, port), [true, expected], "{port}");
+        }
+    }
+}

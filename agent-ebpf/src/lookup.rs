@@ -11,6 +11,7 @@ use undermesh_common::lookup::{Down, Inbound, Steer, when_down};
 use undermesh_common::maps::{INBOUND, Listener, OUTBOUND};
 use undermesh_common::{Endpoint, Tuple};
 
+use crate::NETNS_COOKIE;
 use crate::context::address;
 use crate::maps::{LISTENERS, PODS, VOUCHED, agent, count};
 
@@ -20,10 +21,6 @@ const DROP: u32 = sk_action::SK_DROP;
 const IPPROTO_TCP: u32 = 6;
 /// The index of `lo` in every network namespace.
 const LOOPBACK: u32 = 1;
-
-/// The cookie of the network namespace that this instance is attached to; set by the loader.
-#[unsafe(no_mangle)]
-static NETNS_COOKIE: Global<u64> = Global::new(0);
 
 /// 1: the kernel tells which interface a packet came over; set by the loader.
 #[unsafe(no_mangle)]
@@ -58,12 +55,21 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         }
         // SK_PASS without a socket would lead to the application's own wildcard listener.
         Steer::Outbound => assign(&ctx, cookie, OUTBOUND).map_or(DROP, |()| PASS),
-        // SAFETY: only asked whether there is an entry.
-        Steer::Inbound | Steer::Strict if unsafe { VOUCHED.get(Tuple::new(remote, local)) }.is_some() => PASS,
-        Steer::Inbound => to_agent(&ctx, cookie, local.port, pod.guarded != 0),
-        Steer::Strict => {
-            count(cookie, |c| c.inbound_refused_strict += 1);
-            DROP
+        steer @ (Steer::Inbound | Steer::Strict) => {
+            // SAFETY: the entry is copied out at once.
+            let voucher = unsafe { VOUCHED.get(Tuple::new(remote, local)) }.copied();
+            match voucher {
+                Some(voucher) if voucher.holds(pod, local.port) => PASS,
+                _ if steer == Steer::Inbound => to_agent(&ctx, cookie, local.port, pod.guarded != 0),
+                Some(_) => {
+                    count(cookie, |c| c.inbound_refused_unprobed += 1);
+                    DROP
+                }
+                None => {
+                    count(cookie, |c| c.inbound_refused_strict += 1);
+                    DROP
+                }
+            }
         }
     }
 }

@@ -6,12 +6,18 @@
 #![no_std]
 #![no_main]
 
+use aya_ebpf::Global;
+
 mod connect;
 mod context;
 mod lookup;
 mod maps;
 mod names;
 mod tcp;
+
+/// The network namespace that an instance of the programs is for, by its cookie; set by the loader. 0: none.
+#[unsafe(no_mangle)]
+static NETNS_COOKIE: Global<u64> = Global::new(0);
 
 /// Never reached: the programs neither index nor unwrap, and the verifier would refuse a loop.
 #[cfg(not(test))]

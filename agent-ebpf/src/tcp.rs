@@ -1,5 +1,5 @@
-//! `vouch_dial` on the agent's own cgroup, `vouch_probe` on the kubelet's, `watch_tcp` on each pod's: who is on whose behalf,
-//! and how TCP is doing.
+//! `vouch_dial` on the agent's own cgroup, `vouch_probe` on the kubelet's (else on the whole tree), `watch_tcp` on each pod's: who is
+//! on whose behalf, and how TCP is doing.
 //!
 //! A dial is vouched for from the moment before its SYN leaves until the server's socket is gone, so that whoever
 //! receives it can trust the 4-tuple, and `getpeername` shows the true client as long as anybody can ask.
@@ -16,6 +16,7 @@ use aya_ebpf::programs::SockOpsContext;
 use undermesh_common::maps::Voucher;
 use undermesh_common::{Address, Endpoint, Tuple, code};
 
+use crate::NETNS_COOKIE;
 use crate::context::address;
 use crate::maps::{DESTINATIONS, DIALS, PODS, VOUCHED, count};
 
@@ -43,7 +44,11 @@ pub fn vouch_dial(ctx: SockOpsContext) -> u32 {
     DONE
 }
 
-/// Vouches for the kubelet's probes, each by its exact 4-tuple. The client that they stand for is the kubelet itself.
+/// Vouches for the kubelet's probes, each by its exact 4-tuple. The client that they stand for is the kubelet itself. At which ports
+/// that counts is for the pod that is called to say, where the connection arrives.
+///
+/// An instance for the node's network namespace is attached where the kubelet's cgroup is not known, and lets only that be told: what
+/// is made there, and so neither a pod's own nor forwarded by the node.
 #[sock_ops]
 pub fn vouch_probe(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
@@ -52,7 +57,8 @@ pub fn vouch_probe(ctx: SockOpsContext) -> u32 {
             // What the kubelet says to others, the API server first of all, is nobody's business.
             // SAFETY: the entry is not read.
             if unsafe { DESTINATIONS.get(tuple.destination) }.is_some()
-                && VOUCHED.insert(tuple, Voucher { client: local(&ctx), accepted: 0 }, 0).is_ok()
+                && is_of_instance(&ctx)
+                && VOUCHED.insert(tuple, Voucher { client: local(&ctx), accepted: 0, kubelet: 1 }, 0).is_ok()
             {
                 add_cb_flags(&ctx, BPF_SOCK_OPS_STATE_CB_FLAG as i32);
             }
@@ -61,6 +67,13 @@ pub fn vouch_probe(ctx: SockOpsContext) -> u32 {
         _ => {}
     }
     DONE
+}
+
+/// Whether the socket is in the network namespace that this instance is for; one that is for none is for all.
+#[inline(always)]
+fn is_of_instance(ctx: &SockOpsContext) -> bool {
+    let cookie = NETNS_COOKIE.load();
+    cookie == 0 || cookie == netns(ctx)
 }
 
 /// As long as the server's side has no socket for it, nobody else would remove the voucher: nobody answered, or the
@@ -83,7 +96,7 @@ fn vouch(ctx: &SockOpsContext, client: Endpoint) {
         return;
     }
     // A full map leaves the dial without a voucher: a permissive server relays it once more, a strict one refuses it.
-    if VOUCHED.insert(tuple, Voucher { client, accepted: 0 }, 0).is_ok() {
+    if VOUCHED.insert(tuple, Voucher { client, accepted: 0, kubelet: 0 }, 0).is_ok() {
         add_cb_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     }
 }

@@ -370,6 +370,7 @@ mod tests {
             mtls: MtlsMode::Permissive,
             mtls_ports: Vec::new(),
             guarded: false,
+            probed_ports: Vec::new(),
             mtls_by: Vec::new(),
             dialled_pods: DialledPods::Pod,
             paths: None,

@@ -394,10 +394,15 @@ impl Mesh {
 
     async fn tidy(&mut self) -> anyhow::Result<()> {
         self.replace().await?;
-        if let Some(members) = &mut self.members {
-            members.tidy();
-            self.reporters.dangers(self.capture.enrolled_workloads(), &members.dangers());
-        }
+        let dangers = match &mut self.members {
+            Some(members) => {
+                members.tidy();
+                members.dangers()
+            }
+            None => HashMap::new(),
+        };
+        let enrolled = self.wanted.values().filter(|workload| self.capture.is_enrolled(&workload.uid));
+        self.reporters.dangers(enrolled.map(|workload| &**workload), &dangers, self.capture.probers());
         for net in self.capture.left(Instant::now()) {
             self.workers.release(&net, Fate::GoOn).await?;
         }

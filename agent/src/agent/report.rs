@@ -10,7 +10,7 @@ use crate::config;
 use crate::discovery::kubernetes::{Announcer, Condition};
 use crate::identity::{self, Danger, Radar, SpiffeId};
 use crate::jwks::{Jwks, Reading};
-use crate::model::{Opened, Workload, WorkloadUid};
+use crate::model::{Opened, Probers, Workload, WorkloadUid};
 use crate::telemetry::{
     self, CertificateFigures, CertificateLifetime, IssuerKeyFigures, KernelCounters, NotEnrolledReason,
     PodReport, PodState, PodTcp, Status, Telemetry,
@@ -28,21 +28,28 @@ impl Reporters {
     /// How a pod stands that is to be in the mesh.
     pub(super) fn pod(&self, workload: &Workload, state: PodState) {
         if let Some(announcer) = &self.announcer {
-            announcer.condition(&workload.uid, &workload.pod, condition(&state));
+            let probers = self.status.probers().filter(|_| workload.shields_probed_ports());
+            announcer.condition(&workload.uid, &workload.pod, condition(&state, probers.as_ref()));
         }
         self.status.set_pod(workload.uid.clone(), PodReport { pod: workload.pod.clone(), state });
     }
 
-    /// Which of the pods that are in the mesh have certificates in danger: the API server is told when that changes.
+    /// Which of the pods that are in the mesh have certificates in danger, or probes that are not the kubelet's alone: the API server is
+    /// told when that changes.
     pub(super) fn dangers<'a>(
         &self,
         enrolled: impl Iterator<Item = &'a Workload>,
         dangers: &HashMap<SpiffeId, Danger>,
+        probers: Option<&Probers>,
     ) {
+        if let Some(probers) = probers {
+            self.status.set_probers(probers.clone());
+        }
         if let Some(announcer) = &self.announcer {
             announcer.conditions(enrolled.map(|pod| {
                 let danger = pod.identity.as_ref().and_then(|identity| dangers.get(identity));
-                (&pod.uid, &pod.pod, in_mesh(danger))
+                let probers = probers.filter(|_| pod.shields_probed_ports());
+                (&pod.uid, &pod.pod, in_mesh(danger, probers))
             }));
         }
     }
@@ -58,7 +65,7 @@ impl Reporters {
         if let Some(announcer) = &self.announcer {
             let state =
                 PodState::NotEnrolled { reason: NotEnrolledReason::Impossible, detail: detail.to_owned() };
-            announcer.condition(&workload.uid, &workload.pod, condition(&state));
+            announcer.condition(&workload.uid, &workload.pod, condition(&state, None));
         }
     }
 
@@ -77,9 +84,9 @@ impl Reporters {
     }
 }
 
-fn condition(state: &PodState) -> Condition {
+fn condition(state: &PodState, probers: Option<&Probers>) -> Condition {
     match state {
-        PodState::Enrolled { .. } => in_mesh(None),
+        PodState::Enrolled { .. } => in_mesh(None, probers),
         PodState::Pending => Condition {
             is_enrolled: false,
             reason: "Pending".into(),
@@ -91,16 +98,17 @@ fn condition(state: &PodState) -> Condition {
     }
 }
 
-fn in_mesh(danger: Option<&Danger>) -> Condition {
-    let (reason, message) = match danger {
-        None => ("Enrolled", "the pod is in the mesh".to_owned()),
-        Some(Danger { is_expired: false, text }) => {
-            ("CertificateExpires", format!("the pod is in the mesh; {text}"))
-        }
-        Some(Danger { is_expired: true, text }) => {
-            ("CertificateExpired", format!("the pod is in the mesh; {text}"))
-        }
-    };
+/// `probers` are those of its probes, where these matter. Of several troubles the reason is the certificate's.
+fn in_mesh(danger: Option<&Danger>, probers: Option<&Probers>) -> Condition {
+    let of_certificate = danger.map(|Danger { is_expired, text }| {
+        (if *is_expired { "CertificateExpired" } else { "CertificateExpires" }, text.clone())
+    });
+    let of_probes = probers.and_then(|probers| probers.reason().zip(probers.trouble()));
+    let (mut reason, mut message) = ("Enrolled", "the pod is in the mesh".to_owned());
+    for (of_trouble, text) in of_probes.into_iter().chain(of_certificate) {
+        reason = of_trouble;
+        message = format!("{message}; {text}");
+    }
     Condition { is_enrolled: true, reason: reason.into(), message }
 }
 
@@ -186,6 +194,7 @@ fn kernel_counters<'a>(
             ("inbound_agent_down", total.inbound_refused_agent_down),
             ("inner_netns", total.refused_inner_netns),
             ("plaintext", total.inbound_refused_strict),
+            ("not_probed", total.inbound_refused_unprobed),
             ("listener_dial", total.refused_listener_dial),
             ("interface", total.refused_interface),
         ],
@@ -266,12 +275,31 @@ fn rejection_report(rejection: &config::Rejection) -> telemetry::Rejection {
 mod tests {
     use super::*;
 
+    fn told(Condition { is_enrolled, reason, message }: Condition) -> String {
+        format!("{is_enrolled} {reason}: {message}")
+    }
+
+    #[test]
+    fn probes_that_are_not_the_kubelets_alone_are_told_of_and_certificates_go_before_them() {
+        let node = Probers::Node("there is none".into());
+        assert_eq!(
+            told(in_mesh(None, Some(&node))),
+            "true ProbesOpenToNode: the pod is in the mesh; whoever is on the node's own network is let in to pods at the ports of \
+             their probes, for the kubelet is not told from others: there is none"
+        );
+        let danger = Danger { is_expired: true, text: "it ended".into() };
+        assert_eq!(
+            told(in_mesh(Some(&danger), Some(&Probers::Nobody("there is none".into())))),
+            "true CertificateExpired: the pod is in the mesh; pods that take no plaintext or have policies fail their probes, for \
+             the kubelet is not told from others: there is none; it ended"
+        );
+    }
+
     #[test]
     fn a_certificate_in_danger_leaves_its_pod_in_the_mesh() {
         let told = |danger: Option<bool>| {
             let danger = danger.map(|is_expired| Danger { is_expired, text: "it ends".into() });
-            let Condition { is_enrolled, reason, message } = in_mesh(danger.as_ref());
-            format!("{is_enrolled} {reason}: {message}")
+            told(in_mesh(danger.as_ref(), Some(&Probers::Kubelet)))
         };
         assert_eq!(told(None), "true Enrolled: the pod is in the mesh");
         assert_eq!(told(Some(false)), "true CertificateExpires: the pod is in the mesh; it ends");

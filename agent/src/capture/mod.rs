@@ -35,7 +35,7 @@ use imbl::OrdSet;
 use imbl::ordset::DiffItem;
 use tracing::{debug, info, warn};
 
-use crate::model::{Workload, WorkloadUid};
+use crate::model::{Probers, Workload, WorkloadUid};
 use crate::sentence::in_one_sentence;
 use crate::snapshot::Snapshot;
 
@@ -44,7 +44,7 @@ pub use codes::{Code, CodeTable, bound_source};
 pub use counters::PodCounters;
 pub use dial::{Dial, Dialer};
 pub use earlier::{EarlierConnection, EarlierConnections};
-pub use kubelet::KubeletCgroup;
+pub use kubelet::{KubeletSettings, OnKubeletUnknown};
 pub use listener::PodListeners;
 pub use netns::{Netns, leave_unless as leave_netns_unless};
 pub use pod::PodNet;
@@ -78,8 +78,8 @@ pub struct CaptureSettings {
     pub workers: usize,
     /// Take over from an agent that runs, instead of refusing to start beside it.
     pub take_over: bool,
-    /// Whose connections are probes.
-    pub kubelet: KubeletCgroup,
+    /// Whose connections are probes; none where there is no kubelet.
+    pub kubelet: Option<KubeletSettings>,
 }
 
 /// Why something about a pod or the kernel could not be done. The message names the culprit and what to do.
@@ -150,7 +150,7 @@ pub struct Capture {
     retiring: Vec<Arc<PodNet>>,
     /// A pod has left whose vouched connections nobody removes any more.
     vouched_stale: bool,
-    kubelet: Kubelet,
+    kubelet: Option<Kubelet>,
     places: Places,
     earlier: EarlierConnections,
     /// Enrolled pods that nobody has looked at yet for what they had before.
@@ -172,8 +172,10 @@ impl Capture {
     pub fn start(settings: CaptureSettings) -> Result<Self, CaptureError> {
         Preflight::check(&settings.bpffs)?;
         let mut programs = Programs::load(&settings)?;
-        let mut kubelet = Kubelet::new(settings.kubelet.clone());
-        kubelet.attend(&mut programs);
+        let mut kubelet = settings.kubelet.clone().map(Kubelet::new);
+        if let Some(kubelet) = &mut kubelet {
+            kubelet.attend(&mut programs, Instant::now());
+        }
         let codes = Codes::adopt(&programs)?;
         let captured = codes.addresses();
         if !captured.is_empty() {
@@ -268,7 +270,12 @@ impl Capture {
     /// programs of a cgroup away with it, and a new namespace has none.
     pub fn displaced(&mut self) -> Vec<WorkloadUid> {
         // Before the look: what is replaced from here on is told of.
-        self.places.watch(self.pods.values().flat_map(Enrolled::paths).chain(self.kubelet.place()));
+        self.places.watch(
+            self.pods
+                .values()
+                .flat_map(Enrolled::paths)
+                .chain(self.kubelet.iter().filter_map(Kubelet::place)),
+        );
         let displaced = self.pods.iter().filter(|(_, enrolled)| !enrolled.is_in_place());
         displaced.map(|(uid, _)| uid.clone()).collect()
     }
@@ -402,7 +409,9 @@ impl Capture {
     /// Housekeeping: codes that no connection shows any more, namespaces of pods that have gone.
     pub fn tidy(&mut self, now: Instant) {
         self.codes.tidy(now);
-        self.kubelet.attend(&mut self.programs);
+        if let Some(kubelet) = &mut self.kubelet {
+            kubelet.attend(&mut self.programs, now);
+        }
         if std::mem::take(&mut self.vouched_stale) {
             self.forget_vouched();
         }
@@ -421,7 +430,10 @@ impl Capture {
     pub fn is_settled(&self) -> bool {
         let is_under_way =
             self.leaving.len() + self.stranded.len() + self.retiring.len() + self.new.len() > 0;
-        !is_under_way && !self.vouched_stale && self.kubelet.is_attended() && self.places.is_complete()
+        !is_under_way
+            && !self.vouched_stale
+            && self.kubelet.iter().all(Kubelet::is_attended)
+            && self.places.is_complete()
     }
 
     /// Looks what the pods that were enrolled since the last call had open before.
@@ -439,6 +451,11 @@ impl Capture {
     /// What pods had open before they were enrolled, and still have.
     pub fn earlier(&self) -> EarlierConnections {
         self.earlier.clone()
+    }
+
+    /// Whose connections pass for the kubelet's; none where there is no kubelet.
+    pub fn probers(&self) -> Option<&Probers> {
+        self.kubelet.as_ref()?.probers()
     }
 
     fn forget_vouched(&self) {

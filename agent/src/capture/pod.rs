@@ -10,7 +10,9 @@ use aya::maps::{HashMap as BpfHashMap, MapData, SockHash};
 use rtnetlink::packet_route::route::{RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{RouteMessageBuilder, new_connection};
 use tracing::debug;
-use undermesh_common::maps::{INBOUND, Listener, MODE_EXCEPTIONS, OUTBOUND, POD_ADDRESSES, Pod};
+use undermesh_common::maps::{
+    INBOUND, Listener, MODE_EXCEPTIONS, OUTBOUND, POD_ADDRESSES, PROBED_PORTS, Pod,
+};
 use undermesh_common::{Address, code};
 
 use super::listener::{self, PodListeners};
@@ -194,7 +196,7 @@ impl Enrolled {
         programs: &mut Programs,
         workload: &Workload,
     ) -> Result<(), CaptureError> {
-        let entry = with_modes(self.entry, workload);
+        let entry = with_settings(self.entry, workload);
         if self.entry == entry {
             return Ok(());
         }
@@ -252,11 +254,12 @@ fn map_entry(net: &PodNet) -> Result<Pod, CaptureError> {
         .run(|| interface_of(&net.addresses))
         .and_then(|result| result)
         .map_err(Part::Netns.step("finding the pod's interface"))?;
-    Ok(with_modes(Pod { addresses, interface, ..Pod::default() }, &net.workload))
+    Ok(with_settings(Pod { addresses, interface, ..Pod::default() }, &net.workload))
 }
 
-/// The entry, with what may change while the pod runs. Where more ports are exceptions than there is room for, all are strict.
-fn with_modes(entry: Pod, workload: &Workload) -> Pod {
+/// The entry, with what may change while the pod runs. Where more ports are exceptions than there is room for, all are strict. More
+/// probed ports than there is room for were told of when the pod was read.
+fn with_settings(entry: Pod, workload: &Workload) -> Pod {
     let exceptions = workload.mtls_ports.iter().filter(|(_, mode)| *mode != workload.mtls);
     let exceptions: Vec<u16> = exceptions.map(|(port, _)| *port).collect();
     let mut mode_exceptions = [0; MODE_EXCEPTIONS];
@@ -265,7 +268,9 @@ fn with_modes(entry: Pod, workload: &Workload) -> Pod {
         mode_exceptions[..exceptions.len()].copy_from_slice(&exceptions);
     }
     let strict = u32::from(!has_room || workload.mtls == MtlsMode::Strict);
-    Pod { strict, guarded: u32::from(workload.guarded), mode_exceptions, ..entry }
+    let mut probed_ports = [0; PROBED_PORTS];
+    probed_ports.iter_mut().zip(&workload.probed_ports).for_each(|(slot, port)| *slot = *port);
+    Pod { strict, guarded: u32::from(workload.guarded), mode_exceptions, probed_ports, ..entry }
 }
 
 /// The index of the interface that has one of the addresses.

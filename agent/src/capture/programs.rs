@@ -61,7 +61,7 @@ impl Programs {
         drop_foreign_layout(&maps)?;
 
         let mut ebpf = loader.load(0)?;
-        for name in COOKIE_FREE.into_iter().chain([VOUCH_DIAL, VOUCH_PROBE]) {
+        for name in COOKIE_FREE.into_iter().chain([VOUCH_DIAL]) {
             load_program(&mut ebpf, name)?;
         }
         forward_log(&mut ebpf);
@@ -131,11 +131,31 @@ impl Programs {
         pin_over(link, &pins.join(name))
     }
 
-    /// Attaches [`VOUCH_PROBE`] to the kubelet's cgroup and pins the link.
-    pub(super) fn attach_to_kubelet(&mut self, cgroup: &File) -> Result<(), CaptureError> {
-        let pins = self.root.join("kubelet");
+    /// Loads an instance of [`VOUCH_PROBE`] for one network namespace, or for none (0), attaches it to the cgroup and pins the link, in
+    /// place of the one before.
+    pub(super) fn attach_to_kubelet(&mut self, cgroup: &File, netns_cookie: u64) -> Result<(), CaptureError> {
+        let pins = self.kubelet_pins();
         fs::create_dir_all(&pins).map_err(Part::Links.step(format!("making {}", pins.display())))?;
-        self.attach_to_cgroup(VOUCH_PROBE, cgroup, &pins)
+        let mut ebpf = self.loader.load(netns_cookie)?;
+        load_program(&mut ebpf, VOUCH_PROBE)?;
+        let link = attach_to_cgroup(&mut ebpf, VOUCH_PROBE, cgroup)
+            .map_err(Part::Links.step(format!("attaching {VOUCH_PROBE} to the cgroup")))?;
+        pin_over(link, &pins.join(VOUCH_PROBE))
+    }
+
+    /// Takes [`VOUCH_PROBE`] off whatever it is on, at once.
+    pub(super) fn detach_from_kubelet(&self) -> Result<(), CaptureError> {
+        let pins = self.kubelet_pins();
+        let pin = pins.join(VOUCH_PROBE);
+        if pin.exists() {
+            link::detach(&pin).map_err(Part::Links.step(format!("detaching {}", pin.display())))?;
+        }
+        unless_gone(fs::remove_dir_all(&pins))
+            .map_err(Part::Links.step(format!("removing {}", pins.display())))
+    }
+
+    fn kubelet_pins(&self) -> PathBuf {
+        self.root.join("kubelet")
     }
 
     /// Loads an instance of [`STEER`] for one namespace, attaches it there and pins the link.

@@ -20,7 +20,7 @@ use self::traces::TraceArgs;
 use super::log::{LogFormat, start_log};
 use super::time::parse_time;
 use crate::agent::{self, AgentSettings, CloseBeforeEnrolment, SourceSettings};
-use crate::capture::{CaptureSettings, KubeletCgroup, OnAgentDown};
+use crate::capture::{CaptureSettings, KubeletSettings, OnAgentDown, OnKubeletUnknown};
 use crate::model::{MtlsMode, NodeInfo};
 use crate::proxy::ProxySettings;
 use crate::proxy::tunnel::UNFINISHED_HANDSHAKES;
@@ -63,13 +63,7 @@ pub struct AgentArgs {
     #[arg(long, group = "source", env = "UNDERMESH_KUBERNETES")]
     kubernetes: bool,
     /// The cgroup2 tree in which the kubelet keeps the pods of this node.
-    #[arg(
-        long,
-        value_name = "DIR",
-        default_value = "/sys/fs/cgroup",
-        requires = "kubernetes",
-        env = "UNDERMESH_CGROUP_ROOT"
-    )]
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/cgroup", env = "UNDERMESH_CGROUP_ROOT")]
     cgroup_root: PathBuf,
     /// Where the container runtime offers NRI, by which a pod is in the mesh before its first container runs.
     #[arg(
@@ -81,8 +75,11 @@ pub struct AgentArgs {
     )]
     nri_socket: PathBuf,
     /// The kubelet's cgroup, whose probes pods that take no plaintext are to answer; that of the process `kubelet` unless given.
-    #[arg(long, value_name = "DIR", requires = "kubernetes", env = "UNDERMESH_KUBELET_CGROUP")]
+    #[arg(long, value_name = "DIR", env = "UNDERMESH_KUBELET_CGROUP")]
     kubelet_cgroup: Option<PathBuf>,
+    /// Who is let in where pods are probed while the kubelet's cgroup is not to be found.
+    #[arg(long, value_enum, default_value_t, env = "UNDERMESH_ON_KUBELET_UNKNOWN")]
+    on_kubelet_unknown: OnKubeletUnknown,
     /// Folder on a bpffs for the pinned maps and links.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/undermesh", env = "UNDERMESH_BPFFS")]
     bpffs: PathBuf,
@@ -249,11 +246,7 @@ impl AgentArgs {
                 on_agent_down: self.on_agent_down,
                 workers,
                 take_over: self.take_over,
-                kubelet: match (&self.kubelet_cgroup, self.kubernetes) {
-                    (Some(path), _) => KubeletCgroup::At(path.clone()),
-                    (None, true) => KubeletCgroup::Find(self.cgroup_root.clone()),
-                    (None, false) => KubeletCgroup::None,
-                },
+                kubelet: self.kubelet(),
             },
             proxy: ProxySettings {
                 connect_timeout: Duration::from_secs(self.connect_timeout),
@@ -275,6 +268,17 @@ impl AgentArgs {
             jwks: self.policy.jwks(),
             close_before_enrolment: self.close_before_enrolment,
             drain: self.drain,
+        })
+    }
+
+    /// In manifests of a directory somebody else may probe, who has to be named.
+    fn kubelet(&self) -> Option<KubeletSettings> {
+        let netns = if self.kubernetes { "/proc/1/ns/net" } else { "/proc/self/ns/net" };
+        (self.kubernetes || self.kubelet_cgroup.is_some()).then(|| KubeletSettings {
+            cgroup: self.kubelet_cgroup.clone(),
+            tree: self.cgroup_root.clone(),
+            netns: netns.into(),
+            unknown: self.on_kubelet_unknown,
         })
     }
 

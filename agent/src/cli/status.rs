@@ -50,6 +50,7 @@ fn as_text(answers: &[Answer<StatusView>], naming: Naming) -> String {
         answers.iter().flat_map(of_node).collect()
     };
     list("waiting:", of_nodes(&|status| status.missing.clone()));
+    list("warnings:", of_nodes(&|status| status.warnings.clone()));
     list(
         "rejected documents:",
         of_nodes(&|status| status.rejections.iter().map(|rejection| rejection.text.clone()).collect()),
@@ -96,6 +97,7 @@ mod tests {
         let status: StatusView = serde_json::from_value(serde_json::json!({
             "version": "0.1.0", "node": "node-1", "generation": 4, "ready": false,
             "missing": ["pod shop/db-0 is being enrolled"],
+            "warnings": ["whoever is on the node's own network is let in"],
             "rejections": [{
                 "origin": "a.yaml", "line": 3, "object": null, "field": null, "message": "no kind",
                 "text": "a.yaml:3: no kind"
@@ -117,6 +119,9 @@ mod tests {
             waiting:
               pod shop/db-0 is being enrolled
 
+            warnings:
+              whoever is on the node's own network is let in
+
             rejected documents:
               a.yaml:3: no kind
 
@@ -134,6 +139,10 @@ mod tests {
 
             waiting:
               node-1: pod shop/db-0 is being enrolled
+
+            warnings:
+              node-1: whoever is on the node's own network is let in
+              node-2: whoever is on the node's own network is let in
 
             rejected documents:
               node-1: a.yaml:3: no kind

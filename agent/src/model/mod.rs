@@ -8,6 +8,7 @@ mod endpoint_load;
 mod front;
 mod node;
 mod port_load;
+mod probers;
 mod service;
 mod service_load;
 mod session;
@@ -20,6 +21,7 @@ pub use endpoint_load::{Ejection, EndpointLoad, Health, Latency, LoadGuard, Outc
 pub use front::Front;
 pub use node::NodeInfo;
 pub use port_load::{Looked, PortGuard, PortLoad, UnderWay};
+pub use probers::Probers;
 pub use service::{
     Candidates, Declared, Endpoint, HashTable, Reachable, Service, ServicePort, SessionAffinity, Spill,
     TrafficDistribution, TrafficScope,

@@ -40,6 +40,8 @@ pub struct Workload {
     pub mtls_by: Vec<MtlsSource>,
     /// Whether policies say who may call it: nobody may while there is no agent to ask them. Known of pods of this node.
     pub guarded: bool,
+    /// The ports at which the pod has the kubelet call it, ascending. Known of pods of this node.
+    pub probed_ports: Vec<u16>,
     /// What the pod gets that dials another pod's address.
     pub dialled_pods: DialledPods,
     /// Where the pod's namespace and cgroup are, if its manifest says so.
@@ -92,6 +94,11 @@ impl Workload {
     pub fn takes_plaintext_everywhere(&self) -> bool {
         let mut modes = self.mtls_ports.iter().map(|(_, mode)| *mode).chain([self.mtls]);
         modes.all(|mode| mode == MtlsMode::Permissive)
+    }
+
+    /// Whether it has the kubelet call a port that is not open to everybody.
+    pub fn shields_probed_ports(&self) -> bool {
+        self.probed_ports.iter().any(|port| self.guarded || self.mtls_at(*port) == MtlsMode::Strict)
     }
 
     /// What was strict before and takes plaintext now; None if nothing does.

@@ -28,7 +28,7 @@ use super::ruling::Outcome;
 use super::series::{DestinationLabels, Series, SeriesLabels};
 use super::status::PodState;
 use super::{CloseReason, RefuseReason, Reporter, SpanDrop, Telemetry, TunnelEnd, Tunnels};
-use crate::model::Name;
+use crate::model::{Name, Probers};
 use crate::snapshot::Snapshot;
 
 /// All metrics of the agent in OpenMetrics text, `# EOF` included.
@@ -60,6 +60,7 @@ struct Scrape {
     process: ProcessFigures,
     enrolled: u64,
     not_enrolled: BTreeMap<&'static str, u64>,
+    probers: Option<Probers>,
     rejected_documents: u64,
     snapshot: Arc<Snapshot>,
     watch_failures: BTreeMap<&'static str, u64>,
@@ -101,6 +102,7 @@ impl Scrape {
             process: ProcessFigures::read(),
             enrolled,
             not_enrolled,
+            probers: status.probers(),
             snapshot: status.snapshot.load_full(),
             rejected_documents: status.rejections().len() as u64,
             watch_failures: telemetry.watch_failures(),
@@ -241,6 +243,14 @@ impl Scrape {
         let mut family = out.counter("undermesh_kernel_refused_connections", help)?;
         for (reason, count) in &self.kernel.refused {
             counter(&mut family, &[("reason", *reason)], *count)?;
+        }
+
+        if let Some(probers) = &self.probers {
+            let help = "1 for whose connections are taken for the kubelet's.";
+            let mut family = out.gauge("undermesh_probe_callers", help)?;
+            for who in Probers::NAMES {
+                gauge(&mut family, &[("who", who)], u64::from(who == probers.as_str()))?;
+            }
         }
 
         type Figure = fn(&PodTcp) -> u64;

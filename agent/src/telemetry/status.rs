@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 
-use crate::model::{Enrolment, Name, ObjectRef, Workload, WorkloadUid};
+use crate::model::{Enrolment, Name, ObjectRef, Probers, Workload, WorkloadUid};
 use crate::snapshot::Snapshot;
 
 /// What the agent reports of itself, beside the snapshot it works from.
@@ -19,6 +19,7 @@ pub struct Status {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pods: Mutex<BTreeMap<WorkloadUid, PodReport>>,
     rejections: RwLock<Arc<[Rejection]>>,
+    probers: Mutex<Option<Probers>>,
     also_missing: AlsoMissing,
 }
 
@@ -104,8 +105,8 @@ impl Status {
     /// A status that is not ready: no snapshot is in yet (its generation is 0).
     pub fn new(node: impl Into<Name>, snapshot: Arc<ArcSwap<Snapshot>>) -> Arc<Self> {
         let (pods, rejections) = (Mutex::default(), RwLock::new(Arc::from([])));
-        let also_missing = AlsoMissing::default();
-        Arc::new(Self { node: node.into(), snapshot, pods, rejections, also_missing })
+        let (probers, also_missing) = (Mutex::default(), AlsoMissing::default());
+        Arc::new(Self { node: node.into(), snapshot, pods, rejections, probers, also_missing })
     }
 
     /// Has [`Status::missing`] tell as well what this does whenever it is asked.
@@ -138,6 +139,22 @@ impl Status {
         self.rejections.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whose connections pass for the kubelet's, in place of what was said before.
+    pub fn set_probers(&self, probers: Probers) {
+        *self.probers.lock().unwrap_or_else(PoisonError::into_inner) = Some(probers);
+    }
+
+    /// Whose connections pass for the kubelet's; none where there is no kubelet.
+    pub fn probers(&self) -> Option<Probers> {
+        self.probers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is amiss although the agent is ready, a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let node = self.probers().filter(|probers| matches!(probers, Probers::Node(_)));
+        node.and_then(|probers| probers.trouble()).into_iter().collect()
+    }
+
     /// Every pod of this node, and every one that was reported on, ordered by uid.
     pub fn pods(&self) -> Vec<PodStanding> {
         let snapshot = self.snapshot.load();
@@ -165,7 +182,7 @@ impl Status {
     /// What is missing until the agent is ready, a sentence each; empty when it is. Ready means that the first
     /// snapshot is in and that every pod of this node that is to be in the mesh is, or has a reason why not. A pod
     /// without an address is not waited for: it may stay so for ever (an image that cannot be pulled). What the hooks
-    /// tell comes after that.
+    /// tell comes after that, and that pods fail their probes.
     pub fn missing(&self) -> Vec<String> {
         if self.snapshot.load().generation == 0 {
             return vec!["no configuration has been read yet".into()];
@@ -173,6 +190,8 @@ impl Status {
         let mut missing = self.missing_pods();
         let hooks = self.also_missing.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         missing.extend(hooks.iter().flat_map(|hook| hook()));
+        let nobody = self.probers().filter(|probers| matches!(probers, Probers::Nobody(_)));
+        missing.extend(nobody.and_then(|probers| probers.trouble()));
         missing
     }
 

@@ -100,6 +100,13 @@ impl Node {
         run_at(&self.inner.place, command, limit)
     }
 
+    /// Runs a program on the node to its end, as one of its services: with a cgroup of that name below [`Self::cgroup`].
+    pub fn run_as(&self, service: &str, command: Command, limit: Duration) -> Result<Output> {
+        let place = Place { cgroup: self.cgroup().join(service), ..self.inner.place.clone() };
+        cgroup::create(&place.cgroup)?;
+        run_at(&place, command, limit)
+    }
+
     /// An HTTP GET from the node's own namespace.
     pub fn get(&self, address: &str, path: &str, headers: &[(&str, &str)]) -> Result<Response> {
         http::get(self.netns(), address.parse()?, path, headers)

@@ -151,7 +151,27 @@ impl<'a> Stage<'a> {
         }
         let count = refused()? - before;
         ensure!(count >= 14.0, "{count} of 14 were told of");
+        self.the_kubelet_is_no_deputy()?;
         self.all_probes_were_answered()
+    }
+
+    /// A pod has the kubelet call the server where the server is not probed.
+    fn the_kubelet_is_no_deputy(&self) -> Result<()> {
+        let node = self.cluster.nodes()[0].name();
+        let mut deputy = installed::pod("deputy", node, &["/bin/busybox", "sleep", "1000000"]);
+        deputy["spec"]["terminationGracePeriodSeconds"] = json!(0);
+        deputy["spec"]["containers"][0]["readinessProbe"] =
+            json!({ "tcpSocket": { "host": self.server[0], "port": PORT }, "periodSeconds": 1 });
+        self.cluster.apply(&deputy.to_string())?;
+        eventually(A_WHILE, "its probe is refused", || {
+            let reason = [("reason", "not_probed")];
+            let refused = counted(self.cluster, "undermesh_kernel_refused_connections_total", &reason)?;
+            ensure!(refused >= 3.0, "{refused} of 3 were told of");
+            Ok(())
+        })?;
+        let found = self.cluster.get(&["pod", "deputy", "--namespace", SHOP])?;
+        ensure!(found["status"]["containerStatuses"][0]["ready"] == false, "{:#}", found["status"]);
+        self.cluster.kubectl(&["delete", "pod", "deputy", "--namespace", SHOP, "--wait"]).map(drop)
     }
 
     fn tokens_have_to_hold(&self) -> Result<()> {

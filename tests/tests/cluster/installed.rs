@@ -207,19 +207,14 @@ pub(crate) fn a_typing_error_is_warned_of(cluster: &Kube) -> Result<()> {
 
 /// The pods of the agents.
 pub(crate) fn agents(cluster: &Kube) -> Result<Vec<Value>> {
-    pods_of(cluster, "agent")
+    let mut agents =
+        cluster.get(&["pods", "--namespace", SYSTEM, "--selector=app.kubernetes.io/component=agent"])?;
+    Ok(agents["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
 }
 
-/// The pods of a component of the mesh.
-pub(crate) fn pods_of(cluster: &Kube, component: &str) -> Result<Vec<Value>> {
-    let component = format!("--selector=app.kubernetes.io/component={component}");
-    let mut pods = cluster.get(&["pods", "--namespace", SYSTEM, &component])?;
-    Ok(pods["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
-}
-
-/// A page of a pod of the mesh.
-pub(crate) fn page(cluster: &Kube, pod: &Value, page: &str) -> Result<String> {
-    let pod = pod["metadata"]["name"].as_str().context("a pod without a name")?;
+/// A page of an agent.
+pub(crate) fn page(cluster: &Kube, agent: &Value, page: &str) -> Result<String> {
+    let pod = agent["metadata"]["name"].as_str().context("an agent without a name")?;
     cluster.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:15020/proxy/{page}")])
 }
 

@@ -22,7 +22,7 @@ use undermesh_tests::lab::{Metrics, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature::Cluster as ACluster;
 
-use crate::installed::{self, PORT, SHOP, agents, join, monotonic_ns, pods_of, ran, start};
+use crate::installed::{self, PORT, SHOP, agents, join, monotonic_ns, ran, start};
 use crate::kit;
 
 const NAMESPACES: usize = 20;
@@ -55,7 +55,7 @@ fn twenty_thousand_pods_and_a_hundred_changes_a_second() -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let client = runtime.block_on(client(cluster))?;
 
-        let (empty, idle_controllers) = (Figures::of(cluster)?, of_controllers(cluster)?);
+        let empty = Figures::of(cluster)?;
         runtime.block_on(namespaces(&client))?;
         cluster.control_program("kube-controller-manager")?.signal(Signal::SIGSTOP);
         let began = Instant::now();
@@ -70,13 +70,6 @@ fn twenty_thousand_pods_and_a_hundred_changes_a_second() -> Result<()> {
             "{:.1} MiB resident of an agent that knows the shop alone, {:.1} of one that knows all",
             empty.mib, full.mib
         );
-        let controllers = of_controllers(cluster)?;
-        for (before, now) in idle_controllers.iter().zip(&controllers) {
-            eprintln!(
-                "{:.1} MiB resident of a controller at first, {:.1} of one that knows all",
-                before.mib, now.mib
-            );
-        }
 
         let canary = Canary::open(cluster, &runtime, client.clone())?;
         let quiet = canary.watch(cluster, &runtime, std::future::pending())?;
@@ -91,12 +84,6 @@ fn twenty_thousand_pods_and_a_hundred_changes_a_second() -> Result<()> {
             100.0 * (after.cpu_seconds - before.cpu_seconds) / took.as_secs_f64(),
             after.mib
         );
-        for (before, now) in controllers.iter().zip(of_controllers(cluster)?) {
-            eprintln!(
-                "and a controller {:.1} % of a core",
-                100.0 * (now.cpu_seconds - before.cpu_seconds) / took.as_secs_f64()
-            );
-        }
         Ok(())
     })
 }
@@ -109,22 +96,13 @@ struct Figures {
 
 impl Figures {
     fn of(cluster: &Cluster) -> Result<Self> {
-        Ok(Self::read(&page_of(cluster, 0, "metrics")?))
-    }
-
-    fn read(page: &str) -> Self {
-        let metrics = Metrics::parse(page);
-        Self {
+        let page = page_of(cluster, 0, "metrics")?;
+        let metrics = Metrics::parse(&page);
+        Ok(Self {
             mib: metrics.sum("process_resident_memory_bytes", &[]) / f64::from(1 << 20),
             cpu_seconds: metrics.sum("process_cpu_seconds_total", &[]),
-        }
+        })
     }
-}
-
-/// Of each controller, in the order of their names.
-fn of_controllers(cluster: &Cluster) -> Result<Vec<Figures>> {
-    let pods = pods_of(cluster, "controller")?;
-    pods.iter().map(|pod| Ok(Figures::read(&installed::page(cluster, pod, "metrics")?))).collect()
 }
 
 /// A page of the agent on this node.

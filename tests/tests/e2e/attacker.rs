@@ -69,7 +69,9 @@ impl Scene {
         let datagrams = [answer_datagrams(&strict)?, answer_datagrams(&guarded)?];
         fs::write(mesh.lab.dir().join("forger.py"), include_str!("forger.py"))?;
         route_inner(&inner, &member)?;
-        lead_node_ports(&mesh.nodes[0], [&strict, &guarded])?;
+        for (pod, node_port) in [&strict, &guarded].into_iter().zip(NODE_PORTS) {
+            lead_node_port(&mesh.nodes[0], node_port, pod, PORT)?;
+        }
         mesh.ready()?;
         let scene =
             Self { mesh, strict, guarded, friend, member, near, far, inner, servers, _datagrams: datagrams };
@@ -360,19 +362,16 @@ fn route_inner(inner: &Pod, pod: &Pod) -> Result<()> {
 }
 
 /// As kube-proxy does it: to the pod, and with the node's own address.
-fn lead_node_ports(node: &Node, pods: [&Pod; 2]) -> Result<()> {
+pub fn lead_node_port(node: &Node, node_port: u16, pod: &Pod, port: u16) -> Result<()> {
     for (program, family) in [("iptables", 0), ("ip6tables", 1)] {
         let nat = |rule: &str| {
             let mut command = Command::new(program);
             command.args(["-t", "nat", "-A"]).args(rule.split(' '));
             node.run(command, LIMIT)?.success()
         };
-        for (pod, port) in pods.into_iter().zip(NODE_PORTS) {
-            let to = at([pod.ip(), pod.ip6()][family], PORT);
-            let own = node.addresses()[family];
-            nat(&format!("PREROUTING -d {own} -p tcp --dport {port} -j DNAT --to-destination {to}"))?;
-        }
-        nat(&format!("POSTROUTING -o pods -p tcp --dport {PORT} -m conntrack --ctstate DNAT -j MASQUERADE"))?;
+        let (own, to) = (node.addresses()[family], at([pod.ip(), pod.ip6()][family], port));
+        nat(&format!("PREROUTING -d {own} -p tcp --dport {node_port} -j DNAT --to-destination {to}"))?;
+        nat(&format!("POSTROUTING -o pods -p tcp --dport {port} -m conntrack --ctstate DNAT -j MASQUERADE"))?;
     }
     Ok(())
 }
@@ -395,7 +394,7 @@ fn interface(pod: &Pod) -> Result<Value> {
 }
 
 /// How a connection ended that waited for its server to speak: by an error, or with the server's greeting.
-fn end(told: &Value) -> String {
+pub fn end(told: &Value) -> String {
     let told = &told[0];
     let at = if told["connect"] == "ok" { &told["saw"][0] } else { &told["connect"] };
     at.as_str().unwrap_or_default().to_owned()

@@ -31,6 +31,7 @@ mod network_policies;
 mod own;
 mod ports;
 mod preflight;
+mod probes;
 mod programs;
 mod rates;
 mod replaced;

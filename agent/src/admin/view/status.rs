@@ -19,6 +19,9 @@ pub struct StatusView {
     pub ready: bool,
     /// What is missing until it is ready.
     pub missing: Vec<String>,
+    /// What is amiss although it is.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// The pods of this node.
     pub pods: Vec<PodView>,
     /// The documents that were not taken.
@@ -76,6 +79,7 @@ pub(in super::super) fn status(telemetry: &Telemetry) -> Vec<u8> {
         generation: status.snapshot.load().generation,
         ready: missing.is_empty(),
         missing,
+        warnings: status.warnings(),
         pods: pod_views(status),
         rejections: RejectionView::all(status),
     })

@@ -32,6 +32,7 @@ fn one_change_in_a_large_cluster_is_cheap() {
             addresses: vec![IpAddr::from([10, 1, (number >> 8) as u8, number as u8])],
             host_network: false,
             ports: Vec::new(),
+            probed_ports: Vec::new(),
             ready,
             terminating: false,
             finished: false,

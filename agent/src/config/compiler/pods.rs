@@ -137,6 +137,7 @@ fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
         mtls_ports: ports,
         mtls_by: by,
         guarded: false,
+        probed_ports: pod.probed_ports.clone(),
         dialled_pods: pod.marks.dialled_pods.or(defaults.dialled_pods).unwrap_or_default(),
         paths: pod.paths.clone(),
     }

@@ -14,6 +14,7 @@ mod namespace;
 mod place;
 mod pod;
 mod policy;
+mod probes;
 mod reference_grant;
 mod route;
 mod selector;

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::super::{FieldPath, Problem};
+use super::probes::probed_ports;
 use super::{Marks, is_tcp, non_empty, object_id, read_address, read_port};
 use crate::model::{Name, ObjectRef, PodPaths, TrustDomain};
 
@@ -56,6 +57,8 @@ pub struct Pod {
     pub host_network: bool,
     /// The containers' TCP ports that have a name.
     pub ports: Vec<ContainerPort>,
+    /// The ports at which the pod has the kubelet call it, ascending.
+    pub probed_ports: Vec<u16>,
     /// The Ready condition.
     pub ready: bool,
     /// It is being deleted.
@@ -106,6 +109,7 @@ impl Pod {
         let spec = object.spec.as_ref();
         let status = object.status.as_ref();
         let phase = status.and_then(|status| status.phase.as_deref());
+        let addresses = status.map(|status| addresses(status, problems)).unwrap_or_default();
         Ok(Self {
             uid: non_empty(&meta.uid),
             created: meta.creation_timestamp.as_ref().map(|time| time.0),
@@ -119,9 +123,10 @@ impl Pod {
             trust_domain: trust_domain(meta, problems),
             node: spec.and_then(|spec| non_empty(&spec.node_name)),
             zone: meta.labels.as_ref().and_then(|labels| labels.get(ZONE)).map(|zone| zone.as_str().into()),
-            addresses: status.map(|status| addresses(status, problems)).unwrap_or_default(),
             host_network: spec.is_some_and(|spec| spec.host_network == Some(true)),
             ports: spec.map(|spec| named_ports(spec, problems)).unwrap_or_default(),
+            probed_ports: spec.map(|spec| probed_ports(spec, &addresses, problems)).unwrap_or_default(),
+            addresses,
             ready: is_ready(status, phase),
             terminating: meta.deletion_timestamp.is_some(),
             finished: matches!(phase, Some("Succeeded" | "Failed")),

@@ -209,6 +209,8 @@ impl World {
             elsewhere.paths = None;
             // They are for policies, which each node reads for its own pods; of all that is kept of a pod they are the most.
             elsewhere.labels.clear();
+            // The kubelet calls pods of its own node alone.
+            elsewhere.probed_ports = Vec::new();
             self.changes.push(Change::Put(Document::Pod(pod)));
             return;
         }

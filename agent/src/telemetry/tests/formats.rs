@@ -98,11 +98,13 @@ fn assert_labels_well_formed(labels: &str) {
 #[test]
 fn every_metric_and_reason_is_documented() {
     let docs = include_str!("../../../../docs/metrics.md");
-    let page = telemetry(TelemetrySettings::default()).scrape(MetricsFormat::PrometheusText);
+    let telemetry = telemetry(TelemetrySettings::default());
+    telemetry.status().set_probers(Probers::Kubelet);
+    let page = telemetry.scrape(MetricsFormat::PrometheusText);
     let families = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     let reasons = CloseReason::ALL.map(CloseReason::as_str).into_iter();
     let reasons = reasons.chain(RefuseReason::ALL.map(RefuseReason::as_str));
-    for name in families.chain(reasons) {
+    for name in families.chain(reasons).chain(Probers::NAMES) {
         assert!(docs.contains(&format!("`{name}`")), "docs/metrics.md does not mention `{name}`");
     }
     // Many of these are reasons of connections too.

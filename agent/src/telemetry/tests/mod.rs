@@ -10,7 +10,7 @@ use std::sync::Barrier;
 use expect_test::{Expect, expect};
 
 use super::*;
-use crate::model::{DialledPods, Enrolment, MtlsMode, ObjectRef, Workload};
+use crate::model::{DialledPods, Enrolment, MtlsMode, ObjectRef, Probers, Workload};
 
 fn telemetry(settings: TelemetrySettings) -> Arc<Telemetry> {
     Telemetry::new(settings, Status::new("node-1", Arc::default()), Logs::default(), Traces::off())
@@ -36,6 +36,7 @@ fn workload(namespace: &str, name: &str) -> Arc<Workload> {
         mtls: MtlsMode::Permissive,
         mtls_ports: Vec::new(),
         guarded: false,
+        probed_ports: Vec::new(),
         mtls_by: Vec::new(),
         dialled_pods: DialledPods::Pod,
         paths: None,
@@ -262,7 +263,18 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
     report("web", PodState::Enrolled { since: std::time::SystemTime::now() });
     report("db", PodState::NotEnrolled { reason: NotEnrolledReason::AttachFailed, detail: "no BTF".into() });
     report("new", PodState::Pending);
-    assert_eq!(status.missing(), ["pod shop/new-0 is being enrolled"]);
+    let being_enrolled = "pod shop/new-0 is being enrolled";
+    assert_eq!(status.missing(), [being_enrolled]);
+    let (node, nobody) = (Probers::Node("no kubelet".into()), Probers::Nobody("no kubelet".into()));
+    for (probers, missing, warnings) in [
+        (Probers::Kubelet, None, None),
+        (nobody.clone(), nobody.trouble(), None),
+        (node.clone(), None, node.trouble()),
+    ] {
+        status.set_probers(probers);
+        let all: Vec<_> = [being_enrolled.to_owned()].into_iter().chain(missing).collect();
+        assert_eq!((status.missing(), status.warnings()), (all, Vec::from_iter(warnings)));
+    }
     status.set_rejections(vec![Rejection {
         origin: "web.yaml".into(),
         line: Some(3),
@@ -308,6 +320,9 @@ fn agent_metrics_follow_the_status_and_the_kernel() {
         undermesh_pods_not_enrolled{reason="pending"} 1
         undermesh_bypassed_connections_total{reason="agent_down"} 4
         undermesh_kernel_refused_connections_total{reason="plaintext"} 2
+        undermesh_probe_callers{who="kubelet"} 0
+        undermesh_probe_callers{who="node"} 1
+        undermesh_probe_callers{who="nobody"} 0
         undermesh_pod_tcp_retransmits_total{pod_name="web-0",pod_namespace="shop"} 1
         undermesh_pod_tcp_timeouts_total{pod_name="web-0",pod_namespace="shop"} 2
         undermesh_pod_tcp_connected_total{pod_name="web-0",pod_namespace="shop"} 3
