@@ -5,6 +5,7 @@ mod follow;
 mod named;
 mod optional;
 mod pages;
+mod resume;
 #[cfg(test)]
 pub(crate) mod testkit;
 
@@ -38,7 +39,8 @@ pub enum NoClient {
 pub(crate) async fn client() -> Result<Client, NoClient> {
     let config = Config::infer().await?;
     let address = config.cluster_url.clone();
-    Client::try_from(config).map_err(|error| NoClient::Unusable(address, Box::new(error)))
+    let client = Client::try_from(config).map_err(|error| NoClient::Unusable(address, Box::new(error)))?;
+    Ok(resume::checked(client))
 }
 
 /// Asks the API server, and does not wait for ever.
