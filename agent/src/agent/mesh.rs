@@ -114,7 +114,8 @@ impl Mesh {
                 changed = news.changed() => {
                     changed.context(SOURCE_ENDED)?;
                     self.apply().await?;
-                    if !settled {
+                    // Of pods that came since what was known last nothing is known: they stay as they are.
+                    if !settled && self.reporters.status.as_of().is_none() {
                         settled = true;
                         if let Some(members) = &mut self.members {
                             members.settle(|uid| self.wanted.contains_key(uid));

@@ -51,6 +51,12 @@ fn as_text(answers: &[Answer<StatusView>], naming: Naming) -> String {
     };
     list("waiting:", of_nodes(&|status| status.missing.clone()));
     list(
+        "configuration of an agent before this one:",
+        of_nodes(&|status| {
+            status.as_of.iter().map(|time| format!("as of {time}; the API server does not answer")).collect()
+        }),
+    );
+    list(
         "rejected documents:",
         of_nodes(&|status| status.rejections.iter().map(|rejection| rejection.text.clone()).collect()),
     );
@@ -95,7 +101,7 @@ mod tests {
     fn all_that_is_amiss_stands_above_the_pods() {
         let status: StatusView = serde_json::from_value(serde_json::json!({
             "version": "0.1.0", "node": "node-1", "generation": 4, "ready": false,
-            "missing": ["pod shop/db-0 is being enrolled"],
+            "missing": ["pod shop/db-0 is being enrolled"], "as_of": "2027-01-15T08:00:00Z",
             "rejections": [{
                 "origin": "a.yaml", "line": 3, "object": null, "field": null, "message": "no kind",
                 "text": "a.yaml:3: no kind"
@@ -117,6 +123,9 @@ mod tests {
             waiting:
               pod shop/db-0 is being enrolled
 
+            configuration of an agent before this one:
+              as of 2027-01-15T08:00:00Z; the API server does not answer
+
             rejected documents:
               a.yaml:3: no kind
 
@@ -134,6 +143,10 @@ mod tests {
 
             waiting:
               node-1: pod shop/db-0 is being enrolled
+
+            configuration of an agent before this one:
+              node-1: as of 2027-01-15T08:00:00Z; the API server does not answer
+              node-2: as of 2027-01-15T08:00:00Z; the API server does not answer
 
             rejected documents:
               node-1: a.yaml:3: no kind

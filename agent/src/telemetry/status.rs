@@ -19,6 +19,7 @@ pub struct Status {
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     pods: Mutex<BTreeMap<WorkloadUid, PodReport>>,
     rejections: RwLock<Arc<[Rejection]>>,
+    as_of: Mutex<Option<SystemTime>>,
     also_missing: AlsoMissing,
 }
 
@@ -104,8 +105,8 @@ impl Status {
     /// A status that is not ready: no snapshot is in yet (its generation is 0).
     pub fn new(node: impl Into<Name>, snapshot: Arc<ArcSwap<Snapshot>>) -> Arc<Self> {
         let (pods, rejections) = (Mutex::default(), RwLock::new(Arc::from([])));
-        let also_missing = AlsoMissing::default();
-        Arc::new(Self { node: node.into(), snapshot, pods, rejections, also_missing })
+        let (as_of, also_missing) = (Mutex::default(), AlsoMissing::default());
+        Arc::new(Self { node: node.into(), snapshot, pods, rejections, as_of, also_missing })
     }
 
     /// Has [`Status::missing`] tell as well what this does whenever it is asked.
@@ -136,6 +137,16 @@ impl Status {
     /// Every document that is rejected now.
     pub fn rejections(&self) -> Arc<[Rejection]> {
         self.rejections.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Of when the configuration is, if its source does not say it now.
+    pub fn set_as_of(&self, as_of: Option<SystemTime>) {
+        *self.as_of.lock().unwrap_or_else(PoisonError::into_inner) = as_of;
+    }
+
+    /// Of when the configuration is, if its source does not say it now: an agent has begun with what was known last.
+    pub fn as_of(&self) -> Option<SystemTime> {
+        *self.as_of.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every pod of this node, and every one that was reported on, ordered by uid.

@@ -19,6 +19,9 @@ pub struct StatusView {
     pub ready: bool,
     /// What is missing until it is ready.
     pub missing: Vec<String>,
+    /// Of when the configuration is (RFC 3339), if the API server has not told of it since the agent began.
+    #[serde(default)]
+    pub as_of: Option<String>,
     /// The pods of this node.
     pub pods: Vec<PodView>,
     /// The documents that were not taken.
@@ -76,6 +79,7 @@ pub(in super::super) fn status(telemetry: &Telemetry) -> Vec<u8> {
         generation: status.snapshot.load().generation,
         ready: missing.is_empty(),
         missing,
+        as_of: status.as_of().and_then(time),
         pods: pod_views(status),
         rejections: RejectionView::all(status),
     })

@@ -223,7 +223,8 @@ mod tests {
             the pod that the token is bound to, w1, is of another service account
             the pod that the token is bound to, a2, is on another node
             the pod that the token is bound to, a1, is on another node
-        "#]].assert_eq(&told.lock().unwrap());
+        "#]]
+        .assert_eq(&told.lock().unwrap());
     }
 
     #[tokio::test(start_paused = true)]
