@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
+use futures_util::future::Fuse;
 use kube::Client;
 use kube::api::Api;
 use tokio::sync::mpsc;
@@ -199,6 +200,8 @@ impl Cluster {
             }
             if let Some(news) = world.apply() {
                 if news.as_of.is_none() {
+                    // With what it holds, if it is still being made ready.
+                    recalled.set(Fuse::terminated());
                     if certificates.take().is_some() {
                         info!("the API server has told of everything: what was known last is out of use");
                     }

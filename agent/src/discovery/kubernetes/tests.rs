@@ -118,3 +118,41 @@ async fn what_the_api_server_says_is_what_counts() {
     assert!(timeout(Duration::from_secs(60), followed).await.is_err());
     assert_eq!(published.into_inner().unwrap(), [(None, 0)]);
 }
+
+/// Without certificates nothing of it is in force; and when the API server is back nobody waits for them any more.
+#[tokio::test(start_paused = true)]
+async fn without_certificates_the_api_server_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("last-known");
+    let node = NodeInfo { name: "n1".into(), zone: None };
+    save(&path, &node, &records()).unwrap();
+    let since = Instant::now();
+    let api = FakeApi::new(move |question| match since.elapsed() > Duration::from_secs(60) {
+        true => empty(question),
+        false => failure(503, "ServiceUnavailable"),
+    });
+    let (_tell, sightings) = sightings();
+    let (client, defaults, last_known) = (api.client(), Defaults::default(), Some(path));
+    let cluster = Cluster { client, node, defaults, sightings, last_known, since, has_answered: false };
+    let published = Mutex::new(Vec::new());
+    let publish = |news: ClusterNews| {
+        let pods = news.publication.snapshot.workloads.len();
+        published.lock().unwrap().push((news.as_of.is_some(), pods));
+    };
+    let waits = Arc::new(());
+    let waiting = waits.clone();
+    let certify = async move |_| {
+        let _waiting = waiting;
+        std::future::pending::<()>().await;
+    };
+    let look = async {
+        sleep(Duration::from_secs(50)).await;
+        assert_eq!((Arc::strong_count(&waits), published.lock().unwrap().len()), (2, 0));
+        sleep(Duration::from_secs(150)).await;
+        assert_eq!((Arc::strong_count(&waits), &**published.lock().unwrap()), (1, &[(false, 0)][..]));
+    };
+    tokio::select! {
+        ended = cluster.follow(publish, Arc::new(|_| ()), certify) => panic!("{ended:?}"),
+        () = look => {}
+    }
+}
