@@ -46,8 +46,10 @@ pub(super) struct Mesh {
     /// Where there are tunnels, those who take them.
     members: Option<Members>,
     earlier: Earlier,
-    /// The workloads of the snapshot that was applied last.
+    /// The workloads of the snapshot that was applied last, as a whole.
     applied: OrdMap<WorkloadUid, Arc<Workload>>,
+    /// A later one is being applied, or was until [`Mesh::follow`] was dropped.
+    is_applying: bool,
     /// Those of this node that are to be enrolled and have what it takes.
     wanted: HashMap<WorkloadUid, Arc<Workload>>,
     /// Of these, the ones that could not be enrolled, or updated.
@@ -88,12 +90,14 @@ impl Mesh {
             members,
             earlier,
             applied: OrdMap::new(),
+            is_applying: false,
             wanted: HashMap::new(),
             failures: HashMap::new(),
         }
     }
 
-    /// Follows the snapshots for as long as there are any, and says whenever something has come of it.
+    /// Follows the snapshots for as long as there are any, and says whenever something has come of it. Whoever drops the future loses
+    /// nothing: what it was applying is applied by the next one.
     pub(super) async fn follow(
         &mut self,
         news: &mut watch::Receiver<()>,
@@ -101,13 +105,17 @@ impl Mesh {
     ) -> anyhow::Result<()> {
         let mut housekeeping = Instant::now();
         let mut settled = false;
+        if self.is_applying {
+            news.mark_changed();
+        }
         loop {
             let retry = self.failures.values().map(|failure| failure.retry).min();
             let is_settled = tokio::select! {
                 changed = news.changed() => {
                     changed.context(SOURCE_ENDED)?;
                     self.apply().await?;
-                    if !settled {
+                    // Of pods that came since what was known last nothing is known: they stay as they are.
+                    if !settled && self.reporters.status.as_of().is_none() {
                         settled = true;
                         if let Some(members) = &mut self.members {
                             members.settle(|uid| self.wanted.contains_key(uid));
@@ -177,14 +185,14 @@ impl Mesh {
     }
 
     /// Clients learn of a pod after it is enrolled, and forget it before it is not. Costs what has changed, not what
-    /// there is.
+    /// there is. Where it was cut short, the next one begins again with what was applied before.
     async fn apply(&mut self) -> anyhow::Result<()> {
+        self.is_applying = true;
         let snapshot = self.snapshot.load_full();
         if let Err(error) = self.capture.forget_destinations(&snapshot) {
             error!(%error, "the kernel does not forget addresses that have left the mesh");
         }
-        let before = std::mem::replace(&mut self.applied, snapshot.workloads.clone());
-        let after = self.applied.clone();
+        let (before, after) = (self.applied.clone(), snapshot.workloads.clone());
         let (gone, current): (Vec<_>, Vec<_>) =
             before.diff(&after).partition(|item| matches!(item, DiffItem::Remove(..)));
         if let Some(members) = &mut self.members {
@@ -217,6 +225,8 @@ impl Mesh {
         // After the kernel knows of modes: what it still lets in would have to be looked at again.
         self.workers.review().await?;
         self.telemetry.retain(&snapshot, Instant::now());
+        self.applied = after.clone();
+        self.is_applying = false;
         Ok(())
     }
 

@@ -117,7 +117,6 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let tunnel = tunnel
         .map(|it| tunnel::open(it, &settings.node.name, on_agent_down, &telemetry, announcer.clone()))
         .transpose()?;
-    let published = tunnel.as_ref().map(|opened| opened.tunnel.published.clone());
     let (tunnel, members, background) = match tunnel {
         Some(Opened { tunnel, members, radar, background }) => {
             report::certificates(&telemetry, &radar);
@@ -136,6 +135,7 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     });
 
     let capture = Capture::start(settings.capture)?;
+    let of_source = tunnel.clone();
     let proxy = Arc::new(Proxy {
         snapshot: snapshot.clone(),
         codes: capture.code_table(),
@@ -182,7 +182,7 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let mesh = Mesh::new(settings.node, snapshot, reporters, telemetry.clone(), kernel_side, follows);
     let stepped_down = Arc::new(Notify::new());
     let role = Role { announcer, gate, stepped_down: stepped_down.clone() };
-    let source = source.follow(publish, published, role, telemetry.clone());
+    let source = source.follow(publish, of_source, role, telemetry.clone());
     let life = Life { mesh, news, applied, gate_opens, proxy, drain: settings.drain, stepped_down };
     let ended = tokio::select! {
         ended = life.live() => ended,

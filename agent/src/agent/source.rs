@@ -11,6 +11,7 @@ use tokio::sync::mpsc::{self, UnboundedSender};
 use tracing::error;
 
 use super::gate::Gate;
+use super::tunnel::Certified;
 
 use crate::config::Defaults;
 use crate::discovery::Publication;
@@ -20,7 +21,7 @@ use crate::discovery::node::Sighting;
 use crate::discovery::node::cgroups::Cgroups;
 use crate::discovery::node::nri::Nri;
 use crate::model::NodeInfo;
-use crate::proxy::tunnel::PublishedPods;
+use crate::proxy::tunnel::Tunnel;
 use crate::telemetry::Telemetry;
 
 /// Where documents come from.
@@ -34,6 +35,8 @@ pub enum SourceSettings {
         cgroup_root: PathBuf,
         /// Where the container runtime offers NRI.
         nri_socket: PathBuf,
+        /// The file of what the API server said last, if it is to be kept.
+        last_known: Option<PathBuf>,
     },
 }
 
@@ -74,12 +77,12 @@ impl Source {
             SourceSettings::Directory(path) => {
                 Ok(Self::Directory(Box::new(Directory::open(path, node, defaults)?)))
             }
-            SourceSettings::Kubernetes { cgroup_root, nri_socket } => {
+            SourceSettings::Kubernetes { cgroup_root, nri_socket, last_known } => {
                 let cgroups = Cgroups::open(cgroup_root).with_context(|| {
                     format!("looking for pods in {} (--cgroup-root)", cgroup_root.display())
                 })?;
                 let (tell, sightings) = kubernetes::sightings();
-                let cluster = Cluster::connect(node, defaults, sightings).await?;
+                let cluster = Cluster::connect(node, defaults, sightings, last_known.clone()).await?;
                 let nri = Nri { socket: nri_socket.clone(), cgroup_root: cgroup_root.clone() };
                 Ok(Self::Cluster(Box::new(ClusterSource { cluster, cgroups, nri, tell })))
             }
@@ -99,7 +102,7 @@ impl Source {
     pub(super) async fn follow(
         self,
         mut publish: impl FnMut(Publication),
-        published: Option<PublishedPods>,
+        tunnel: Option<Arc<Tunnel>>,
         Role { announcer, gate, stepped_down }: Role,
         telemetry: Arc<Telemetry>,
     ) -> anyhow::Error {
@@ -133,8 +136,11 @@ impl Source {
                         error!("nobody listens to what the machine says of its pods");
                     }
                 });
+                let published = tunnel.as_ref().map(|tunnel| tunnel.published.clone());
+                let status = telemetry.status().clone();
                 let followed = cluster.follow(
                     |news| {
+                        status.set_as_of(news.as_of);
                         // First who takes tunnels: a pod that is known and not published would be sent plaintext.
                         if let Some(published) = &published {
                             published.store(Arc::new(news.published));
@@ -145,6 +151,10 @@ impl Source {
                         publish(news.publication);
                     },
                     Arc::new(move |resource| telemetry.watch_failed(resource)),
+                    async |identities| match tunnel {
+                        Some(tunnel) => Some(Certified::get(tunnel.certificates.clone(), identities).await),
+                        None => None,
+                    },
                 );
                 tokio::select! {
                     Err(error) = sightings => anyhow::Error::new(error).context("following the cgroups of pods"),

@@ -1,12 +1,13 @@
 //! Mutual TLS between the nodes, put together: the authority, the certificates, and who is told of what.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use super::enrolled::{Follower, Publisher};
@@ -29,6 +30,9 @@ const RADAR: Duration = Duration::from_secs(60);
 
 /// How often it is looked whether trust bundles and revocation lists have changed.
 const TRUST_FILES: Duration = Duration::from_secs(2);
+
+/// How long the other certificates are waited for once there is one.
+const LATE: Duration = Duration::from_secs(2);
 
 /// Validated settings of the tunnel.
 #[derive(Clone, Debug)]
@@ -150,6 +154,36 @@ fn with_flag(error: TrustFileError) -> anyhow::Error {
         TrustFileError::Crl { .. } => "--crl",
     };
     anyhow::Error::new(error).context(flag)
+}
+
+/// Certificates that are held before the pods are that need them; given back with this.
+pub(super) struct Certified {
+    certificates: Arc<CertificateStore>,
+    ids: BTreeSet<SpiffeId>,
+}
+
+impl Certified {
+    /// Returns when there are certificates for these identities, but for those that come late: where the authority knows one, it
+    /// may know of another that its pod has gone.
+    pub(super) async fn get(certificates: Arc<CertificateStore>, ids: BTreeSet<SpiffeId>) -> Self {
+        let held = Self { certificates, ids };
+        let mut awaited = JoinSet::new();
+        for id in &held.ids {
+            held.certificates.ensure(id);
+            let (certificates, id) = (held.certificates.clone(), id.clone());
+            awaited.spawn(async move { certificates.get(&id).await.map(drop) });
+        }
+        if awaited.join_next().await.is_some() {
+            let _late = timeout(LATE, awaited.join_all()).await;
+        }
+        held
+    }
+}
+
+impl Drop for Certified {
+    fn drop(&mut self) {
+        self.ids.iter().for_each(|id| self.certificates.release(id));
+    }
 }
 
 /// A pod of this node.

@@ -74,6 +74,9 @@ pub struct AgentArgs {
         env = "UNDERMESH_NRI_SOCKET"
     )]
     nri_socket: PathBuf,
+    /// File in which it is kept what the API server said last: an agent that starts while it does not answer begins with that.
+    #[arg(long, value_name = "FILE", requires = "kubernetes", env = "UNDERMESH_LAST_KNOWN")]
+    last_known: Option<PathBuf>,
     /// The kubelet's cgroup, whose probes pods that take no plaintext are to answer; that of the process `kubelet` unless given.
     #[arg(long, value_name = "DIR", env = "UNDERMESH_KUBELET_CGROUP")]
     kubelet_cgroup: Option<PathBuf>,
@@ -238,6 +241,7 @@ impl AgentArgs {
                 None => SourceSettings::Kubernetes {
                     cgroup_root: self.cgroup_root.clone(),
                     nri_socket: self.nri_socket.clone(),
+                    last_known: self.last_known.clone(),
                 },
             },
             admin_address: self.admin_address,

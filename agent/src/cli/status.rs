@@ -52,6 +52,12 @@ fn as_text(answers: &[Answer<StatusView>], naming: Naming) -> String {
     list("waiting:", of_nodes(&|status| status.missing.clone()));
     list("warnings:", of_nodes(&|status| status.warnings.clone()));
     list(
+        "configuration of an agent before this one:",
+        of_nodes(&|status| {
+            status.as_of.iter().map(|time| format!("as of {time}; the API server does not answer")).collect()
+        }),
+    );
+    list(
         "rejected documents:",
         of_nodes(&|status| status.rejections.iter().map(|rejection| rejection.text.clone()).collect()),
     );
@@ -98,6 +104,7 @@ mod tests {
             "version": "0.1.0", "node": "node-1", "generation": 4, "ready": false,
             "missing": ["pod shop/db-0 is being enrolled"],
             "warnings": ["whoever is on the node's own network is let in"],
+            "as_of": "2027-01-15T08:00:00Z",
             "rejections": [{
                 "origin": "a.yaml", "line": 3, "object": null, "field": null, "message": "no kind",
                 "text": "a.yaml:3: no kind"
@@ -122,6 +129,9 @@ mod tests {
             warnings:
               whoever is on the node's own network is let in
 
+            configuration of an agent before this one:
+              as of 2027-01-15T08:00:00Z; the API server does not answer
+
             rejected documents:
               a.yaml:3: no kind
 
@@ -143,6 +153,10 @@ mod tests {
             warnings:
               node-1: whoever is on the node's own network is let in
               node-2: whoever is on the node's own network is let in
+
+            configuration of an agent before this one:
+              node-1: as of 2027-01-15T08:00:00Z; the API server does not answer
+              node-2: as of 2027-01-15T08:00:00Z; the API server does not answer
 
             rejected documents:
               node-1: a.yaml:3: no kind

@@ -36,6 +36,11 @@ impl Referred {
         }
     }
 
+    /// Takes in what was known of one before, unless something has been said of it since. What that changes.
+    pub fn recall(&mut self, id: ObjectRef, document: Option<Document>) -> Option<Change> {
+        self.answered.insert(id).then(|| document.map(Change::Put)).flatten()
+    }
+
     /// Those that are wanted.
     pub fn wanted(&self) -> &BTreeSet<ObjectRef> {
         &self.wanted

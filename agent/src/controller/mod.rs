@@ -95,6 +95,7 @@ pub async fn run(settings: ControllerSettings) -> anyhow::Result<()> {
             taint::lead(&client, &settings, &telemetry, leader.clone()),
             statuses::lead(&client, &settings.namespace, leader.clone()),
             ca.renew_own_certificate(),
+            ca.keep_token_keys(),
             admin.serve(std::future::pending()),
         )
     };

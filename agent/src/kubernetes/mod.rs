@@ -5,6 +5,7 @@ mod follow;
 mod named;
 mod optional;
 mod pages;
+mod resume;
 #[cfg(test)]
 pub(crate) mod testkit;
 
@@ -38,7 +39,8 @@ pub enum NoClient {
 pub(crate) async fn client() -> Result<Client, NoClient> {
     let config = Config::infer().await?;
     let address = config.cluster_url.clone();
-    Client::try_from(config).map_err(|error| NoClient::Unusable(address, Box::new(error)))
+    let client = Client::try_from(config).map_err(|error| NoClient::Unusable(address, Box::new(error)))?;
+    Ok(resume::checked(client))
 }
 
 /// Asks the API server, and does not wait for ever.
@@ -49,8 +51,18 @@ pub(crate) async fn ask<T>(request: impl Future<Output = kube::Result<T>>) -> Re
             Err(AskError::Overtaken)
         }
         Ok(Err(kube::Error::Api(status))) if is_absence(&status) => Err(AskError::Gone(status.message)),
+        Ok(Err(error)) if is_silence(&error) => Err(AskError::Away(told(&error))),
         Ok(Err(error)) => Err(AskError::Failed(told(&error))),
-        Err(_) => Err(AskError::Failed(format!("no answer within {} s", PATIENCE.as_secs()))),
+        Err(_) => Err(AskError::Away(format!("no answer within {} s", PATIENCE.as_secs()))),
+    }
+}
+
+/// Whether no API server has answered, or one that cannot at the moment.
+fn is_silence(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code == 429 || status.code >= 500,
+        kube::Error::HyperError(_) | kube::Error::Service(_) => true,
+        _ => false,
     }
 }
 
@@ -69,7 +81,10 @@ pub(crate) enum AskError {
     /// There is no such object.
     #[error("{0}")]
     Gone(String),
-    /// It refused, or could not be asked.
+    /// It could not be asked, or cannot answer anything.
+    #[error("{0}")]
+    Away(String),
+    /// It refused, or its answer is none.
     #[error("{0}")]
     Failed(String),
 }

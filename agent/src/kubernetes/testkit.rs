@@ -1,5 +1,6 @@
 //! An API server in the same process, for tests.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
@@ -7,6 +8,8 @@ use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
 use tonic::codegen::{BoxFuture, Service};
+
+use super::resume;
 
 /// A question to the API server.
 #[derive(Clone, Debug)]
@@ -26,17 +29,29 @@ type Answers = dyn Fn(&Question) -> Answer + Send + Sync;
 #[derive(Clone)]
 pub(crate) struct FakeApi {
     answers: Arc<Answers>,
-    /// What it was asked.
+    /// Its revision, as whoever goes on with a watch is told it.
+    pub(crate) revision: Arc<AtomicU64>,
+    /// What it was asked beside that.
     pub(crate) asked: Arc<Mutex<Vec<Question>>>,
 }
 
 impl FakeApi {
     pub(crate) fn new(answers: impl Fn(&Question) -> Answer + Send + Sync + 'static) -> Self {
-        Self { answers: Arc::new(answers), asked: Arc::default() }
+        let revision = Arc::new(AtomicU64::new(1_000_000));
+        Self { answers: Arc::new(answers), revision, asked: Arc::default() }
     }
 
     pub(crate) fn client(&self) -> Client {
-        Client::new(self.clone(), "default")
+        resume::checked(Client::new(self.clone(), "default"))
+    }
+
+    fn answer(&self, question: &Question) -> Answer {
+        if resume::is_about_revision(&question.path, &question.query) {
+            let revision = self.revision.load(Ordering::SeqCst).to_string();
+            return Some((200, json!({ "metadata": { "resourceVersion": revision }, "items": [] })));
+        }
+        self.asked.lock().unwrap().push(question.clone());
+        (self.answers)(question)
     }
 }
 
@@ -60,8 +75,7 @@ impl Service<http::Request<Body>> for FakeApi {
                 query: head.uri.query().unwrap_or_default().to_owned(),
                 body: serde_json::from_slice(&body).unwrap_or_default(),
             };
-            this.asked.lock().unwrap().push(question.clone());
-            match (this.answers)(&question) {
+            match this.answer(&question) {
                 Some((status, body)) => {
                     let body = match &body {
                         Value::Array(lines) => lines.iter().map(|line| format!("{line}\n")).collect(),

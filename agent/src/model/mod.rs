@@ -40,11 +40,13 @@ pub use workload::{
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// An interned name: cloning it costs a reference count.
 pub type Name = Arc<str>;
 
 /// The namespace and name of a Kubernetes object, printed as `namespace/name`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectRef {
     /// The object's namespace.
     pub namespace: Name,

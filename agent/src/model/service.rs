@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{EndpointLoad, Name, ObjectRef, PortLoad, ServiceLoad, TrafficSettings, Workload};
 
 /// A Kubernetes Service with at least one cluster IP. Headless Services have no address of their own: a client
@@ -200,7 +202,7 @@ pub struct Endpoint {
 }
 
 /// `spec.sessionAffinity`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SessionAffinity {
     /// Each connection is balanced on its own.
     None,
@@ -212,7 +214,7 @@ pub enum SessionAffinity {
 }
 
 /// `spec.internalTrafficPolicy`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TrafficScope {
     /// All endpoints of the cluster.
     Cluster,
@@ -221,7 +223,7 @@ pub enum TrafficScope {
 }
 
 /// `spec.trafficDistribution` (KEP-4444, KEP-3015).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TrafficDistribution {
     /// No preference.
     Anywhere,

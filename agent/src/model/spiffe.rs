@@ -8,6 +8,8 @@ use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::Name;
 
 const SCHEME: &str = "spiffe://";
@@ -17,7 +19,8 @@ const MAX_LENGTH: usize = 2048;
 const MAX_TRUST_DOMAIN: usize = 255;
 
 /// A trust domain: everything that one certificate authority vouches for.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct TrustDomain(Arc<str>);
 
 /// The identity of a service account: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
@@ -149,6 +152,14 @@ impl FromStr for TrustDomain {
     fn from_str(text: &str) -> Result<Self, SpiffeError> {
         check_trust_domain(text)?;
         Ok(Self(text.into()))
+    }
+}
+
+impl TryFrom<String> for TrustDomain {
+    type Error = SpiffeError;
+
+    fn try_from(text: String) -> Result<Self, SpiffeError> {
+        text.parse()
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Name, ObjectRef, SpiffeId};
 
 /// `metadata.uid`, or `namespace/name` where a manifest carries none. Two pods of one name, one after the other,
@@ -149,7 +151,7 @@ impl fmt::Display for MtlsSource {
 
 /// Whether plaintext is let in: what MeshPolicies, the `undermesh.io/mtls` annotation of a pod or its namespace, or else the agent's
 /// settings say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MtlsMode {
     /// Plaintext from outside of the mesh is let in.
     #[default]
@@ -169,7 +171,7 @@ impl MtlsMode {
 }
 
 /// The `undermesh.io/dialled-pods` annotation of a pod or its namespace.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DialledPods {
     /// Whoever dials a pod gets that pod.
     #[default]

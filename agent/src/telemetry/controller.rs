@@ -48,6 +48,8 @@ pub enum ReviewResult {
     Authenticated,
     /// It does not take it.
     Refused,
+    /// It did not answer, and the token holds by the keys of its issuer.
+    ByKeys,
     /// It did not answer.
     Unavailable,
 }
@@ -77,6 +79,7 @@ pub struct ControllerTelemetry {
     /// Seconds since the epoch; 0 while there is none.
     signing_root_expires: AtomicI64,
     own_certificate_expires: AtomicI64,
+    token_keys_told: AtomicI64,
 }
 
 impl ControllerTelemetry {
@@ -124,6 +127,11 @@ impl ControllerTelemetry {
     /// Tells when the certificate that callers are shown expires.
     pub fn set_own_certificate(&self, expires: SystemTime) {
         self.own_certificate_expires.store(seconds(expires), Relaxed);
+    }
+
+    /// Tells when the keys of service account tokens were told last.
+    pub fn set_token_keys(&self, told: SystemTime) {
+        self.token_keys_told.store(seconds(told), Relaxed);
     }
 
     /// The metrics page. Reads `/proc`, so not for an async thread.
@@ -182,6 +190,11 @@ impl Collector for Scrape {
                 0 => {}
                 expires => out.one_gauge(name, help, expires - now)?,
             }
+        }
+        let help = "How long ago the API server told the keys of service account tokens.";
+        match figures.token_keys_told.load(Relaxed) {
+            0 => {}
+            told => out.one_gauge("undermesh_ca_token_keys_age_seconds", help, now - told)?,
         }
         let help = "1 while this replica leads.";
         out.one_gauge("undermesh_controller_leader", help, u64::from(figures.leader.load(Relaxed)))?;
@@ -249,12 +262,13 @@ impl Checked {
 }
 
 impl ReviewResult {
-    const ALL: [Self; 3] = [Self::Authenticated, Self::Refused, Self::Unavailable];
+    const ALL: [Self; 4] = [Self::Authenticated, Self::Refused, Self::ByKeys, Self::Unavailable];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Authenticated => "authenticated",
             Self::Refused => "refused",
+            Self::ByKeys => "by_keys",
             Self::Unavailable => "unavailable",
         }
     }
@@ -276,6 +290,7 @@ mod tests {
         telemetry.reviewed(ReviewResult::Refused);
         telemetry.set_roots(2, SystemTime::now() + std::time::Duration::from_secs(1_050));
         telemetry.set_leader(true);
+        telemetry.set_token_keys(SystemTime::now());
         let text = telemetry.scrape(MetricsFormat::PrometheusText);
         for name in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
             assert!(docs.contains(&format!("`{name}`")), "docs/metrics.md does not mention `{name}`");

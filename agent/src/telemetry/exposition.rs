@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::SystemTime;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -62,6 +63,8 @@ struct Scrape {
     not_enrolled: BTreeMap<&'static str, u64>,
     probers: Option<Probers>,
     rejected_documents: u64,
+    /// Of when the configuration is, if its source does not say it now.
+    as_of: Option<SystemTime>,
     snapshot: Arc<Snapshot>,
     watch_failures: BTreeMap<&'static str, u64>,
     rulings: BTreeMap<(Name, Outcome), u64>,
@@ -105,6 +108,7 @@ impl Scrape {
             probers: status.probers(),
             snapshot: status.snapshot.load_full(),
             rejected_documents: status.rejections().len() as u64,
+            as_of: status.as_of(),
             watch_failures: telemetry.watch_failures(),
             rulings: telemetry.rulings(),
             mtls_downgrades: telemetry.mtls_downgrades.load(Relaxed),
@@ -340,6 +344,11 @@ impl Scrape {
         out.one_gauge("undermesh_config_generation", help, self.snapshot.generation)?;
         let help = "Documents that are not taken, or only in part, because of an error in them.";
         out.one_gauge("undermesh_config_rejected_documents", help, self.rejected_documents)?;
+        if let Some(as_of) = self.as_of {
+            let help = "How old the configuration is that an agent before this one has written down, while it is in use.";
+            let age = as_of.elapsed().unwrap_or_default().as_secs();
+            out.one_gauge("undermesh_config_recalled_age_seconds", help, age)?;
+        }
         let help = "Attempts to watch objects at the API server that failed; what is known of them holds.";
         let mut family = out.counter("undermesh_kubernetes_watch_failures", help)?;
         for (resource, count) in &self.watch_failures {

@@ -20,6 +20,7 @@ pub struct Status {
     pods: Mutex<BTreeMap<WorkloadUid, PodReport>>,
     rejections: RwLock<Arc<[Rejection]>>,
     probers: Mutex<Option<Probers>>,
+    as_of: Mutex<Option<SystemTime>>,
     also_missing: AlsoMissing,
 }
 
@@ -105,8 +106,8 @@ impl Status {
     /// A status that is not ready: no snapshot is in yet (its generation is 0).
     pub fn new(node: impl Into<Name>, snapshot: Arc<ArcSwap<Snapshot>>) -> Arc<Self> {
         let (pods, rejections) = (Mutex::default(), RwLock::new(Arc::from([])));
-        let (probers, also_missing) = (Mutex::default(), AlsoMissing::default());
-        Arc::new(Self { node: node.into(), snapshot, pods, rejections, probers, also_missing })
+        let (probers, as_of, also_missing) = (Mutex::default(), Mutex::default(), AlsoMissing::default());
+        Arc::new(Self { node: node.into(), snapshot, pods, rejections, probers, as_of, also_missing })
     }
 
     /// Has [`Status::missing`] tell as well what this does whenever it is asked.
@@ -153,6 +154,16 @@ impl Status {
     pub fn warnings(&self) -> Vec<String> {
         let node = self.probers().filter(|probers| matches!(probers, Probers::Node(_)));
         node.and_then(|probers| probers.trouble()).into_iter().collect()
+    }
+
+    /// Of when the configuration is, if its source does not say it now.
+    pub fn set_as_of(&self, as_of: Option<SystemTime>) {
+        *self.as_of.lock().unwrap_or_else(PoisonError::into_inner) = as_of;
+    }
+
+    /// Of when the configuration is, if its source does not say it now: an agent has begun with what was known last.
+    pub fn as_of(&self) -> Option<SystemTime> {
+        *self.as_of.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Every pod of this node, and every one that was reported on, ordered by uid.

@@ -65,12 +65,39 @@ impl Control {
             .with_context(|| format!("no program {name} in the control plane"))
     }
 
+    /// Kills etcd and the API server, hands out etcd's folder and that of its backup, and starts both as they were.
+    pub(super) fn without_etcd(
+        &mut self,
+        grounds: &Grounds,
+        change: impl FnOnce(&Path, &Path) -> Result<()>,
+    ) -> Result<()> {
+        let mut commands = Vec::new();
+        for name in ["kube-apiserver", "etcd"] {
+            let program = self.program(name)?;
+            commands.push(command_line(program.pid())?);
+            program.kill();
+            self.programs.retain(|process| process.log.file_stem().is_none_or(|stem| stem != name));
+        }
+        let etcd = grounds.data().join("control/etcd");
+        change(&etcd, &etcd.with_extension("backup"))?;
+        commands.into_iter().rev().try_for_each(|command| self.run(grounds, command))
+    }
+
     fn run(&mut self, grounds: &Grounds, command: Command) -> Result<()> {
         let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_owned();
         let log = grounds.state.log_dir().join(name).with_extension("log");
         self.programs.push(Process::start(&grounds.control(), command, log)?);
         Ok(())
     }
+}
+
+/// How the program was started.
+fn command_line(pid: u32) -> Result<Command> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+    let mut words = text.split_terminator('\0');
+    let mut command = Command::new(words.next().context("no command line")?);
+    command.args(words);
+    Ok(command)
 }
 
 /// On loopback, which in this namespace only the API server is on: it needs no certificates. What it holds lives no

@@ -115,6 +115,19 @@ impl Cluster {
         self.control.program(name)
     }
 
+    /// Keeps etcd's state as it is, for [`Self::restore_etcd`]. The API server is away for a moment.
+    pub fn back_up_etcd(&mut self) -> Result<()> {
+        self.control.without_etcd(&self.grounds, |etcd, backup| copy(etcd, backup))
+    }
+
+    /// Puts etcd back to the state that was kept, and starts the API server anew.
+    pub fn restore_etcd(&mut self) -> Result<()> {
+        self.control.without_etcd(&self.grounds, |etcd, backup| {
+            fs::remove_dir_all(etcd)?;
+            copy(backup, etcd)
+        })
+    }
+
     /// The API server's loopback address.
     pub fn api_address(&self) -> SocketAddr {
         self.relay.address()
@@ -230,4 +243,11 @@ impl Cluster {
         self.kubectl(&rollout)?;
         Ok(())
     }
+}
+
+/// A folder and all that is in it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut copy = Command::new("cp");
+    copy.arg("-a").arg(from).arg(to);
+    lab::run_here(copy, Duration::from_secs(30))?.success().map(drop)
 }

@@ -1,6 +1,7 @@
 //! Tests on a real Kubernetes, which each makes for itself. They need root, Go and some minutes: `cargo xtask e2e` runs
 //! them.
 
+mod absence;
 mod access;
 mod conformance;
 mod endurance;

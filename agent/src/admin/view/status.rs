@@ -22,6 +22,9 @@ pub struct StatusView {
     /// What is amiss although it is.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Of when the configuration is (RFC 3339), if the API server has not told of it since the agent began.
+    #[serde(default)]
+    pub as_of: Option<String>,
     /// The pods of this node.
     pub pods: Vec<PodView>,
     /// The documents that were not taken.
@@ -80,6 +83,7 @@ pub(in super::super) fn status(telemetry: &Telemetry) -> Vec<u8> {
         ready: missing.is_empty(),
         missing,
         warnings: status.warnings(),
+        as_of: status.as_of().and_then(time),
         pods: pod_views(status),
         rejections: RejectionView::all(status),
     })

@@ -169,6 +169,16 @@ impl Compiler {
         self.policies.config_maps().cloned().collect()
     }
 
+    /// The documents of Kubernetes' own kinds that are in force.
+    pub fn documents(&self) -> impl Iterator<Item = Document> {
+        let namespaces = self.namespaces.values().cloned().map(Document::Namespace);
+        let services = self.services.documents().cloned().map(Document::Service);
+        let pods = self.pods.documents().cloned().map(Document::Pod);
+        let slices = self.services.slices().cloned().map(Document::EndpointSlice);
+        let config_maps = self.policies.authorities().cloned().map(Document::ConfigMap);
+        namespaces.chain(services).chain(pods).chain(slices).chain(config_maps)
+    }
+
     /// How the AuthorizationPolicy or MeshPolicy stands, for its status; of which version, as with routes.
     pub fn stated(&self, policy: &Key) -> Option<Stated> {
         let mesh = self.defaults.mesh_namespace.as_ref();

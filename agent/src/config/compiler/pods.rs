@@ -71,6 +71,10 @@ impl Pods {
             .filter_map(|entry| entry.document.as_ref())
     }
 
+    pub(super) fn documents(&self) -> impl Iterator<Item = &Arc<document::Pod>> {
+        self.0.values().flat_map(BTreeMap::values).filter_map(|entry| entry.document.as_ref())
+    }
+
     pub(super) fn rank(&self, id: &ObjectRef) -> Rank {
         self.get(id).map(|pod| Rank { created: pod.created, stays: !pod.terminating }).unwrap_or_default()
     }
@@ -115,7 +119,7 @@ impl Pods {
 fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
     let Surroundings { marks: defaults, taken, .. } = surroundings;
     let wish = pod.marks.mesh.or(defaults.mesh);
-    let obstacle = pod.obstacle.map(str::to_owned).or_else(|| surroundings.obstacle(pod));
+    let obstacle = pod.obstacle.as_deref().map(str::to_owned).or_else(|| surroundings.obstacle(pod));
     let enrolment = match (wish, obstacle) {
         (Some(MeshLabel::Enabled), None) => Enrolment::Wanted,
         (Some(MeshLabel::Enabled), Some(obstacle)) => Enrolment::Impossible(obstacle),

@@ -73,6 +73,11 @@ impl Policies {
         self.by_config_map.keys()
     }
 
+    /// What is known of these.
+    pub(super) fn authorities(&self) -> impl Iterator<Item = &Arc<ConfigMap>> {
+        self.config_maps.values()
+    }
+
     /// Works out what the Service's policies come to. True if its ports are treated otherwise by that.
     pub(super) fn settle(&mut self, id: &ObjectRef, service: Option<&document::Service>) -> bool {
         let keys = self.by_service.get(id).into_iter().flatten();

@@ -79,6 +79,14 @@ impl Services {
         }
     }
 
+    pub(super) fn documents(&self) -> impl Iterator<Item = &Arc<document::Service>> {
+        self.entries.values().filter_map(|entry| entry.document.as_ref())
+    }
+
+    pub(super) fn slices(&self) -> impl Iterator<Item = &Arc<document::EndpointSlice>> {
+        self.slices.values().flat_map(BTreeMap::values)
+    }
+
     /// Takes the slice in; the Services that this concerns.
     pub(super) fn put_slice(&mut self, new: Arc<document::EndpointSlice>) -> Vec<ObjectRef> {
         let unchanged = |service: &ObjectRef| {

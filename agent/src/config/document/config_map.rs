@@ -5,13 +5,14 @@ use std::fmt;
 use k8s_openapi::api::core::v1 as core;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
+use serde::{Deserialize, Serialize};
 
 use super::super::Problem;
 use super::object_id;
 use crate::model::ObjectRef;
 
 /// A ConfigMap.
-#[derive(Clone, PartialEq)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConfigMap {
     /// Namespace and name.
     pub id: ObjectRef,

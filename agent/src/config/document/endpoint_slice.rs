@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::discovery::v1 as discovery;
+use serde::{Deserialize, Serialize};
 
 use super::super::{FieldPath, Problem};
 use super::{is_tcp, non_empty, object_id, read_address, read_port};
@@ -11,7 +12,7 @@ use crate::model::{Name, ObjectRef};
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// An EndpointSlice.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Namespace and name.
     pub id: ObjectRef,
@@ -24,7 +25,7 @@ pub struct EndpointSlice {
 }
 
 /// One TCP port that every endpoint of the slice serves.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SlicePort {
     /// The name of the Service's port, or empty.
     pub name: Name,
@@ -33,7 +34,7 @@ pub struct SlicePort {
 }
 
 /// One endpoint with its addresses, which Kubernetes calls fungible.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SliceEndpoint {
     /// `addresses`.
     pub addresses: Vec<IpAddr>,

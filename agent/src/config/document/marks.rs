@@ -1,6 +1,7 @@
 //! The marks that a user puts on a Pod or a Namespace to say what the mesh is to do with it.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Serialize};
 
 use super::super::{FieldPath, Problem};
 use crate::model::{DialledPods, MtlsMode};
@@ -10,7 +11,7 @@ const MTLS: &str = "undermesh.io/mtls";
 const DIALLED_PODS: &str = "undermesh.io/dialled-pods";
 
 /// What a Pod or a Namespace says about itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marks {
     /// Label `undermesh.io/mesh`.
     pub mesh: Option<MeshLabel>,
@@ -21,7 +22,7 @@ pub struct Marks {
 }
 
 /// The label `undermesh.io/mesh`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MeshLabel {
     /// `enabled`.
     Enabled,

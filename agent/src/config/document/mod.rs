@@ -40,7 +40,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{FieldPath, Problem};
@@ -73,7 +73,7 @@ pub enum Document {
 }
 
 /// The kinds of objects that are read; all others are passed over. In the order in which they are best applied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Kind {
     /// `v1` Namespace.
     Namespace,
@@ -114,7 +114,7 @@ pub enum Kind {
 }
 
 /// Tells an object from all others. Printed as `Pod shop/web`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Key {
     /// The object's kind.
     pub kind: Kind,

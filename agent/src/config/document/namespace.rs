@@ -1,13 +1,14 @@
 //! Namespaces: the marks that their pods inherit.
 
 use k8s_openapi::api::core::v1 as core;
+use serde::{Deserialize, Serialize};
 
 use super::super::Problem;
 use super::{Marks, object_name};
 use crate::model::Name;
 
 /// A Namespace.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Namespace {
     /// `metadata.name`.
     pub name: Name,

@@ -1,5 +1,6 @@
 //! Pods.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Serialize};
 
 use super::super::{FieldPath, Problem};
 use super::probes::probed_ports;
@@ -27,7 +29,7 @@ pub const ENROLLED: &str = "undermesh.io/enrolled";
 const TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// A Pod.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Pod {
     /// Namespace and name.
     pub id: ObjectRef,
@@ -40,7 +42,7 @@ pub struct Pod {
     /// What the pod says about its place in the mesh.
     pub marks: Marks,
     /// Why the pod cannot be in the mesh, if it cannot.
-    pub obstacle: Option<&'static str>,
+    pub obstacle: Option<Cow<'static, str>>,
     /// The name of what it is a replica of.
     pub workload: Name,
     /// `spec.serviceAccountName`, or `default`.
@@ -65,21 +67,22 @@ pub struct Pod {
     pub terminating: bool,
     /// It has run to its end (phase Succeeded or Failed) and is no more than a record.
     pub finished: bool,
-    /// Where it lives on this node, from its annotations.
+    /// Where it lives on this node, from its annotations. It is not written down: the machine says it anew.
+    #[serde(skip)]
     pub paths: Option<PodPaths>,
     /// Its node's agent says that it is enrolled.
     pub published: Option<Published>,
 }
 
 /// What the agent of a pod's node says of it, in the annotation `undermesh.io/enrolled`: the pod takes tunnels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Published {
     /// While that agent is down, the pod is to be reached past it, in plaintext (`open`, else `closed`).
     pub plaintext_when_down: bool,
 }
 
 /// A container's named TCP port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerPort {
     /// `name`.
     pub name: Name,
@@ -115,7 +118,7 @@ impl Pod {
             created: meta.creation_timestamp.as_ref().map(|time| time.0),
             labels: meta.labels.clone().unwrap_or_default(),
             marks: Marks::read(meta, problems),
-            obstacle: obstacle(&id, meta, spec),
+            obstacle: obstacle(&id, meta, spec).map(Cow::Borrowed),
             workload: workload_name(&id, meta),
             service_account: spec
                 .and_then(|spec| non_empty(&spec.service_account_name))

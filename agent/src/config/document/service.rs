@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::{Deserialize, Serialize};
 
 use super::super::{FieldPath, Problem};
 use super::{is_tcp, non_empty, object_id, read_address, read_port};
 use crate::model::{Name, ObjectRef, SessionAffinity, TrafficDistribution, TrafficScope};
 
 /// A Service.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Service {
     /// Namespace and name.
     pub id: ObjectRef,
@@ -36,7 +37,7 @@ pub struct Service {
 }
 
 /// One TCP port of a Service.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// `name`, or empty.
     pub name: Name,
@@ -49,7 +50,7 @@ pub struct ServicePort {
 }
 
 /// `targetPort`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum TargetPort {
     /// A port number.
     Number(u16),

@@ -1,15 +1,21 @@
-//! Whose token it is: asked of the API server each time, for a token may be withdrawn at any moment.
+//! Whose token it is: asked of the API server each time, for a token may be withdrawn at any moment. While it cannot be asked, and only
+//! then, the token is held against the keys of its issuer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::api::PostParams;
 use kube::{Api, Client};
+use tracing::{info, warn};
 use zeroize::Zeroize as _;
 
+use super::super::pods::Pods;
 use super::super::settings::ServiceAccount;
+use super::keys::TokenKeys;
 use super::refusal::Refusal;
-use crate::kubernetes;
+use crate::kubernetes::{self, AskError};
 use crate::telemetry::{ControllerTelemetry, DenyReason, ReviewResult};
 
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
@@ -31,16 +37,30 @@ pub(super) struct Caller {
 pub(super) struct TokenReviews {
     api: Api<TokenReview>,
     audience: String,
+    /// For as long as it does not answer.
+    pub(super) keys: TokenKeys,
+    pods: Arc<Pods>,
+    is_away: AtomicBool,
     telemetry: Arc<ControllerTelemetry>,
 }
 
 impl TokenReviews {
-    pub(super) fn new(client: Client, audience: String, telemetry: Arc<ControllerTelemetry>) -> Self {
-        Self { api: Api::all(client), audience, telemetry }
+    pub(super) fn new(
+        client: Client,
+        audience: String,
+        pods: Arc<Pods>,
+        telemetry: Arc<ControllerTelemetry>,
+    ) -> Self {
+        let keys = TokenKeys::new(client.clone(), audience.clone(), telemetry.clone());
+        Self { api: Api::all(client), audience, keys, pods, is_away: AtomicBool::new(false), telemetry }
     }
 
-    /// Who shows this header `authorization`.
-    pub(super) async fn caller(&self, authorization: Option<&str>) -> Result<Caller, Refusal> {
+    /// Who shows this header `authorization` now.
+    pub(super) async fn caller(
+        &self,
+        authorization: Option<&str>,
+        now: SystemTime,
+    ) -> Result<Caller, Refusal> {
         let token = bearer(authorization)?;
         let mut review = TokenReview {
             spec: TokenReviewSpec { audiences: Some(vec![self.audience.clone()]), token: Some(token.into()) },
@@ -48,6 +68,7 @@ impl TokenReviews {
         };
         let answer = kubernetes::ask(self.api.create(&PostParams::default(), &review)).await;
         review.spec.token.zeroize();
+        self.note_whether_away(&answer);
         let (result, caller) = match answer {
             Ok(mut review) => {
                 review.spec.token.zeroize();
@@ -56,15 +77,47 @@ impl TokenReviews {
                     Err(why) => (ReviewResult::Refused, Err(Refusal::new(DenyReason::TokenRefused, why))),
                 }
             }
+            Err(AskError::Away(why)) => match self.pods.look(|pods| self.keys.caller(token, pods, now)) {
+                Ok(caller) => (ReviewResult::ByKeys, Ok(caller)),
+                Err(but) => (
+                    ReviewResult::Unavailable,
+                    Err(unavailable(&format!("{why}; by itself it does not hold: {but}"))),
+                ),
+            },
             // Whatever it is, it says nothing about the token: not that the API server does not take it.
-            Err(error) => {
-                let why = format!("the API server cannot be asked whose token it is: {error}");
-                (ReviewResult::Unavailable, Err(Refusal::new(DenyReason::ApiUnavailable, why)))
-            }
+            Err(error) => (ReviewResult::Unavailable, Err(unavailable(&error.to_string()))),
         };
         self.telemetry.reviewed(result);
         caller
     }
+
+    /// Says once that it is away, and that it is back.
+    fn note_whether_away<T>(&self, answer: &Result<T, AskError>) {
+        let is_away = matches!(answer, Err(AskError::Away(_)));
+        if self.is_away.swap(is_away, Ordering::Relaxed) == is_away {
+            return;
+        }
+        match answer {
+            Err(error) => warn!(
+                %error,
+                "the API server cannot be asked whose tokens agents show: those are taken that hold by the keys of their issuer"
+            ),
+            Ok(_) => info!("the API server is asked again whose tokens agents show"),
+        }
+    }
+}
+
+fn unavailable(why: &str) -> Refusal {
+    Refusal::new(
+        DenyReason::ApiUnavailable,
+        format!("the API server cannot be asked whose token it is: {why}"),
+    )
+}
+
+/// The service account that is called so as a user.
+pub(super) fn account_of(user: &str) -> Option<ServiceAccount> {
+    let (namespace, name) = user.strip_prefix("system:serviceaccount:")?.split_once(':')?;
+    format!("{namespace}/{name}").parse().ok()
 }
 
 fn bearer(authorization: Option<&str>) -> Result<&str, Refusal> {
@@ -95,9 +148,7 @@ fn read(status: TokenReviewStatus, audience: &str) -> Result<Caller, String> {
     }
     let user = status.user.unwrap_or_default();
     let name = user.username.unwrap_or_default();
-    let account = name.strip_prefix("system:serviceaccount:").and_then(|name| name.split_once(':'));
-    let account = account.and_then(|(namespace, name)| format!("{namespace}/{name}").parse().ok());
-    let Some(account) = account else { return Err(format!("{name:?} is no service account")) };
+    let Some(account) = account_of(&name) else { return Err(format!("{name:?} is no service account")) };
     let mut extra = user.extra.unwrap_or_default();
     let mut one = |key: &str| match extra.remove(key).unwrap_or_default().as_slice() {
         [value] if !value.is_empty() => Some(value.clone()),

@@ -6,6 +6,7 @@
 
 mod authorize;
 mod caller;
+mod keys;
 mod own;
 mod refusal;
 pub(super) mod server;
@@ -82,7 +83,8 @@ impl Ca {
         root: Arc<Root>,
         telemetry: Arc<ControllerTelemetry>,
     ) -> Self {
-        let reviews = TokenReviews::new(client, settings.token_audience.clone(), telemetry.clone());
+        let audience = settings.token_audience.clone();
+        let reviews = TokenReviews::new(client, audience, pods.clone(), telemetry.clone());
         let (turns, queue) = (Semaphore::new(AT_ONCE), Semaphore::new(AT_ONCE + WAITING));
         let (own, waiting) = (Arc::default(), WaitingRoom::default());
         Self(Arc::new(Shared { settings, reviews, pods, root, own, telemetry, waiting, turns, queue }))
@@ -92,6 +94,11 @@ impl Ca {
     pub(super) async fn renew_own_certificate(&self) {
         let Shared { settings, root, own, telemetry, .. } = &*self.0;
         own.keep(settings, root, telemetry).await;
+    }
+
+    /// Keeps what callers are told apart by while the API server cannot be asked whose token it is that they show.
+    pub(super) async fn keep_token_keys(&self) {
+        self.0.reviews.keys.keep_fresh().await;
     }
 
     /// For servers that show the authority's own certificate and speak this protocol (RFC 7301).
@@ -138,7 +145,8 @@ impl Ca {
         // Before anything is read: what is beyond this is not worth an answer that comes too late.
         let _place = self.0.queue.try_acquire().map_err(|_| Refusal::busy())?;
         let turn = self.0.turns.acquire().await.map_err(|_| Refusal::busy())?;
-        let caller = reviews.caller(asked.authorization.as_deref().map(String::as_str)).await?;
+        let (_, now) = self.0.root.current();
+        let caller = reviews.caller(asked.authorization.as_deref().map(String::as_str), now).await?;
         // Whoever waits for a pod from here on holds up nobody.
         drop(turn);
 

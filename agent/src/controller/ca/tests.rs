@@ -10,6 +10,8 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use undermesh_tests::issuer::{SigningKey, key_set};
+
 use super::super::pods::Index;
 use super::super::settings::ControllerSettings;
 use super::super::testkit::{finished, pod, settings};
@@ -32,6 +34,8 @@ struct Fixture {
     root: Arc<Root>,
     api: FakeApi,
     api_is_down: Arc<AtomicBool>,
+    /// What signs service account tokens.
+    token_key: SigningKey,
     /// By which the authority's clock is ahead.
     ahead: Arc<AtomicU64>,
     client: GrpcCa,
@@ -80,9 +84,15 @@ impl Fixture {
     async fn without_root(settings: ControllerSettings) -> Self {
         let api_is_down = Arc::new(AtomicBool::new(false));
         let down = api_is_down.clone();
-        let api = FakeApi::new(move |question| match down.load(Ordering::SeqCst) {
-            true => failure(500, "InternalError"),
-            false => review(question),
+        let token_key = SigningKey::new("a", "ES256").unwrap();
+        let published = key_set([&token_key]);
+        let api = FakeApi::new(move |question| match (down.load(Ordering::SeqCst), question.path.as_str()) {
+            (true, _) => failure(500, "InternalError"),
+            (_, "/.well-known/openid-configuration") => {
+                Some((200, json!({ "issuer": "https://issuer.test" })))
+            }
+            (_, "/openid/v1/jwks") => Some((200, published.clone().into())),
+            _ => review(question),
         });
         let ahead = Arc::new(AtomicU64::new(0));
         let seconds = ahead.clone();
@@ -97,7 +107,7 @@ impl Fixture {
         tokio::spawn(server::serve(listener, ca.clone(), std::future::pending()));
         let folder = tempfile::tempdir().unwrap();
         let client = client(&folder, address);
-        Self { folder, address, ca, pods, root, api, api_is_down, ahead, client }
+        Self { folder, address, ca, pods, root, api, api_is_down, token_key, ahead, client }
     }
 
     /// As the watch of the Secret does it; and as the kubelet mounts the bundle.
@@ -245,6 +255,47 @@ async fn what_is_nobodys_fault_is_told_apart_from_a_refusal() {
         fixture.ask("shop/web").await,
         "the certificate authority is not available: Unavailable: the pods of the cluster are not known yet"
     );
+}
+
+/// By its keys, which were fetched while it answered, and only for as long as it does not.
+#[tokio::test]
+async fn without_an_api_server_tokens_of_pods_that_are_known_are_taken() {
+    let fixture = Fixture::start().await;
+    let token = |uid: &str| {
+        let now = fixture.root.current().1.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let claims = json!({
+            "iss": "https://issuer.test", "aud": ["undermesh.io"], "exp": now + 600,
+            "sub": "system:serviceaccount:undermesh-system:undermesh-agent",
+            "kubernetes.io": { "pod": { "uid": uid }, "node": { "name": "n1" } },
+        });
+        fixture.token_key.token(&claims).unwrap()
+    };
+    let web = r#"[URI("spiffe://cluster.local/ns/shop/sa/web")], 600 s, 1 roots"#;
+    let away = "the certificate authority is not available: Unavailable: the API server cannot be asked whose token it is: \
+                InternalError, says the API server; by itself it does not hold: ";
+    fixture.api_is_down.store(true, Ordering::SeqCst);
+    let unknown = format!("{away}the keys of its issuer are not known");
+    assert_eq!(fixture.ask_with(&token("a1"), "shop/web").await, unknown);
+    fixture.api_is_down.store(false, Ordering::SeqCst);
+    assert_eq!(fixture.ca.0.reviews.keys.fetch().await, Ok(()));
+    // What it refuses is refused, whatever its keys say.
+    assert_eq!(
+        fixture.ask_with(&token("a1"), "shop/web").await,
+        "the certificate authority refuses: Unauthenticated: the API server does not take the token: token has expired"
+    );
+    fixture.api_is_down.store(true, Ordering::SeqCst);
+    assert_eq!(fixture.ask_with(&token("a1"), "shop/web").await, web);
+    assert_eq!(
+        fixture.ask_with(&token("a1"), "shop/db").await,
+        "the certificate authority refuses: PermissionDenied: no pod of the service account shop/db is on the node n1"
+    );
+    let gone = format!("{away}the pod that the token is bound to, a9, is not known");
+    assert_eq!(fixture.ask_with(&token("a9"), "shop/web").await, gone);
+    let page = fixture.ca.0.telemetry.scrape(crate::telemetry::MetricsFormat::PrometheusText);
+    for (result, count) in [("authenticated", 0), ("refused", 1), ("by_keys", 2), ("unavailable", 2)] {
+        let line = format!("undermesh_ca_token_reviews_total{{result=\"{result}\"}} {count}");
+        assert!(page.lines().any(|l| l == line), "{line} is not in\n{page}");
+    }
 }
 
 #[tokio::test]

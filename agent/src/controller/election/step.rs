@@ -149,4 +149,28 @@ mod tests {
         b.stop();
         assert!(!b.leads(after(15_100)));
     }
+    /// As it was when another one led, or when there was none yet.
+    #[test]
+    fn a_lease_from_a_backup_has_one_leader_again() {
+        let start = Instant::now();
+        let after = |seconds: u64| start + Duration::from_secs(seconds);
+        let (mut a, mut b) = (Candidate::new("a"), Candidate::new("b"));
+        assert_eq!(a.step(None, after(0)), Step::Create);
+        a.wrote(after(0));
+        assert_eq!(b.step(lease("a", 9), after(1)), Step::Wait);
+        // What stood in the lease when the backup was made: its holder is still there,
+        assert_eq!(a.step(lease("b", 1), after(2)), Step::Wait);
+        assert!(!a.leads(after(2)));
+        assert_eq!(b.step(lease("b", 1), after(3)), Step::Renew);
+        b.wrote(after(3));
+        // or has gone by now.
+        assert_eq!(a.step(lease("c", 1), after(4)), Step::Wait);
+        assert_eq!(b.step(lease("c", 1), after(4)), Step::Wait);
+        assert!(!b.leads(after(4)));
+        assert_eq!(a.step(lease("c", 1), after(19)), Step::Take);
+        a.wrote(after(19));
+        assert_eq!(b.step(lease("a", 2), after(19)), Step::Wait);
+        // There was none.
+        assert_eq!(b.step(None, after(20)), Step::Create);
+    }
 }

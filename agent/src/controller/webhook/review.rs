@@ -77,10 +77,10 @@ fn template(object: &Value, path: &[&str]) -> Vec<Problem> {
 fn pod(pod: Pod, problems: &mut Vec<Problem>) -> Result<(), Problem> {
     if let Document::Pod(pod) = Document::pod(&pod, problems)?
         && pod.marks.mesh == Some(MeshLabel::Enabled)
-        && let Some(obstacle) = pod.obstacle
+        && let Some(obstacle) = &pod.obstacle
     {
         let field = FieldPath::new(["metadata", "labels", "undermesh.io/mesh"]);
-        problems.push(Problem::new(field, obstacle));
+        problems.push(Problem::new(field, obstacle.as_ref()));
     }
     Ok(())
 }

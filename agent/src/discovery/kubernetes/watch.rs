@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1 as core;
@@ -29,6 +30,8 @@ pub(super) enum News {
     Complete(Kind),
     /// An object, read as far as it can be, with what is wrong with it.
     Object(Key, Option<Document>, Vec<Problem>),
+    /// What is written in an object of a kind that is not Kubernetes' own, before what was read of it.
+    Written(Key, Arc<str>),
     /// It is gone.
     Gone(Key),
     /// A NetworkPolicy.
@@ -175,7 +178,7 @@ pub(super) fn news<K: Resource>(
     }
 }
 
-fn key<K: Resource>(kind: Kind, object: &K) -> Key {
+pub(super) fn key<K: Resource>(kind: Kind, object: &K) -> Key {
     let text = |text: &Option<String>| text.as_deref().unwrap_or_default().into();
     Key { kind, namespace: text(&object.meta().namespace), name: text(&object.meta().name) }
 }

@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use super::last_known::{self, Record, Remembered};
 use super::policies::Policies;
 use super::watch::News;
 use super::{ClusterNews, Publication, Told};
 use crate::config::document::Pod;
 use crate::config::{Change, Compiler, Defaults, Document, Key, Kind, Referred, Rejection};
 use crate::discovery::node::{Place, Sighting};
-use crate::model::{Name, NodeInfo, ObjectRef, PublishedPod, WorkloadUid};
+use crate::model::{Name, NodeInfo, ObjectRef, PublishedPod, SpiffeId, WorkloadUid};
 use crate::snapshot::Snapshot;
 
 /// The documents as they came, and what was made of them.
@@ -23,6 +25,11 @@ pub(super) struct World {
     known: HashMap<Kind, HashSet<Key>>,
     listing: HashMap<Kind, HashSet<Key>>,
     complete: HashSet<Kind>,
+    /// Of these, the ones that the API server has not told of yet: they are what they were then.
+    recalled: HashSet<Kind>,
+    as_of: Option<SystemTime>,
+    /// What is written in objects of kinds that are not Kubernetes' own.
+    written: HashMap<Key, Arc<str>>,
     referred: Referred,
     rejections: BTreeMap<Key, Vec<Rejection>>,
     has_new_rejections: bool,
@@ -53,6 +60,9 @@ impl World {
             known: HashMap::new(),
             listing: HashMap::new(),
             complete: HashSet::new(),
+            recalled: HashSet::new(),
+            as_of: None,
+            written: HashMap::new(),
             referred: Referred::default(),
             rejections: BTreeMap::new(),
             has_new_rejections: false,
@@ -95,7 +105,12 @@ impl World {
                     self.forget(gone);
                 }
                 self.complete.insert(kind);
+                self.recalled.remove(&kind);
+                if self.recalled.is_empty() && self.as_of.take().is_some() {
+                    self.has_new_statements = true;
+                }
             }
+            News::Written(key, text) => drop(self.written.insert(key, text)),
             News::Gone(key) => {
                 for objects in [&mut self.known, &mut self.listing] {
                     if let Some(objects) = objects.get_mut(&key.kind) {
@@ -146,8 +161,7 @@ impl World {
     /// What is to be published, if that has changed. Nothing before each kind is known as a whole: pods whose Services or
     /// namespaces are not known yet would be taken for what they are not.
     pub(super) fn apply(&mut self) -> Option<ClusterNews> {
-        let mut kinds = Kind::ALL.into_iter().filter(|kind| kind.is_followed_as_a_whole());
-        if kinds.any(|kind| !self.complete.contains(&kind)) {
+        if last_known::kinds().any(|kind| !self.complete.contains(&kind)) {
             return None;
         }
         let has_new_world = self.compiler.apply(std::mem::take(&mut self.changes));
@@ -178,7 +192,58 @@ impl World {
             publication: self.latest.clone(),
             published: self.published.clone(),
             told: self.told.clone(),
+            as_of: self.as_of,
         })
+    }
+
+    /// Takes what was known once for what is, as far as the API server has not told of it as a whole; in force with the next
+    /// [`Self::apply`], and until then.
+    pub(super) fn recall(&mut self, remembered: Remembered) {
+        let lists = std::mem::take(&mut self.listing);
+        for record in remembered.records {
+            let text = record.text();
+            let (key, document, problems) = record.read();
+            if let Some(Document::ConfigMap(_)) = document {
+                self.changes.extend(self.referred.recall(key.id(), document));
+            } else if !self.complete.contains(&key.kind)
+                && !lists.get(&key.kind).is_some_and(|listed| listed.contains(&key))
+            {
+                self.written.extend(text.map(|text| (key.clone(), text)));
+                self.take(News::Object(key, document, problems));
+            }
+        }
+        self.listing = lists;
+        self.recalled = last_known::kinds().filter(|kind| !self.complete.contains(kind)).collect();
+        self.complete.extend(&self.recalled);
+        self.as_of = (!self.recalled.is_empty()).then_some(remembered.as_of);
+    }
+
+    /// Whose certificates the pods of this node need in the world as it was.
+    pub(super) fn identities(
+        node: NodeInfo,
+        defaults: Defaults,
+        remembered: Remembered,
+    ) -> BTreeSet<SpiffeId> {
+        let name = node.name.clone();
+        let mut world = Self::new(node, defaults);
+        world.recall(remembered);
+        world.apply();
+        let workloads = world.latest.snapshot.workloads.values();
+        let own = workloads.filter(|it| it.node.as_ref() == Some(&name) && it.enrolment.is_wanted());
+        own.filter_map(|workload| workload.identity.clone()).collect()
+    }
+
+    /// All that there is to remember; nothing as long as not all of it is what the API server says.
+    pub(super) fn remember(&self) -> Option<Vec<Record>> {
+        let is_live = self.is_published && self.as_of.is_none();
+        let own = self.compiler.documents().filter_map(Record::of);
+        let written = self.written.iter().map(|(key, text)| Record::Custom(key.clone(), text.clone()));
+        is_live.then(|| own.chain(written).collect())
+    }
+
+    /// Whether anything has been published.
+    pub(super) fn is_published(&self) -> bool {
+        self.is_published
     }
 
     /// The ConfigMaps that something refers to.
@@ -243,6 +308,7 @@ impl World {
 
     fn forget(&mut self, key: &Key) {
         self.note(key, Vec::new());
+        self.written.remove(key);
         if key.kind == Kind::Pod {
             self.forget_pod(&key.id());
         }

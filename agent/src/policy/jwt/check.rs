@@ -28,6 +28,26 @@ pub struct Refusal<'s> {
     pub outdated: Option<&'s Name>,
 }
 
+impl Issuer {
+    /// What a token of this issuer says that has come by another way than with a request; `now` is in seconds since 1970.
+    ///
+    /// # Errors
+    /// When it does not hold.
+    pub fn check(
+        &self,
+        text: &str,
+        keys: &KeySet,
+        leeway: u64,
+        now: u64,
+    ) -> Result<Map<String, Value>, Invalid> {
+        let token = Token::parse(text)?;
+        if token.issuer() != Some(&self.name) {
+            return Err(Invalid::Issuer);
+        }
+        token.verified(self, keys, leeway, now)
+    }
+}
+
 impl Rules {
     /// Where keys are to be had from.
     pub fn addresses(&self) -> impl Iterator<Item = &Name> {

@@ -291,3 +291,61 @@ fn endpoints_are_those_of_slices_alone() {
     world.take(News::Object(document.key(), Some(document), Vec::new()));
     assert_eq!(endpoints(&mut world), ["10.0.1.5:7000"]);
 }
+
+/// As an agent has it that begins while the API server does not answer: all is as it was, until a kind is told of as a whole.
+#[test]
+fn what_was_known_last_is_in_force_until_the_api_server_has_told_of_it() {
+    let mut before = world();
+    assert!(before.remember().is_none(), "nothing is in force yet");
+    let mut db = pod("db", 2, "node-2", &["10.0.1.6"]);
+    db["metadata"]["annotations"] = json!({ "undermesh.io/enrolled": "open" });
+    for object in [pod("web", 1, "node-1", &["10.0.0.5"]), db, pod("old", 3, "node-1", &["10.0.0.6"])] {
+        before.take(read(&object));
+    }
+    before.sight(Sighting::Found("1".into(), place(&["10.0.0.5"])));
+    assert!(before.apply().is_some());
+    let remembered = || Remembered {
+        as_of: SystemTime::UNIX_EPOCH,
+        zone: None,
+        // By the way of the file.
+        records: serde_json::from_str(&serde_json::to_string(&before.remember().unwrap()).unwrap()).unwrap(),
+    };
+
+    let mut world = World::new(NodeInfo { name: "node-1".into(), zone: None }, Defaults::default());
+    // It has begun to tell of pods, of which one has other addresses by now, and has broken off.
+    world.take(News::Begins(Kind::Pod));
+    world.take(read(&pod("web", 1, "node-1", &["10.0.0.7"])));
+    // The machine shows one pod.
+    world.sight(Sighting::Found("1".into(), place(&["10.0.0.7"])));
+    assert!(world.apply().is_none());
+    world.recall(remembered());
+    assert!(world.remember().is_none(), "it is not written again as if it were news");
+    check(
+        &mut world,
+        expect![[r#"
+        1 shop/web [10.0.0.7] /run/netns/cni-1
+        2 shop/db [10.0.1.6] nowhere
+        3 shop/old [10.0.0.6] nowhere
+        10.0.1.6 takes tunnels: 2 on node-2, true
+        told of 1: None
+        told of 3: None"#]],
+    );
+    let told = |world: &mut World| world.apply().map(|news| news.as_of);
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Pod && kind.is_followed_as_a_whole()) {
+        world.take(News::Begins(kind));
+        if kind == Kind::Namespace {
+            let shop = before.compiler.documents().find(|it| it.kind() == Kind::Namespace).unwrap();
+            world.take(News::Object(shop.key(), Some(shop), Vec::new()));
+        }
+        world.take(News::Complete(kind));
+        assert_eq!(told(&mut world), None, "{kind:?} is as it was");
+    }
+    world.take(News::Complete(Kind::Pod));
+    check(
+        &mut world,
+        expect![[r#"
+        1 shop/web [10.0.0.7] /run/netns/cni-1
+        told of 1: None"#]],
+    );
+    assert!(world.remember().is_some());
+}
