@@ -63,7 +63,7 @@ pub(super) struct Here {
     pub(super) servers_first: ServersFirst,
     pub(super) shares: Shares,
     /// Connections that stand at this node's pods.
-    pub(super) let_in: LetIn,
+    pub(super) let_in: Arc<LetIn>,
 }
 
 /// Numbers by which requests are shared out by weight. They are spread more evenly than random ones would be: 50 % of 10,000
@@ -126,7 +126,7 @@ impl Workers {
                 all_upstreams: all_upstreams.clone(),
                 servers_first: ServersFirst::default(),
                 shares: Shares::default(),
-                let_in: LetIn::default(),
+                let_in: Arc::default(),
             };
             let worker = Worker::start(index, proxy.clone(), Arc::new(here));
             workers.push(worker.map_err(Part::Workers.step("starting a worker thread"))?);
