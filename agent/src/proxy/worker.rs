@@ -235,6 +235,7 @@ async fn run(proxy: Arc<Proxy>, here: Arc<Here>, mut inbox: mpsc::Receiver<Comma
                 pulse.answered.store(monotonic_ns(), Ordering::Relaxed);
                 // What waited in the backlog of a pod that is released may have led back into its namespace.
                 leave_unserved(&pods);
+                here.tunnels.look();
                 here.upstreams.sweep(Instant::now(), &proxy.snapshot.load());
             }
             Some(ended) = accepting.join_next() => {
