@@ -206,9 +206,9 @@ async fn the_debug_pages_show_connections_and_configuration() {
     let telemetry = telemetry();
     let (address, _stop, _task) = start(&telemetry).await;
     telemetry.status().snapshot.store(Arc::new(snapshot()));
-    let open = telemetry.connection_opened(facts());
+    let upstream = Some("127.0.0.1:5432".parse().unwrap());
+    let open = telemetry.connection_opened(ConnectionFacts { upstream, ..facts() });
     open.add_received(7);
-    open.set_upstream("127.0.0.1:5432".parse().unwrap());
 
     let page = get_json(address, "/debug/connections").await;
     let connection = &page["connections"][0];

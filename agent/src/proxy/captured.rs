@@ -15,8 +15,8 @@ use crate::snapshot::Snapshot;
 #[derive(Debug)]
 pub(super) struct Captured {
     pub(super) net: Arc<PodNet>,
-    /// Keeps the code's meaning while the application may ask for its peer's name.
-    _code: Arc<Code>,
+    /// Kept for as long as the connection: the application may ask for its peer's name, which is the code's meaning.
+    pub(super) code: Arc<Code>,
     /// What the application dialled.
     pub(super) dialled: SocketAddr,
     /// The application's end as it sees it itself.
@@ -43,7 +43,7 @@ impl Captured {
         Some(Self {
             net: net.clone(),
             dialled,
-            _code: code,
+            code,
             client: SocketAddr::new(client_ip, peer.port()),
             bound,
             front: front(&proxy.snapshot.load(), net, dialled),

@@ -14,7 +14,7 @@ use super::admission::{Caller, Door, Entry, Refused};
 use super::http::Inbound;
 use super::let_in::Standing;
 use super::reach::Upstream;
-use super::relay::{Meter, relay};
+use super::relay::{Carried, Meter, begin_and_carry, relay};
 use super::tunnel::stream;
 use super::upstream::{self, Target};
 use super::worker::{Fate, Here};
@@ -24,19 +24,30 @@ use crate::model::MtlsMode;
 use crate::telemetry::{CloseReason, ConnectionFacts, RefuseReason, Reporter, Security};
 
 /// Hands a connection that nobody vouched for on to the application, which sees the client that called.
-pub(super) async fn serve(
+pub(super) fn serve(
+    proxy: Arc<Proxy>,
+    here: Arc<Here>,
+    net: Arc<PodNet>,
+    accepted: (TcpStream, SocketAddr),
+    fate: watch::Receiver<Fate>,
+) -> impl Future<Output = ()> + Send {
+    begin_and_carry(begin(proxy, here, net, accepted, fate))
+}
+
+async fn begin(
     proxy: Arc<Proxy>,
     here: Arc<Here>,
     net: Arc<PodNet>,
     (client, client_socket): (TcpStream, SocketAddr),
     fate: watch::Receiver<Fate>,
-) {
+) -> Option<Carried> {
     let caller = SocketAddr::new(client_socket.ip().to_canonical(), client_socket.port());
-    let Ok(local) = client.local_addr() else { return };
+    let local = client.local_addr().ok()?;
     let dialled = SocketAddr::new(local.ip().to_canonical(), local.port());
     let mut facts = facts(&proxy, &net, caller, dialled);
     let refuse = |facts: ConnectionFacts, reason: RefuseReason| {
         proxy.telemetry.connection_refused(facts, reason);
+        None
     };
     if dialled.port() == TUNNEL_PORT {
         // The tunnel's, which speaks TLS alone: what the application may have there is not for callers from outside.
@@ -52,12 +63,11 @@ pub(super) async fn serve(
     };
 
     let target = Target { from: &net, to: dialled, source: None, on_behalf_of: Some(caller) };
-    // On the heap, so that a connection that stands does not carry the room for it.
-    match Box::pin(upstream::connect(&proxy, &here.dialer, upstream::gone(&client), target)).await {
+    match upstream::connect(&proxy, &here.dialer, upstream::gone(&client), target).await {
         Ok(application) => {
             (facts.upstream, facts.ruling) = (Some(dialled), entry.ruling.clone());
             let visit = Visit {
-                proxy: proxy.clone(),
+                proxy,
                 here,
                 door,
                 visitor,
@@ -66,11 +76,10 @@ pub(super) async fn serve(
                 idle: None,
                 carries: Carries::Connection,
             };
-            visit.carry(entry, Upstream::Socket(client), application).await;
+            Some(visit.carry(entry, Upstream::Socket(client), application, place))
         }
         Err(reason) => refuse(facts, reason),
     }
-    drop(place);
 }
 
 fn entry(proxy: &Proxy, net: &PodNet, door: &Door, visitor: &Caller) -> Result<Entry, Refused> {
@@ -100,34 +109,46 @@ pub(super) struct Visit {
 }
 
 impl Visit {
-    /// Carries it between the two, until one of them ends it or policies do not let it in any more.
-    pub(super) async fn carry(self, entry: Entry, client: Upstream, application: TcpStream) {
+    /// Carries it between the two, until one of them ends it or policies do not let it in any more. What is to be kept for as long
+    /// is dropped then.
+    pub(super) fn carry(
+        self,
+        entry: Entry,
+        client: Upstream,
+        mut application: TcpStream,
+        kept: impl Send + 'static,
+    ) -> Carried {
         let Self { proxy, here, door, visitor, facts, fate, idle, carries } = self;
-        let (snapshot, let_in) = (proxy.snapshot.clone(), &here.clone().let_in);
+        let by_request = entry.by_request;
         let security = facts.first().map_or(Security::Plaintext, |facts| facts.security);
         let standing = Standing { carries, ..Standing::new(door.clone(), visitor.clone(), security, entry) };
         let carries_bytes = standing.carries_bytes.clone();
-        if standing.entry.by_request {
+        let entered = here.let_in.enter(&proxy.snapshot.load(), standing);
+        if by_request {
             let inbound = Inbound { proxy, here, door, visitor, facts, fate, carries_bytes };
-            // On the heap: most connections carry what nobody looks at.
-            let carried = Box::pin(inbound.carry(client, application));
-            let carried = let_in.carry(&snapshot.load(), standing, carried);
-            carried.await;
-            return;
+            return Box::pin(async move {
+                entered.carry(inbound.carry(client, application)).await;
+                drop(kept);
+            });
         }
         let open = |facts| proxy.telemetry.connection_opened(facts);
-        let meter = Meter::new(facts.into_iter().map(open).collect()).ending_when_idle(idle);
-        let relayed = async {
-            match client {
-                Upstream::Socket(client) => relay(client, application, &meter).await,
-                Upstream::Tunnel(ends) => {
-                    stream::relay(application, stream::Side::Server, ends, &meter).await
-                }
-            }
-        };
-        let relayed = let_in.carry(&snapshot.load(), standing, relayed);
-        let reason = relayed.await.unwrap_or(CloseReason::Denied);
-        meter.close(reason);
+        let meter = Meter::new(facts.into_iter().map(open)).ending_when_idle(idle);
+        match client {
+            Upstream::Socket(client) => Box::pin(async move {
+                let relayed = entered.carry(relay(&client, &application, &meter));
+                let reason = relayed.await.unwrap_or(CloseReason::Denied);
+                drop((client, application));
+                meter.close(reason);
+                drop(kept);
+            }),
+            Upstream::Tunnel(mut ends) => Box::pin(async move {
+                let relayed = stream::relay(&mut application, stream::Side::Server, &mut ends, &meter);
+                let reason = entered.carry(relayed).await.unwrap_or(CloseReason::Denied);
+                drop((application, ends));
+                meter.close(reason);
+                drop(kept);
+            }),
+        }
     }
 }
 

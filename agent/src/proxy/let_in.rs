@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::future::{AbortHandle, FutureExt as _, abortable};
+use futures_util::future::{AbortHandle, AbortRegistration, Abortable, FutureExt as _};
 use tracing::info;
 
 use super::admission::{Caller, Door, Entry};
@@ -62,14 +62,9 @@ pub(super) struct Standing {
 }
 
 impl LetIn {
-    /// Carries the connection for as long as policies let it stand, those of now to begin with; None if that ended first.
-    pub(super) fn carry<'a, T, F: Future<Output = T>>(
-        &'a self,
-        snapshot: &Snapshot,
-        connection: Standing,
-        carried: F,
-    ) -> impl Future<Output = Option<T>> + use<'a, T, F> {
-        let (carried, end) = abortable(carried);
+    /// Takes in a connection, which stands for as long as policies let it, those of now to begin with.
+    pub(super) fn enter(self: &Arc<Self>, snapshot: &Snapshot, connection: Standing) -> Entered {
+        let (end, ended) = AbortHandle::new_pair();
         let pod = connection.door.pod.clone();
         let mut new = Carried { connection, end };
         new.review(snapshot);
@@ -80,12 +75,7 @@ impl LetIn {
         let nobody = || AtPod { connections: HashMap::new(), held_to: HeldTo::of(snapshot, &pod) };
         at_pod.or_insert_with(nobody).connections.insert(id, new);
         drop(open);
-        let entered = Entered { all: self, pod, id };
-        // Not an async block, which would have room for what it carries twice.
-        carried.map(move |result| {
-            drop(entered);
-            result.ok()
-        })
+        Entered { place: Place { all: self.clone(), pod, id }, ended }
     }
 
     /// Holds them to the policies that there are now, where these are others than before.
@@ -174,14 +164,37 @@ impl Standing {
     }
 }
 
+/// A connection that was taken in.
+#[derive(Debug)]
+pub(super) struct Entered {
+    place: Place,
+    ended: AbortRegistration,
+}
+
+impl Entered {
+    /// Carries it for as long as it may stand; None if that ended first.
+    pub(super) fn carry<T, F: Future<Output = T>>(
+        self,
+        carried: F,
+    ) -> impl Future<Output = Option<T>> + use<T, F> {
+        let Self { place, ended } = self;
+        // Not an async block, which would have room for what it carries twice.
+        Abortable::new(carried, ended).map(move |result| {
+            drop(place);
+            result.ok()
+        })
+    }
+}
+
 /// Takes the connection out again, however it ends.
-struct Entered<'a> {
-    all: &'a LetIn,
+#[derive(Debug)]
+struct Place {
+    all: Arc<LetIn>,
     pod: WorkloadUid,
     id: u64,
 }
 
-impl Drop for Entered<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.all.lock();
         let Some(at_pod) = open.pods.get_mut(&self.pod) else { return };

@@ -92,13 +92,13 @@ pub struct Proxy {
 
 /// A place among [`ProxySettings::max_connections`].
 #[derive(Debug)]
-struct Place<'a>(&'a Proxy);
+struct Place(Arc<Proxy>);
 
 impl Proxy {
     /// A place for one more connection, if there is one.
-    fn enter(&self) -> Option<Place<'_>> {
+    fn enter(self: &Arc<Self>) -> Option<Place> {
         let before = self.open.fetch_add(1, Ordering::Relaxed);
-        let place = Place(self);
+        let place = Place(self.clone());
         (before < self.settings.max_connections).then_some(place)
     }
 
@@ -122,7 +122,7 @@ fn identity(workload: &Workload) -> Option<Name> {
     workload.identity.as_ref().map(SpiffeId::to_name)
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }

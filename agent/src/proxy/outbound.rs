@@ -4,21 +4,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tracing::error;
 
-use super::Proxy;
 use super::admission::{Door, Entry};
 use super::captured::Captured;
 use super::carriage::{Bound, Carriage, carriage};
 use super::http;
 use super::inbound::Visit;
 use super::reach::{self, Assurance, Attempts, Dialled, InTheWay, Unreached, Upstream};
-use super::relay::relay;
+use super::relay::{Carried, Meter, begin_and_carry, relay};
 use super::tunnel::stream;
 use super::upstream;
 use super::worker::{Fate, Here};
+use super::{Place, Proxy};
 use crate::balance::{Carries, caps};
 use crate::capture::PodNet;
 use crate::model::{LoadGuard, PortGuard, Service, UnderWay};
@@ -26,47 +27,58 @@ use crate::snapshot::Snapshot;
 use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 
 /// Carries one captured connection to where its application wanted it to go.
-pub(super) async fn serve(
+pub(super) fn serve(
+    proxy: Arc<Proxy>,
+    here: Arc<Here>,
+    net: Arc<PodNet>,
+    accepted: (TcpStream, SocketAddr),
+    fate: watch::Receiver<Fate>,
+) -> impl Future<Output = ()> + Send {
+    begin_and_carry(begin(proxy, here, net, accepted, fate))
+}
+
+async fn begin(
     proxy: Arc<Proxy>,
     here: Arc<Here>,
     net: Arc<PodNet>,
     (client, client_socket): (TcpStream, SocketAddr),
     fate: watch::Receiver<Fate>,
-) {
+) -> Option<Carried> {
     let captured = Captured::of(&proxy, &net, &client, client_socket);
     let Some((captured, place)) = captured.zip(proxy.enter()) else {
-        return refuse_unknown(&proxy, &net, &client, client_socket);
+        refuse_unknown(&proxy, &net, &client, client_socket);
+        return None;
     };
-    // On the heap, all that a relayed connection needs no room for: there are many of those, and idle ones.
-    match Box::pin(carriage(&proxy, &here, &captured, client)).await {
+    match carriage(&proxy, &here, &captured, client).await {
         Ok((Carriage::Http1, client)) => {
-            let client = http::Client::new((proxy.clone(), here), captured, client, fate);
-            Box::pin(http::serve_http1(client)).await
+            let client = http::Client::new((proxy, here), captured, client, fate);
+            Some(Box::pin(http::serve_http1(client).map(|()| drop(place))))
         }
         Ok((Carriage::Http2, client)) => {
-            let client = http::Client::new((proxy.clone(), here), captured, client, fate);
-            Box::pin(http::serve_http2(client)).await
+            let client = http::Client::new((proxy, here), captured, client, fate);
+            Some(Box::pin(http::serve_http2(client).map(|()| drop(place))))
         }
         Ok((Carriage::Bytes(bound), client)) => {
-            relayed(&proxy, &here, &captured, bound, (client, fate)).await
+            relayed(&proxy, &here, captured, bound, (client, fate, place)).await
         }
-        Err(error) => error!(pod = %net.pod, %error, "cannot go on with a connection"),
+        Err(error) => {
+            error!(pod = %net.pod, %error, "cannot go on with a connection");
+            None
+        }
     }
-    drop(place);
 }
 
-/// Carries bytes that nobody looks at.
+/// Finds a way for bytes that nobody looks at.
 async fn relayed(
     proxy: &Arc<Proxy>,
     here: &Arc<Here>,
-    captured: &Captured,
+    captured: Captured,
     bound: Bound,
-    (client, fate): (TcpStream, watch::Receiver<Fate>),
-) {
+    (client, fate, place): (TcpStream, watch::Receiver<Fate>, Place),
+) -> Option<Carried> {
     let snapshot = proxy.snapshot.load_full();
     let service = captured.service(&snapshot).map(|service| &service.id);
-    // On the heap, so that a connection that stands does not carry the room for finding its way.
-    match Box::pin(reached(proxy, here, &snapshot, captured, bound, &client)).await {
+    match reached(proxy, here, &snapshot, &captured, bound, &client).await {
         // On one node nobody else asks whether the endpoint takes it.
         Ok(Reached {
             upstream: Upstream::Socket(application),
@@ -74,9 +86,9 @@ async fn relayed(
             address,
             idle,
             entered: Some((door, entry)),
-            _counted,
+            counted,
         }) => {
-            let facts = reach::all_facts(proxy, &snapshot, captured, address, service, &assurance);
+            let facts = reach::all_facts(proxy, &snapshot, &captured, address, service, &assurance);
             let facts = facts.map(|facts| match facts.reporter {
                 Reporter::Destination => ConnectionFacts { ruling: entry.ruling.clone(), ..facts },
                 Reporter::Source => facts,
@@ -92,27 +104,39 @@ async fn relayed(
                 idle,
                 carries: Carries::Connection,
             };
-            // The snapshot of then is not held for as long as the connection stands.
-            drop(snapshot);
-            // On the heap, so that connections to other nodes carry no room for it.
-            Box::pin(visit.carry(entry, Upstream::Socket(client), application)).await;
+            let kept = (place, captured.code, counted);
+            Some(visit.carry(entry, Upstream::Socket(client), application, kept))
         }
-        Ok(Reached { upstream, assurance, address, idle, entered: _, _counted }) => {
-            let meter = reach::record(proxy, &snapshot, captured, address, service, &assurance);
+        Ok(Reached { upstream, assurance, address, idle, entered: _, counted }) => {
+            let meter = reach::record(proxy, &snapshot, &captured, address, service, &assurance);
             let meter = meter.ending_when_idle(idle);
-            drop(snapshot);
-            let reason = match upstream {
-                Upstream::Socket(upstream) => relay(client, upstream, &meter).await,
-                Upstream::Tunnel(ends) => stream::relay(client, stream::Side::Client, ends, &meter).await,
-            };
-            meter.close(reason);
+            Some(carry(client, upstream, meter, (place, captured.code, counted)))
         }
         Err(Unreached { reason, detail: _, tried, assurance }) => {
             let towards = tried.unwrap_or(captured.dialled);
             let facts =
-                reach::facts(proxy, &snapshot, captured, towards, service, &assurance, Reporter::Source);
+                reach::facts(proxy, &snapshot, &captured, towards, service, &assurance, Reporter::Source);
             proxy.telemetry.connection_refused(facts, reason);
+            None
         }
+    }
+}
+
+/// Carries bytes to their end. What is to be kept for as long is dropped then.
+fn carry(mut client: TcpStream, upstream: Upstream, meter: Meter, kept: impl Send + 'static) -> Carried {
+    match upstream {
+        Upstream::Socket(upstream) => Box::pin(async move {
+            let reason = relay(&client, &upstream, &meter).await;
+            drop((client, upstream));
+            meter.close(reason);
+            drop(kept);
+        }),
+        Upstream::Tunnel(mut ends) => Box::pin(async move {
+            let reason = stream::relay(&mut client, stream::Side::Client, &mut ends, &meter).await;
+            drop((client, ends));
+            meter.close(reason);
+            drop(kept);
+        }),
     }
 }
 
@@ -126,7 +150,7 @@ struct Reached {
     /// An endpoint of this node, and what it lets the connection in by.
     entered: Option<(Door, Entry)>,
     /// None where a pod's own address was dialled: nothing is chosen by how busy it is, and nothing caps that.
-    _counted: Option<(LoadGuard, Option<PortGuard>)>,
+    counted: Option<(LoadGuard, Option<PortGuard>)>,
 }
 
 async fn reached(
@@ -146,7 +170,7 @@ async fn reached(
         Goal::Pod(address) => {
             return match dial(address, None).await {
                 Ok(Dialled { upstream, assurance, entered }) => {
-                    Ok(Reached { upstream, assurance, address, idle: None, entered, _counted: None })
+                    Ok(Reached { upstream, assurance, address, idle: None, entered, counted: None })
                 }
                 Err(InTheWay { reason, detail, assurance }) => {
                     Err(Unreached { reason, detail, tried: None, assurance })
@@ -165,8 +189,8 @@ async fn reached(
             Ok(Dialled { upstream, assurance, entered }) => {
                 attempts.connected();
                 let idle = port.and_then(|port| port.traffic.timeouts.idle);
-                let _counted = Some((load, place));
-                return Ok(Reached { upstream, assurance, address, idle, entered, _counted });
+                let counted = Some((load, place));
+                return Ok(Reached { upstream, assurance, address, idle, entered, counted });
             }
             Err(why) => attempts.failed(address, why),
         }

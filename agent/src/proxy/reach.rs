@@ -466,7 +466,7 @@ pub(super) fn record(
     assurance: &Assurance,
 ) -> Meter {
     let all = all_facts(proxy, snapshot, captured, to, service, assurance);
-    Meter::new(all.map(|facts| proxy.telemetry.connection_opened(facts)).collect())
+    Meter::new(all.map(|facts| proxy.telemetry.connection_opened(facts)))
 }
 
 /// What telemetry is told of a connection that stands, on behalf of each side that this agent sees it for.

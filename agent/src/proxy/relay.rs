@@ -36,14 +36,15 @@ thread_local! {
 /// Counts the bytes of one connection, for each side that reports it.
 #[derive(Debug)]
 pub(super) struct Meter {
-    records: Vec<OpenConnection>,
+    /// Of just their size: an idle connection keeps them.
+    records: Box<[OpenConnection]>,
     /// How long nothing may move on it.
     idle_limit: Option<Duration>,
 }
 
 impl Meter {
-    pub(super) fn new(records: Vec<OpenConnection>) -> Self {
-        Self { records, idle_limit: None }
+    pub(super) fn new(records: impl IntoIterator<Item = OpenConnection>) -> Self {
+        Self { records: records.into_iter().collect(), idle_limit: None }
     }
 
     /// The connection is to end when nothing has moved on it for so long; None: never for this.
@@ -84,16 +85,33 @@ impl Meter {
     }
 }
 
-/// Relays between the two until both directions have ended or one of them broke; says why it ended. Both sockets are
-/// closed: in order after an orderly end, else by a reset, as all of the agent's are unless told otherwise: to who waits on a
-/// connection that was idle for too long an orderly end might look like that of what it waits for.
-pub(super) async fn relay(client: TcpStream, upstream: TcpStream, meter: &Meter) -> CloseReason {
-    let carried = pin!(both_ways(&client, &upstream, meter));
+/// A connection that stands, as it is carried to its end.
+pub(super) type Carried = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Makes a connection stand, and carries it. What stands, as many do for long, has no room for how it came about: each of the two is
+/// on the heap by itself.
+pub(super) fn begin_and_carry(
+    begun: impl Future<Output = Option<Carried>> + Send,
+) -> impl Future<Output = ()> + Send {
+    let begun = Box::pin(begun);
+    async move {
+        let carried = begun.await;
+        if let Some(carried) = carried {
+            carried.await;
+        }
+    }
+}
+
+/// Relays between the two until both directions have ended or one of them broke; says why it ended. Whoever has the sockets is to
+/// drop them then, which closes them: in order after an orderly end, else by a reset, as all of the agent's are unless told otherwise: to
+/// who waits on a connection that was idle for too long an orderly end might look like that of what it waits for.
+pub(super) async fn relay(client: &TcpStream, upstream: &TcpStream, meter: &Meter) -> CloseReason {
+    let carried = pin!(both_ways(client, upstream, meter));
     match meter.unless_idle(carried).await {
         None => CloseReason::Idle,
         Some(Ok(())) => {
-            close_in_order(&client);
-            close_in_order(&upstream);
+            close_in_order(client);
+            close_in_order(upstream);
             CloseReason::Done
         }
         Some(Err(Broken { side: Side::Client, error })) if is_silence(&error) => CloseReason::ClientTimeout,
@@ -160,8 +178,26 @@ struct Direction<'a> {
     to: &'a TcpStream,
     state: State,
     full_reads: u32,
-    /// That the sender breaks shows in no read while it is not read from. On the heap: an idle connection needs none.
+    unread: Unread<'a>,
+}
+
+/// Watches a socket that is not read from, for then no read shows that it breaks.
+#[derive(Default)]
+pub(super) struct Unread<'a> {
+    /// On the heap: an idle connection needs none.
     failure: Option<Pin<Box<dyn Future<Output = io::Error> + Send + 'a>>>,
+}
+
+impl<'a> Unread<'a> {
+    /// It is read from: nothing needs to be watched.
+    pub(super) fn is_read(&mut self) {
+        self.failure = None;
+    }
+
+    /// Ready when it is broken; says how.
+    pub(super) fn poll_broken(&mut self, cx: &mut Context<'_>, socket: &'a TcpStream) -> Poll<io::Error> {
+        self.failure.get_or_insert_with(|| Box::pin(broken(socket))).as_mut().poll(cx)
+    }
 }
 
 enum State {
@@ -194,7 +230,7 @@ impl DirectionBroken {
 
 impl<'a> Direction<'a> {
     fn new(from: &'a TcpStream, to: &'a TcpStream) -> Self {
-        Self { from, to, state: State::Reading, full_reads: 0, failure: None }
+        Self { from, to, state: State::Reading, full_reads: 0, unread: Unread::default() }
     }
 
     /// Moves bytes until one side is not ready or the turn is over. Ready when the direction has ended: the sender's
@@ -202,12 +238,9 @@ impl<'a> Direction<'a> {
     fn poll(&mut self, cx: &mut Context<'_>, count: impl Fn(usize)) -> Poll<Result<(), DirectionBroken>> {
         let moved = self.poll_move(cx, count)?;
         if matches!(self.state, State::Reading) {
-            self.failure = None;
-        } else {
-            let failure = self.failure.get_or_insert_with(|| Box::pin(broken(self.from)));
-            if let Poll::Ready(error) = failure.as_mut().poll(cx) {
-                return Poll::Ready(Err(DirectionBroken::Sender(error)));
-            }
+            self.unread.is_read();
+        } else if let Poll::Ready(error) = self.unread.poll_broken(cx, self.from) {
+            return Poll::Ready(Err(DirectionBroken::Sender(error)));
         }
         moved.map(Ok)
     }

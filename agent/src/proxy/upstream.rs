@@ -47,7 +47,8 @@ pub(super) async fn connect_within(
     target: Target<'_>,
 ) -> Result<TcpStream, RefuseReason> {
     let Target { from, to, source, on_behalf_of } = target;
-    let keepalive = Some(&proxy.settings.keepalive);
+    // Both ends of a connection within one pod go together: none vanishes without the other's knowledge.
+    let keepalive = (!from.addresses.contains(&to.ip())).then_some(&proxy.settings.keepalive);
     let dial = dialer.dial(Dial { from, to, source, on_behalf_of, keepalive });
     tokio::select! {
         biased;

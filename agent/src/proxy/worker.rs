@@ -63,7 +63,7 @@ pub(super) struct Here {
     pub(super) servers_first: ServersFirst,
     pub(super) shares: Shares,
     /// Connections that stand at this node's pods.
-    pub(super) let_in: LetIn,
+    pub(super) let_in: Arc<LetIn>,
 }
 
 /// Numbers by which requests are shared out by weight. They are spread more evenly than random ones would be: 50 % of 10,000
@@ -126,7 +126,7 @@ impl Workers {
                 all_upstreams: all_upstreams.clone(),
                 servers_first: ServersFirst::default(),
                 shares: Shares::default(),
-                let_in: LetIn::default(),
+                let_in: Arc::default(),
             };
             let worker = Worker::start(index, proxy.clone(), Arc::new(here));
             workers.push(worker.map_err(Part::Workers.step("starting a worker thread"))?);
@@ -235,6 +235,7 @@ async fn run(proxy: Arc<Proxy>, here: Arc<Here>, mut inbox: mpsc::Receiver<Comma
                 pulse.answered.store(monotonic_ns(), Ordering::Relaxed);
                 // What waited in the backlog of a pod that is released may have led back into its namespace.
                 leave_unserved(&pods);
+                here.tunnels.look();
                 here.upstreams.sweep(Instant::now(), &proxy.snapshot.load());
             }
             Some(ended) = accepting.join_next() => {

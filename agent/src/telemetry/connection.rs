@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::access_log::AuditRecord;
@@ -118,11 +118,6 @@ impl OpenConnection {
         self.connection.sent().wrapping_add(self.connection.received())
     }
 
-    /// Records where the agent connected to, once it has.
-    pub fn set_upstream(&self, upstream: SocketAddr) {
-        *self.connection.upstream.lock().unwrap_or_else(PoisonError::into_inner) = Some(upstream);
-    }
-
     /// Records what policies say of it, once that is known of what it carries.
     pub fn rule(&self, ruling: Arc<Ruling>) {
         let facts = ConnectionFacts { ruling: Some(ruling.clone()), ..self.connection.facts.clone() };
@@ -151,21 +146,19 @@ impl Drop for OpenConnection {
 /// What the table and the access log share of one connection.
 #[derive(Debug)]
 pub struct Connection {
-    /// What it was opened with; `upstream` of it is as of then, see [`upstream`](Self::upstream).
+    /// What it was opened with.
     pub facts: ConnectionFacts,
     /// When it was opened, for people.
     pub opened: SystemTime,
     since: Instant,
-    upstream: Mutex<Option<SocketAddr>>,
     /// What policies have said of it since.
     ruling: OnceLock<Arc<Ruling>>,
     bytes: Bytes,
     pub(super) series: Arc<Series>,
 }
 
-/// Cache lines of their own: the relay's thread writes them for every chunk, and nobody else's data may suffer.
+/// What has moved. The relay's thread writes it for every chunk; what lies next to it in memory is that thread's, too.
 #[derive(Debug, Default)]
-#[repr(align(64))]
 struct Bytes {
     sent: AtomicU64,
     received: AtomicU64,
@@ -176,12 +169,10 @@ struct Bytes {
 
 impl Connection {
     pub(super) fn new(facts: ConnectionFacts, series: Arc<Series>) -> Self {
-        let upstream = Mutex::new(facts.upstream);
         Self {
             facts,
             opened: SystemTime::now(),
             since: Instant::now(),
-            upstream,
             ruling: OnceLock::new(),
             bytes: Bytes::default(),
             series,
@@ -201,11 +192,6 @@ impl Connection {
     /// How long it has been open.
     pub fn age(&self) -> Duration {
         self.since.elapsed()
-    }
-
-    /// Where the agent is connected to, once it is.
-    pub fn upstream(&self) -> Option<SocketAddr> {
-        *self.upstream.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What policies have said of it.

@@ -183,7 +183,7 @@ fn carries(agent: &Agent, way: Way, count: usize, idle: &Usage) -> Result<()> {
     eprintln!(
         "{count} idle connections on {node}, in {tunnels} tunnels: {opened} descriptors and {each} bytes of memory each"
     );
-    ensure!(each < 8 * 1024, "an idle connection takes {each} bytes of the memory of the agent of {node}");
+    ensure!(each < 5 * 1024, "an idle connection takes {each} bytes of the memory of the agent of {node}");
     ensure!(opened <= way.descriptors(count) + SLACK, "the agent of {node} has {opened} descriptors more");
     Ok(())
 }

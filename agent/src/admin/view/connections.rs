@@ -88,7 +88,7 @@ impl ConnectionView {
             security: facts.security.as_str().into(),
             dialled_address: facts.dialled.to_string(),
             client_address: facts.client.to_string(),
-            upstream_address: connection.upstream().map(|a| a.to_string()),
+            upstream_address: facts.upstream.map(|a| a.to_string()),
             sent_bytes: connection.sent(),
             received_bytes: connection.received(),
         }

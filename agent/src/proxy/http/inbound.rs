@@ -61,7 +61,7 @@ impl Inbound {
     /// it, one of the two is waited for, however long it takes.
     pub(in crate::proxy) async fn carry(self, client: Upstream, application: TcpStream) {
         let open = |facts: &ConnectionFacts| self.proxy.telemetry.connection_opened(facts.clone());
-        let meter = Meter::new(self.facts.iter().map(open).collect());
+        let meter = Meter::new(self.facts.iter().map(open));
         match client {
             Upstream::Socket(client) => match detect::between(client, application).await {
                 Ok((speech @ (Speech::Http1 | Speech::Http2), client, application)) => {
@@ -72,7 +72,8 @@ impl Inbound {
                         return meter.close(CloseReason::Denied);
                     }
                     self.carries_bytes.store(true, Ordering::Relaxed);
-                    let reason = relay(client, application, &meter).await;
+                    let reason = relay(&client, &application, &meter).await;
+                    drop((client, application));
                     meter.close(reason);
                 }
                 Err(error) => self.cannot_go_on(&error, meter),
@@ -96,7 +97,8 @@ impl Inbound {
                 _ = application.write_all(&seen).await;
                 _ = ends.recv.flow_control().release_capacity(seen.len());
                 meter.sent(seen.len());
-                let reason = stream::relay(application, stream::Side::Server, ends, &meter).await;
+                let reason = stream::relay(&mut application, stream::Side::Server, &mut ends, &meter).await;
+                drop((application, ends));
                 meter.close(reason);
             }
             Err(error) => self.cannot_go_on(&error, meter),

@@ -202,7 +202,7 @@ impl Talk {
             Some(standing) => {
                 let (here, snapshot) = (self.here.clone(), self.proxy.snapshot.clone());
                 tasks.spawn(async move {
-                    let carried = here.let_in.carry(&snapshot.load(), standing, connection);
+                    let carried = here.let_in.enter(&snapshot.load(), standing).carry(connection);
                     _ = carried.await;
                 });
             }

@@ -290,6 +290,7 @@ async fn ask(claimed: Claimed, wanted: Wanted<'_>) -> Result<Ends, Failed> {
         let (response, send) = requests.send_request(request, false).map_err(broken)?;
         Ok((response.await.map_err(broken)?, send))
     };
+    let unanswered = place.health().asks();
     let (response, send) = tokio::select! {
         answer = timeout(wanted.within, answer) => match answer {
             Ok(answer) => answer?,
@@ -297,6 +298,7 @@ async fn ask(claimed: Claimed, wanted: Wanted<'_>) -> Result<Ends, Failed> {
         },
         () = place.health().found_dead(), if is_reused => return Err(Failed::Broken),
     };
+    unanswered.answered();
     match response.status() {
         StatusCode::OK => Ok(Ends::new(send, response.into_body(), place)),
         StatusCode::UNAUTHORIZED => Err(Failed::Refused(RefuseReason::Denied)),

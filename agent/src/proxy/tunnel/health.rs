@@ -1,11 +1,12 @@
 //! Whether a tunnel still works: streams counted, pings sent, the silent ones given up.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use h2::{FlowControl, Ping, PingPong, StreamId};
+use h2::{FlowControl, Ping, PingPong, Pong, StreamId};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -17,8 +18,8 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 /// How long an answer may take.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long one that was asked for may take: somebody waits who could go another way.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// After how long it is late: who waits for the peer then could go another way.
+const LATE: Duration = Duration::from_secs(3);
 
 /// The health of one tunnel, shared by its streams and whoever drives its connection.
 #[derive(Debug)]
@@ -28,9 +29,19 @@ pub(super) struct Health {
     /// The windows of those that are connected.
     windows: Mutex<HashMap<StreamId, FlowControl>>,
     silent: AtomicBool,
+    /// Streams that wait for the peer's answer.
+    unanswered: AtomicUsize,
+    /// Whether one was answered since it was last looked, and whether one waited then.
+    answered: AtomicBool,
+    waited: AtomicBool,
     probe: Notify,
-    pongs: watch::Sender<u64>,
+    /// The peer does not answer a ping.
+    late: watch::Sender<bool>,
 }
+
+/// A stream that waits for the peer's answer.
+#[derive(Debug)]
+pub(super) struct Unanswered<'a>(&'a Health);
 
 /// A stream's place in a tunnel.
 #[derive(Debug)]
@@ -52,14 +63,16 @@ pub(super) enum Verdict {
 impl Health {
     /// Of a tunnel that stands, as telemetry has it.
     pub(super) fn of(record: OpenTunnel) -> Arc<Self> {
-        let pongs = watch::Sender::new(0);
         Arc::new(Self {
             record,
             streams: AtomicUsize::new(0),
             windows: Mutex::default(),
             silent: AtomicBool::new(false),
+            unanswered: AtomicUsize::new(0),
+            answered: AtomicBool::new(false),
+            waited: AtomicBool::new(false),
             probe: Notify::new(),
-            pongs,
+            late: watch::Sender::new(false),
         })
     }
 
@@ -110,13 +123,27 @@ impl Health {
         self.silent.load(Ordering::Relaxed)
     }
 
-    /// Asks the peer for a sign of life; returns if there is none.
-    pub(super) async fn found_dead(&self) {
-        let mut pongs = self.pongs.subscribe();
-        self.probe.notify_one();
-        if timeout(PROBE_TIMEOUT, pongs.changed()).await.is_ok() {
-            std::future::pending().await
+    /// A stream is asked for.
+    pub(super) fn asks(&self) -> Unanswered<'_> {
+        self.unanswered.fetch_add(1, Ordering::Relaxed);
+        Unanswered(self)
+    }
+
+    /// To be called now and then: has the peer pinged where streams wait, as they did at the last call, and none has been answered since.
+    /// So nobody who waits needs a timer for that, and a peer that answers is not pinged at all.
+    pub(super) fn look(&self) {
+        let waits = self.unanswered.load(Ordering::Relaxed) > 0;
+        let waited = self.waited.swap(waits, Ordering::Relaxed);
+        let answered = self.answered.swap(false, Ordering::Relaxed);
+        if waits && waited && !answered {
+            self.probe.notify_one();
         }
+    }
+
+    /// Returns once the peer is late to answer a ping.
+    pub(super) async fn found_dead(&self) {
+        // It fails only without a sender, which is held here.
+        let _ = self.late.subscribe().wait_for(|late| *late).await;
     }
 
     /// Pings while there are streams, until the peer falls silent or nobody has used the tunnel for so long.
@@ -138,17 +165,42 @@ impl Health {
                 }
                 continue;
             }
-            match timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await {
-                Ok(Ok(_)) => self.pongs.send_modify(|pongs| *pongs += 1),
+            match self.ping(pings).await {
+                Some(Ok(_)) => {}
                 // The connection is over, which its driver knows best.
-                Ok(Err(_)) => std::future::pending().await,
-                Err(_elapsed) => {
+                Some(Err(_)) => std::future::pending().await,
+                None => {
                     self.silent.store(true, Ordering::Relaxed);
                     self.record.ends(TunnelEnd::Silent);
                     return Verdict::Silent;
                 }
             }
         }
+    }
+
+    /// Pings, and tells those who wait when the answer is late. None if there is none.
+    async fn ping(&self, pings: &mut PingPong) -> Option<Result<Pong, h2::Error>> {
+        let mut pong = pin!(pings.ping(Ping::opaque()));
+        if let Ok(pong) = timeout(LATE, &mut pong).await {
+            return Some(pong);
+        }
+        self.late.send_replace(true);
+        let pong = timeout(PING_TIMEOUT - LATE, pong).await.ok()?;
+        self.late.send_replace(false);
+        Some(pong)
+    }
+}
+
+impl Unanswered<'_> {
+    /// The peer has answered, whatever it said.
+    pub(super) fn answered(self) {
+        self.0.answered.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.unanswered.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -183,5 +235,30 @@ impl Health {
     /// Of a tunnel that nobody counts.
     pub(super) fn new() -> Arc<Self> {
         Self::of(Arc::<crate::telemetry::Tunnels>::default().opened(crate::telemetry::Reporter::Source))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_peer_is_pinged_where_streams_wait_and_none_is_answered() {
+        let health = Health::new();
+        let is_pinged = || {
+            health.look();
+            health.probe.notified().now_or_never().is_some()
+        };
+        assert!(!is_pinged(), "nobody waits");
+        let first = health.asks();
+        assert!(!is_pinged(), "it has just been asked for");
+        assert!(is_pinged());
+        health.asks().answered();
+        assert!(!is_pinged(), "another one was answered");
+        assert!(is_pinged(), "but none since");
+        drop(first);
+        assert!(!is_pinged(), "nobody waits any more");
     }
 }

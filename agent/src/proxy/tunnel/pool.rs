@@ -132,6 +132,11 @@ impl Pool {
         }
     }
 
+    /// Has those looked after that do not answer. To be called several times a second.
+    pub(in crate::proxy) fn look(&self) {
+        self.slots().values().flat_map(|slot| &slot.tunnels).for_each(|tunnel| tunnel.health.look());
+    }
+
     /// Forgets the tunnels of a pod that has left.
     pub(in crate::proxy) fn forget(&self, source: u64) {
         self.slots().retain(|key, _| key.source != source);

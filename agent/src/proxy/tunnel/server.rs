@@ -31,6 +31,7 @@ use crate::proxy::Proxy;
 use crate::proxy::admission::{Caller, Door, Refused};
 use crate::proxy::inbound::Visit;
 use crate::proxy::reach::Upstream;
+use crate::proxy::relay::{Carried, begin_and_carry};
 use crate::proxy::upstream::{self, Target};
 use crate::proxy::worker::{Fate, Here};
 use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
@@ -266,20 +267,36 @@ impl Server {
         }
     }
 
-    async fn stream(self: Arc<Self>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    fn stream(
+        self: Arc<Self>,
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+    ) -> impl Future<Output = ()> + Send {
+        begin_and_carry(self.begin(request, respond))
+    }
+
+    async fn begin(
+        self: Arc<Self>,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) -> Option<Carried> {
         let caller = self.caller(request.headers());
         let to = match self.destination(&request) {
             Ok(to) => to,
             Err(why) => {
                 info!(pod = %self.net.pod, peer = %self.peer, "a stream is refused: {why}");
-                return self.answer(&mut respond, StatusCode::BAD_REQUEST, None);
+                self.answer(&mut respond, StatusCode::BAD_REQUEST, None);
+                return None;
             }
         };
         let is_credible =
             |caller: &SocketAddr| caller.is_ipv4() == to.is_ipv4() && self.speaks_for(caller.ip());
         let caller = caller.filter(is_credible).unwrap_or(self.peer_socket);
         let mut facts = facts(&self.proxy, &self.net, caller, to, Some(&self.peer));
-        let refused = |facts, reason| self.proxy.telemetry.connection_refused(facts, reason);
+        let refused = |facts, reason| {
+            self.proxy.telemetry.connection_refused(facts, reason);
+            None
+        };
         let Some(place) = self.proxy.enter() else {
             self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, Some(RefuseReason::Limit));
             return refused(facts, RefuseReason::Limit);
@@ -302,9 +319,7 @@ impl Server {
         let gone = async {
             let _ = poll_fn(|cx| respond.poll_reset(cx)).await;
         };
-        // On the heap, so that a stream that stands does not carry the room for it.
-        let connect = Box::pin(upstream::connect(&self.proxy, &self.here.dialer, gone, target));
-        let application = match connect.await {
+        let application = match upstream::connect(&self.proxy, &self.here.dialer, gone, target).await {
             Ok(application) => application,
             Err(reason) => {
                 self.answer(&mut respond, StatusCode::SERVICE_UNAVAILABLE, Some(reason));
@@ -330,8 +345,7 @@ impl Server {
             idle: None,
             carries,
         };
-        visit.carry(entry, Upstream::Tunnel(tunnel), application).await;
-        drop(place);
+        Some(visit.carry(entry, Upstream::Tunnel(tunnel), application, place))
     }
 
     /// Ends a stream that leads nowhere; without a reason the request made no sense.

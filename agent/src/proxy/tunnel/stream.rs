@@ -19,7 +19,7 @@ use tokio::net::tcp::ReadHalf;
 
 use super::chunk::{CHUNK, Chunk};
 use super::health::{Health, Place};
-use crate::proxy::relay::{Meter, broken, close_in_order, end, is_silence};
+use crate::proxy::relay::{Meter, Unread, close_in_order, end, is_silence};
 use crate::telemetry::CloseReason;
 
 /// Bytes read from the socket at a time.
@@ -87,22 +87,22 @@ enum Broken {
     Tunnel(h2::Error),
 }
 
-/// Relays between the two until both directions have ended or one of them broke; says why it ended. After an orderly
-/// end both are closed in order, else both are reset.
+/// Relays between the two until both directions have ended or one of them broke; says why it ended. Whoever has them is to drop
+/// them then: after an orderly end both are closed in order, else both are reset.
 pub(in crate::proxy) async fn relay(
-    mut socket: TcpStream,
+    socket: &mut TcpStream,
     side: Side,
-    ends: Ends,
+    ends: &mut Ends,
     meter: &Meter,
 ) -> CloseReason {
-    let Ends { mut send, mut recv, place } = ends;
+    let Ends { send, recv, place } = ends;
     let ended = {
-        let carried = pin!(both_ways(&mut socket, side, &mut send, &mut recv, meter));
+        let carried = pin!(both_ways(socket, side, send, recv, meter));
         meter.unless_idle(carried).await
     };
     match ended {
         Some(Ok(())) => {
-            close_in_order(&socket);
+            close_in_order(socket);
             CloseReason::Done
         }
         None => {
@@ -133,8 +133,7 @@ async fn both_ways(
     let socket: &TcpStream = writer.as_ref();
     let mut outgoing = Outgoing::Waiting;
     let mut incoming = Incoming::default();
-    // A reset shows in no read while the socket is not read from.
-    let mut failure = pin!(broken(socket));
+    let mut unread = Unread::default();
     let (said, heard) = match side {
         Side::Client => (Meter::sent as fn(&Meter, usize), Meter::received as fn(&Meter, usize)),
         Side::Server => (Meter::received as fn(&Meter, usize), Meter::sent as fn(&Meter, usize)),
@@ -145,7 +144,9 @@ async fn both_ways(
         if out.is_ready() && back.is_ready() {
             return Poll::Ready(Ok(()));
         }
-        if let Poll::Ready(error) = failure.as_mut().poll(cx) {
+        if outgoing == Outgoing::Waiting {
+            unread.is_read();
+        } else if let Poll::Ready(error) = unread.poll_broken(cx, socket) {
             return Poll::Ready(Err(Broken::Socket(error)));
         }
         match send.poll_reset(cx) {
@@ -285,6 +286,8 @@ impl Incoming {
         while moved < TURN {
             let gathered = self.gather(cx, recv, &count);
             if self.held.is_empty() {
+                // Nor does an idle stream hold room for what comes.
+                self.held = VecDeque::new();
                 ready!(gathered).map_err(Broken::Tunnel)?;
                 if !self.is_told {
                     end(socket).map_err(Broken::Socket)?;

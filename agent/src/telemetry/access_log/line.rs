@@ -19,7 +19,7 @@ pub(super) fn write(message: &Message, format: AccessLogFormat, out: &mut String
             outcome: "closed",
             reason: reason.as_str(),
             facts: &connection.facts,
-            upstream: connection.upstream(),
+            upstream: connection.facts.upstream,
             sent: connection.sent(),
             received: connection.received(),
             duration: *duration,

@@ -37,8 +37,8 @@ fn with_access_log(format: AccessLogFormat, output: Output, queue: usize) -> Arc
 fn logged(format: AccessLogFormat) -> Vec<String> {
     let output = Output::default();
     let telemetry = with_access_log(format, output.clone(), 100);
-    let open = telemetry.connection_opened(facts("web -> db"));
-    open.set_upstream(address("[fd00::2]:5432"));
+    let upstream = Some(address("[fd00::2]:5432"));
+    let open = telemetry.connection_opened(ConnectionFacts { upstream, ..facts("web -> db") });
     open.add_sent(10);
     open.add_received(20);
     open.close(CloseReason::UpstreamReset);

@@ -98,13 +98,13 @@ fn reset_on_close(socket: &TcpStream) {
 }
 
 fn spawn(
-    socket: TcpStream,
+    mut socket: TcpStream,
     side: Side,
     (send, recv): (SendStream<Bytes>, RecvStream),
 ) -> JoinHandle<CloseReason> {
     tokio::spawn(async move {
-        let ends = Ends::new(send, recv, Health::new().enter());
-        relay(socket, side, ends, &Meter::new(Vec::new())).await
+        let mut ends = Ends::new(send, recv, Health::new().enter());
+        relay(&mut socket, side, &mut ends, &Meter::new([])).await
     })
 }
 
