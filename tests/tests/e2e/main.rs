@@ -17,6 +17,7 @@ mod grpc;
 mod h2spec;
 mod handshakes;
 mod http;
+mod informational;
 mod inner;
 mod intruders;
 mod istiod;

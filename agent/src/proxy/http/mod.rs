@@ -19,6 +19,7 @@ pub(super) mod fuzzing;
 mod hashed;
 mod head;
 mod inbound;
+mod interim;
 mod io;
 mod limit;
 mod mirror;

@@ -17,7 +17,7 @@ use super::mirror::MIRRORED;
 use super::pool::{Lease, Loan};
 use super::retry::{Retries, Wish, mark_in_vain};
 use super::talk::{Dialect, Talk};
-use super::{authorize, blame, deadline, fault, hashed, head, limit};
+use super::{authorize, blame, deadline, fault, hashed, head, interim, limit};
 use crate::balance::outlier::Verdict;
 use crate::balance::{budget, caps, latency};
 use crate::model::{Limited, LoadGuard, Service, ServiceLoad, ServicePort, TrafficSettings, UnderWay};
@@ -342,7 +342,7 @@ impl Sending<'_> {
         lease: &mut Lease,
         mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Unanswered> {
-        let_go_on(&mut request);
+        interim::listen(&mut request);
         let answer = lease.sender.send(request);
         let answer = match self.patience.attempt {
             None => answer.await,
@@ -352,18 +352,6 @@ impl Sending<'_> {
             let unsent = failed.take_message().map(Box::new);
             Unanswered::Broken { error: failed.into_error(), unsent }
         })
-    }
-}
-
-/// Has the client send its body when the upstream wants it, if it waits for that.
-pub(super) fn let_go_on(request: &mut Request<RequestBody>) {
-    if head::waits_to_go_on(request) {
-        let go_on = request.body_mut().hold_back();
-        hyper::ext::on_informational(request, move |said| {
-            if said.status() == StatusCode::CONTINUE {
-                go_on.notify_one();
-            }
-        });
     }
 }
 
