@@ -33,6 +33,7 @@ mod ports;
 mod preflight;
 mod programs;
 mod rates;
+mod refusals;
 mod replaced;
 mod requests;
 mod resilience;

@@ -25,6 +25,7 @@ mod limit;
 mod mirror;
 mod pool;
 mod quiet;
+mod repeat;
 mod retry;
 mod send;
 mod serve;

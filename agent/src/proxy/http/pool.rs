@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::future::Either;
@@ -247,12 +247,13 @@ impl Pool {
         }
     }
 
-    /// The HTTP/2 connection to the endpoint, made if there is none that relies on just this. At the same time it is made
-    /// once.
+    /// The HTTP/2 connection to the endpoint, made if there is none that relies on just this; another one than what is `spent`. At the
+    /// same time it is made once.
     pub(super) async fn http2<F>(
         &self,
         key: &Key,
         assurance: &Assurance,
+        spent: Option<&Weak<Terms>>,
         make: impl FnOnce() -> F,
     ) -> Result<Lease, InTheWay>
     where
@@ -262,7 +263,8 @@ impl Pool {
             let mut slots = self.slots();
             let shared = slots.http2.entry(key.clone()).or_default();
             let is_usable = |(sender, made_with, terms): &Made| {
-                !sender.is_closed() && made_with == assurance && !shared.is_over(terms)
+                let is_spent = spent.is_some_and(|spent| spent.as_ptr() == Arc::as_ptr(terms));
+                !is_spent && !sender.is_closed() && made_with == assurance && !shared.is_over(terms)
             };
             if !shared.made.get().is_none_or(is_usable) {
                 *shared = Arc::default();

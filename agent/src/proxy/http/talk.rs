@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -111,15 +111,15 @@ impl Talk {
         }
     }
 
-    /// A connection to the endpoint for one request: one that stands, unless it must be a fresh one, else a new one, as the port wants
-    /// them.
+    /// A connection to the endpoint for one request: one that stands, unless one has proved to be spent, else a new one, as the port
+    /// wants them.
     pub(super) async fn lease(
         self: &Arc<Self>,
         snapshot: &Snapshot,
         service: Option<&ObjectRef>,
         (to, port): (SocketAddr, Option<&ServicePort>),
         dialect: Dialect,
-        must_be_fresh: bool,
+        spent: Option<&Weak<Terms>>,
     ) -> Result<Lease, InTheWay> {
         if let Some(Err(why)) = port.and_then(|port| port.traffic.tls.as_ref()) {
             return Err(InTheWay::new(RefuseReason::InvalidBackend, Assurance::NONE).because(&**why));
@@ -130,7 +130,9 @@ impl Talk {
         let wanted = reach::assurance(&self.proxy, snapshot, &self.captured, to);
         match dialect {
             Dialect::Http1 => {
-                if !must_be_fresh && let Some(lease) = pool.take_http1(&key, &wanted) {
+                if spent.is_none()
+                    && let Some(lease) = pool.take_http1(&key, &wanted)
+                {
                     return Ok(lease);
                 }
                 let (io, assurance, terms, let_in) =
@@ -149,7 +151,7 @@ impl Talk {
                     self.keep(connection, let_in);
                     Ok((sender, assurance, terms))
                 };
-                pool.http2(&key, &wanted, make).await
+                pool.http2(&key, &wanted, spent, make).await
             }
         }
     }
@@ -231,9 +233,6 @@ impl Talk {
         Err(InTheWay::new(RefuseReason::Overloaded, Assurance::NONE))
     }
 
-    /// With whom requests to the endpoint are counted.
-    pub(super) fn told(
-        &self,
     /// The next place that is left.
     async fn entered(&self, port: &ServicePort) -> Option<Place> {
         loop {
@@ -252,6 +251,9 @@ impl Talk {
         Ok(guard.map(|guard| Place::new(guard, &self.here.place_left)))
     }
 
+    /// With whom requests to the endpoint are counted.
+    pub(super) fn told(
+        &self,
         snapshot: &Snapshot,
         service: Option<&ObjectRef>,
         to: SocketAddr,
