@@ -8,7 +8,7 @@ use std::time::Duration;
 const LOOKS: u32 = 4;
 
 /// Returns once `moved` has said the same for as long as the limit. None: something is under way, however little moves.
-pub(super) async fn unmoved(limit: Duration, moved: impl Fn() -> Option<u64>) {
+pub(super) async fn unmoved<M: PartialEq>(limit: Duration, moved: impl Fn() -> Option<M>) {
     let (mut last, mut same) = (moved(), 0);
     while same < LOOKS {
         tokio::time::sleep(limit / LOOKS).await;

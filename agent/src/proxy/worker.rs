@@ -60,6 +60,8 @@ pub(super) struct Here {
     pub(super) upstreams: Arc<http::Pool>,
     /// Those of all workers.
     pub(super) all_upstreams: Arc<[Arc<http::Pool>]>,
+    /// Tells those of all workers that a connection has left its place, where there is a cap on places.
+    pub(super) place_left: Arc<Notify>,
     pub(super) servers_first: ServersFirst,
     pub(super) shares: Shares,
     /// Connections that stand at this node's pods.
@@ -118,12 +120,14 @@ impl Workers {
         keep_freed_memory();
         let mut workers = Vec::with_capacity(count);
         let all_upstreams: Arc<[Arc<http::Pool>]> = (0..count).map(|_| Arc::default()).collect();
+        let place_left = Arc::<Notify>::default();
         for index in 0..count {
             let here = Here {
                 dialer: capture.dialer()?,
                 tunnels: Arc::default(),
                 upstreams: all_upstreams[index].clone(),
                 all_upstreams: all_upstreams.clone(),
+                place_left: place_left.clone(),
                 servers_first: ServersFirst::default(),
                 shares: Shares::default(),
                 let_in: Arc::default(),

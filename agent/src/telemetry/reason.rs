@@ -123,6 +123,8 @@ pub enum RequestEnd {
     RateLimited,
     /// It was made to fail on purpose.
     FaultInjected,
+    /// Its connection had become another protocol, and nothing had moved on it for as long as the Service port allows.
+    Idle,
     /// A limit was reached: on requests, on the size of a head, on what may wait.
     Limit,
     /// The agent could not go on: out of memory or descriptors, or a bug. Its log has the error.
@@ -217,7 +219,7 @@ impl RefuseReason {
 
 impl RequestEnd {
     /// Every end, in the order of the declaration.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Done,
         Self::NoRoute,
         Self::InvalidBackend,
@@ -240,6 +242,7 @@ impl RequestEnd {
         Self::Overloaded,
         Self::RateLimited,
         Self::FaultInjected,
+        Self::Idle,
         Self::Limit,
         Self::Internal,
     ];
@@ -269,6 +272,7 @@ impl RequestEnd {
             Self::Overloaded => "overloaded",
             Self::RateLimited => "rate_limited",
             Self::FaultInjected => "fault_injected",
+            Self::Idle => "idle",
             Self::Limit => "limit",
             Self::Internal => "internal",
         }

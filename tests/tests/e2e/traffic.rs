@@ -244,6 +244,25 @@ while said:
 print(int((time.monotonic() - began) * 1000))
 ";
 
+/// Talks by another protocol for longer than a connection may be idle, and says how many words came back and for how many milliseconds
+/// the connection was kept after that.
+const KEPT_WHILE_TALKING: &str = "
+import socket, sys, time
+connection = socket.create_connection((sys.argv[1], 80), 10)
+connection.sendall(b'GET / HTTP/1.1\\r\\nhost: web\\r\\nconnection: upgrade\\r\\nupgrade: echo\\r\\n\\r\\n')
+said = b''
+while not said.endswith(b'\\r\\n\\r\\n'):
+    said += connection.recv(1)
+echoed = 0
+for _ in range(12):
+    time.sleep(0.25)
+    connection.sendall(b'word')
+    echoed += connection.recv(4) == b'word'
+began = time.monotonic()
+connection.recv(1)
+print([echoed, int((time.monotonic() - began) * 1000)])
+";
+
 fn idle_connections_end(stage: &Stage) -> Result<()> {
     stage.treat(json!({ "timeouts": { "idle": "1s" } }))?;
     let ended = || {
@@ -267,6 +286,16 @@ fn idle_connections_end(stage: &Stage) -> Result<()> {
     python.args(["-c", KEPT_FOR, &address().to_string()]);
     let kept: u64 = last_line(&stage.client.run(python, Duration::from_secs(20))?.success()?)?;
     ensure!((1_000..3_000).contains(&kept), "it is closed after {kept} ms");
+    // One that has become another protocol is idle when neither side says anything, and no sooner.
+    let mut python = Command::new("python3");
+    python.args(["-c", KEPT_WHILE_TALKING, &address().to_string()]);
+    let (echoed, kept): (u64, u64) =
+        last_line(&stage.client.run(python, Duration::from_secs(20))?.success()?)?;
+    ensure!(echoed == 12, "{echoed} of 12 words came back");
+    ensure!((1_000..3_000).contains(&kept), "it is closed after {kept} ms");
+    let idle =
+        stage.counted("undermesh_http_requests_total", &[("reason", "idle"), ("reporter", "source")])?;
+    ensure!(idle == 1.0, "{idle} upgraded connections count as idle");
     Ok(())
 }
 

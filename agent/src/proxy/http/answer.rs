@@ -165,6 +165,7 @@ impl Words {
             | RequestEnd::Redirected
             | RequestEnd::Preflight
             | RequestEnd::ClientGone
+            | RequestEnd::Idle
             | RequestEnd::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "proxy_internal_error", UNKNOWN),
         };
         Self { status, error, grpc }

@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use tokio::sync::{Notify, mpsc};
 
 use super::exchange::Exchange;
+use super::repeat::{Repeat, Resumed, Watched};
 
 /// How long a client that waits for `100 Continue` is left to wait for it (RFC 9110, section 10.1.1).
 const CONTINUE_AFTER: Duration = Duration::from_secs(1);
@@ -34,6 +35,10 @@ enum Inner {
     Empty,
     /// What a client sends.
     Client(Incoming),
+    /// The same, as long as it may have to be sent once more.
+    Watched(Watched),
+    /// What it sends that is being sent once more.
+    Resumed(Resumed),
     /// All that a client has sent, to be sent as often as it takes.
     Kept {
         data: Bytes,
@@ -55,6 +60,9 @@ pub(super) enum BodyError {
     /// It is a copy that fell behind.
     #[error("the copy of a request's body fell behind")]
     Behind,
+    /// It is being sent on another connection.
+    #[error("the request is sent once more")]
+    Repeated,
 }
 
 /// Pieces by which a copy may be behind what it is a copy of.
@@ -100,9 +108,25 @@ impl RequestBody {
         let inner = match &self.inner {
             Inner::Empty => Inner::Empty,
             Inner::Kept { data, trailers } => Inner::Kept { data: data.clone(), trailers: trailers.clone() },
-            Inner::Client(_) | Inner::Copy(_) => return None,
+            Inner::Client(_) | Inner::Watched(_) | Inner::Resumed(_) | Inner::Copy(_) => return None,
         };
         Some(Self { inner, ..Self::empty() })
+    }
+
+    /// The same once more, should it have to be sent on another connection; also of what the client is still sending, as long as that is
+    /// little and nobody gets a copy.
+    pub(super) fn once_more(&mut self) -> Option<OnceMore> {
+        match std::mem::replace(&mut self.inner, Inner::Empty) {
+            Inner::Client(source) if self.copies.is_empty() => {
+                let (watched, repeat) = Watched::new(source);
+                self.inner = Inner::Watched(watched);
+                Some(OnceMore::Repeat(repeat, self.bytes.clone()))
+            }
+            inner => {
+                self.inner = inner;
+                self.again().map(OnceMore::Whole)
+            }
+        }
     }
 
     /// Asks the client for nothing until it is told to go on, or has waited for long enough.
@@ -121,6 +145,27 @@ impl RequestBody {
     }
 }
 
+/// A body that may be sent once more.
+#[derive(Debug)]
+pub(super) enum OnceMore {
+    /// All of it is there.
+    Whole(RequestBody),
+    /// What the client has said so far is, and its bytes are counted there.
+    Repeat(Repeat, Arc<AtomicU64>),
+}
+
+impl OnceMore {
+    /// The body from its beginning, unless the client has said too much of it since.
+    pub(super) fn begin(self) -> Option<RequestBody> {
+        match self {
+            Self::Whole(body) => Some(body),
+            Self::Repeat(repeat, bytes) => {
+                Some(RequestBody { inner: Inner::Resumed(repeat.begin()?), bytes, ..RequestBody::empty() })
+            }
+        }
+    }
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -136,7 +181,17 @@ impl Body for RequestBody {
         }
         let frame = match &mut this.inner {
             Inner::Empty => None,
-            Inner::Client(inner) => ready!(Pin::new(inner).poll_frame(cx)),
+            Inner::Client(inner) => {
+                ready!(Pin::new(inner).poll_frame(cx)).map(|it| it.map_err(BodyError::from))
+            }
+            Inner::Watched(watched) => ready!(watched.poll_frame(cx)),
+            Inner::Resumed(resumed) => match resumed.said.pop_front() {
+                // It was counted when it was said.
+                Some(said) => return Poll::Ready(Some(Ok(Frame::data(said)))),
+                None => {
+                    ready!(Pin::new(&mut resumed.rest).poll_frame(cx)).map(|it| it.map_err(BodyError::from))
+                }
+            },
             Inner::Kept { data, .. } if !data.is_empty() => {
                 return Poll::Ready(Some(Ok(Frame::data(std::mem::take(data)))));
             }
@@ -165,13 +220,15 @@ impl Body for RequestBody {
             Some(Err(_)) => this.copies.clear(),
             None => this.pass_on(None),
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.inner {
             Inner::Empty => true,
             Inner::Client(inner) => inner.is_end_stream(),
+            Inner::Watched(watched) => watched.is_end_stream(),
+            Inner::Resumed(resumed) => resumed.is_end_stream(),
             Inner::Kept { data, trailers } => data.is_empty() && trailers.is_none(),
             Inner::Copy(_) => false,
         }
@@ -181,6 +238,8 @@ impl Body for RequestBody {
         match &self.inner {
             Inner::Empty => SizeHint::with_exact(0),
             Inner::Client(inner) => inner.size_hint(),
+            Inner::Watched(watched) => watched.size_hint(),
+            Inner::Resumed(resumed) => resumed.size_hint(),
             Inner::Kept { data, .. } => SizeHint::with_exact(data.len() as u64),
             Inner::Copy(_) => SizeHint::default(),
         }

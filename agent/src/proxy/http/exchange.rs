@@ -174,11 +174,11 @@ impl Exchange {
         }
     }
 
-    /// The connection went on with another protocol, and has carried so many bytes each way.
-    pub(super) fn carried(&mut self, sent: u64, received: u64) {
+    /// The connection went on with another protocol, has carried so many bytes each way and ended so.
+    pub(super) fn carried(&mut self, end: RequestEnd, sent: u64, received: u64) {
         self.request_bytes.fetch_add(sent, Ordering::Relaxed);
         self.response_bytes += received;
-        self.end.get_or_insert(RequestEnd::Done);
+        self.end.get_or_insert(end);
     }
 
     /// The answer has passed as a whole, and its connection is free for the next.

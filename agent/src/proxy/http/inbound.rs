@@ -26,7 +26,7 @@ use super::limit;
 use super::pool::Sender;
 use super::talk::{Dialect, Told};
 use super::upgrade::Passed;
-use super::{authorize, blame, connect, head, send, serve};
+use super::{authorize, blame, connect, head, interim, serve};
 use crate::model::Limited;
 use crate::proxy::admission::{Caller, Door};
 use crate::proxy::detect::{self, Speech};
@@ -240,7 +240,7 @@ impl Application {
         let standing = limit::admitted(admission)?;
         drop(snapshot);
         let mut request = aimed(request, authority, None, dialect)?;
-        send::let_go_on(&mut request);
+        interim::listen(&mut request);
         exchange.attempts = 1;
         let mut response = self.send(request).await?;
         exchange.head(response.status().as_u16(), response.headers());

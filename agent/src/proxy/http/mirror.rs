@@ -13,6 +13,7 @@ use tracing::debug;
 use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::head;
+use super::interim::Herald;
 use super::send::{self, Way, Wishes};
 use super::talk::{Dialect, Talk};
 use crate::route::{Rule, Target};
@@ -48,6 +49,8 @@ pub(super) fn send(
         };
         let body = request.body_mut().copy();
         let mut copy = head::copy(request, body);
+        // What is said ahead of answers that nobody waits for goes nowhere either.
+        copy.extensions_mut().remove::<Herald>();
         copy.headers_mut().insert(MIRRORED, HeaderValue::from_static("true"));
         if let Some(modifier) = &rule.filters.request_headers {
             modifier.apply(copy.headers_mut());

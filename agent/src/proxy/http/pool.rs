@@ -5,14 +5,14 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::future::Either;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{Notify, OnceCell, Semaphore};
 
 use super::body::RequestBody;
 use super::mirror;
@@ -114,7 +114,7 @@ impl Loan {
 #[derive(Debug)]
 pub(super) struct Terms {
     /// A place among those that may be open, where there is a cap on that.
-    place: Option<PortGuard>,
+    place: Option<Place>,
     /// How long it may be idle.
     idle_limit: Duration,
     /// The endpoint that it leads to; None for a pod that was dialled itself.
@@ -124,7 +124,7 @@ pub(super) struct Terms {
 
 impl Terms {
     pub(super) fn new(
-        place: Option<PortGuard>,
+        place: Option<Place>,
         idle_limit: Option<Duration>,
         endpoint: Option<EndpointLoad>,
     ) -> Arc<Self> {
@@ -152,7 +152,28 @@ impl Terms {
     }
 
     fn hold_place_at(&self, port: &PortLoad) -> bool {
-        self.place.as_ref().is_some_and(|place| place.is_of(port))
+        self.place.as_ref().is_some_and(|place| place.guard.as_ref().is_some_and(|guard| guard.is_of(port)))
+    }
+}
+
+/// A place among the connections of a port. Whoever waits for one is told when it is left.
+#[derive(Debug)]
+pub(super) struct Place {
+    /// None when it is dropped.
+    guard: Option<PortGuard>,
+    left: Arc<Notify>,
+}
+
+impl Place {
+    pub(super) fn new(guard: PortGuard, left: &Arc<Notify>) -> Self {
+        Self { guard: Some(guard), left: left.clone() }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.guard = None;
+        self.left.notify_waiters();
     }
 }
 
@@ -234,12 +255,13 @@ impl Pool {
         }
     }
 
-    /// The HTTP/2 connection to the endpoint, made if there is none that relies on just this. At the same time it is made
-    /// once.
+    /// The HTTP/2 connection to the endpoint, made if there is none that relies on just this; another one than what is `spent`. At the
+    /// same time it is made once.
     pub(super) async fn http2<F>(
         &self,
         key: &Key,
         assurance: &Assurance,
+        spent: Option<&Weak<Terms>>,
         make: impl FnOnce() -> F,
     ) -> Result<Lease, InTheWay>
     where
@@ -249,7 +271,9 @@ impl Pool {
             let mut slots = self.slots();
             let shared = slots.http2.entry(key.clone()).or_default();
             let is_usable = |(sender, made_with, terms): &Made| {
-                !sender.is_closed() && made_with == assurance && !shared.is_over(terms) && !terms.are_old()
+                let is_spent = spent.is_some_and(|spent| spent.as_ptr() == Arc::as_ptr(terms));
+                let is_over = is_spent || shared.is_over(terms) || terms.are_old();
+                !sender.is_closed() && made_with == assurance && !is_over
             };
             if !shared.made.get().is_none_or(is_usable) {
                 *shared = Arc::default();
@@ -339,6 +363,7 @@ fn is_lent(terms: &Arc<Terms>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
     use hyper_util::rt::{TokioExecutor, TokioIo};
 
     use super::*;
@@ -375,11 +400,12 @@ mod tests {
             tokio::spawn(connection);
             Ok((sender, Assurance::NONE, terms))
         };
-        (pool.http2(&key(), &Assurance::NONE, make).await.unwrap(), theirs)
+        (pool.http2(&key(), &Assurance::NONE, None, make).await.unwrap(), theirs)
     }
 
     fn counted(port: &PortLoad) -> Arc<Terms> {
-        Terms::new(Some(port.enter(UnderWay::Connections, 9).unwrap()), None, None)
+        let guard = port.enter(UnderWay::Connections, 9).unwrap();
+        Terms::new(Some(Place::new(guard, &Arc::default())), None, None)
     }
 
     #[tokio::test]
@@ -400,6 +426,17 @@ mod tests {
         drop(lease);
         assert!(pool.let_go(&port) && !pool.let_go(&port));
         drop(held);
+        assert_eq!(port.under_way(UnderWay::Connections), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_place_is_told_once_it_is_left() {
+        let (port, left) = (PortLoad::default(), Arc::<Notify>::default());
+        let place = Place::new(port.enter(UnderWay::Connections, 1).unwrap(), &left);
+        let mut told = Box::pin(left.notified());
+        assert_eq!(told.as_mut().now_or_never(), None, "it is not left yet");
+        drop(place);
+        assert_eq!(told.now_or_never(), Some(()));
         assert_eq!(port.under_way(UnderWay::Connections), 0);
     }
 

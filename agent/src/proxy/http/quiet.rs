@@ -46,6 +46,13 @@ impl Quiet {
     }
 }
 
+impl Noise {
+    /// How long its connection may be idle.
+    pub(super) fn limit(&self) -> Duration {
+        self.0.limit
+    }
+}
+
 impl Drop for Noise {
     fn drop(&mut self) {
         self.0.said();

@@ -11,13 +11,13 @@ use tokio::time::{sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::answer::Refusal;
-use super::body::RequestBody;
+use super::body::{OnceMore, RequestBody};
 use super::exchange::Exchange;
 use super::mirror::MIRRORED;
 use super::pool::{Lease, Loan};
 use super::retry::{Retries, Wish, mark_in_vain};
 use super::talk::{Dialect, Talk};
-use super::{authorize, blame, deadline, fault, hashed, head, limit};
+use super::{authorize, blame, deadline, fault, hashed, head, interim, limit};
 use crate::balance::outlier::Verdict;
 use crate::balance::{budget, caps, latency};
 use crate::model::{Limited, LoadGuard, Service, ServiceLoad, ServicePort, TrafficSettings, UnderWay};
@@ -245,9 +245,10 @@ impl Sending<'_> {
         let service = dialled.as_ref();
         let Admitted { standing, came } =
             self.admitted(exchange, to, &mut request).await.map_err(Failed::Broken)?;
-        let mut must_be_fresh = false;
+        // The connection that stood and has not brought an answer. It keeps no place for that.
+        let mut spent = None;
         loop {
-            let mut lease = match talk.lease(snapshot, service, (to, port), *dialect, must_be_fresh).await {
+            let mut lease = match talk.lease(snapshot, service, (to, port), *dialect, spent.as_ref()).await {
                 Ok(lease) => lease,
                 Err(why) => {
                     if let Some((uri, headers)) = came {
@@ -259,10 +260,11 @@ impl Sending<'_> {
             let told = talk.told(snapshot, service, to, &lease.assurance);
             exchange.tell(told);
             // A connection that stood may be gone by now. That loses no request that may be sent twice (RFC 9110, 9.2.2), and none that
-            // the upstream has not begun with.
-            let again = if lease.is_reused { copy(&request) } else { None };
-            let is_idempotent = request.method().is_idempotent();
-            let is_reused = lease.is_reused;
+            // the upstream has not begun with, which HTTP/2 has it say.
+            let (is_reused, is_idempotent) = (lease.is_reused, request.method().is_idempotent());
+            let may_be_repeated =
+                is_reused && spent.is_none() && (is_idempotent || *dialect == Dialect::Http2);
+            let once_more = if may_be_repeated { once_more(&mut request) } else { None };
             let now = Instant::now();
             exchange.asked = Some(now);
             if let Some(left) = self.patience.left(now, exchange.is_grpc) {
@@ -281,21 +283,21 @@ impl Sending<'_> {
                     let detail = format!("{to}: no answer within the time that an attempt is given");
                     return Err(Failed::Broken(Refusal::new(RequestEnd::UpstreamTimeout, detail)));
                 }
-                Err(Unanswered::Broken { error, unsent }) => match unsent
-                    .map(|unsent| *unsent)
-                    .or_else(|| again.filter(|_| is_idempotent || blame::is_unprocessed(&error)))
-                {
-                    Some(same) if is_reused && !must_be_fresh => {
-                        debug!(%to, %error, "a connection had died; trying a new one");
-                        request = same;
-                        must_be_fresh = true;
+                Err(Unanswered::Broken { error, unsent }) => {
+                    let once_more = once_more.filter(|_| is_idempotent || blame::is_unprocessed(&error));
+                    match unsent.map(|unsent| *unsent).or_else(|| begun_anew(once_more?)) {
+                        Some(same) if is_reused && spent.is_none() => {
+                            debug!(%to, %error, "a connection had died; trying a new one");
+                            request = same;
+                            spent = Some(Arc::downgrade(&lease.terms));
+                        }
+                        _ => {
+                            let end = blame::blamed(&error);
+                            let detail = format!("{to}: {}", in_one_sentence(&error));
+                            return Err(Failed::Broken(Refusal::new(end, detail)));
+                        }
                     }
-                    _ => {
-                        let end = blame::blamed(&error);
-                        let detail = format!("{to}: {}", in_one_sentence(&error));
-                        return Err(Failed::Broken(Refusal::new(end, detail)));
-                    }
-                },
+                }
             }
         }
     }
@@ -342,7 +344,7 @@ impl Sending<'_> {
         lease: &mut Lease,
         mut request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, Unanswered> {
-        let_go_on(&mut request);
+        interim::listen(&mut request);
         let answer = lease.sender.send(request);
         let answer = match self.patience.attempt {
             None => answer.await,
@@ -352,18 +354,6 @@ impl Sending<'_> {
             let unsent = failed.take_message().map(Box::new);
             Unanswered::Broken { error: failed.into_error(), unsent }
         })
-    }
-}
-
-/// Has the client send its body when the upstream wants it, if it waits for that.
-pub(super) fn let_go_on(request: &mut Request<RequestBody>) {
-    if head::waits_to_go_on(request) {
-        let go_on = request.body_mut().hold_back();
-        hyper::ext::on_informational(request, move |said| {
-            if said.status() == StatusCode::CONTINUE {
-                go_on.notify_one();
-            }
-        });
     }
 }
 
@@ -405,6 +395,17 @@ async fn kept(request: Request<RequestBody>) -> Result<Request<RequestBody>, Ref
 /// The request once more, if it has no body that would have to be had twice.
 fn copy(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     Some(head::copy(request, request.body().again()?))
+}
+
+/// The request once more, should its connection have gone.
+fn once_more(request: &mut Request<RequestBody>) -> Option<Request<OnceMore>> {
+    let body = request.body_mut().once_more()?;
+    Some(head::copy(request, body))
+}
+
+fn begun_anew(once_more: Request<OnceMore>) -> Option<Request<RequestBody>> {
+    let (head, body) = once_more.into_parts();
+    Some(Request::from_parts(head, body.begin()?))
 }
 
 /// The endpoints that one request is sent to, one after the other.

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tracing::debug;
 
 use super::body::ResponseBody;
+use super::interim::Interim;
 use super::slow::Heads;
 use super::{
     HEADER_LIST, HTTP2_CONNECTION_WINDOW, HTTP2_STREAM_WINDOW, HTTP2_STREAMS, MOST_BUFFERED, MOST_HEADERS,
@@ -30,11 +31,15 @@ pub(super) async fn http1<S, F, E>(
     F: Future<Output = Result<Response<ResponseBody>, E>>,
     E: Into<Box<dyn Error + Send + Sync>>,
 {
-    let heads = Arc::new(Heads::default());
-    let answer = service_fn(|request| {
-        let (answered, busy) = (answer(request), heads.complete());
+    let (heads, interim) = (Arc::new(Heads::default()), Arc::new(Interim::default()));
+    let answer = service_fn(|mut request| {
+        let (busy, open) = (heads.complete(), interim.begin(&mut request));
+        let answered = answer(request);
         async move {
             let response = answered.await;
+            if let Some(open) = open {
+                open.told().await;
+            }
             drop(busy);
             response
         }
@@ -49,7 +54,7 @@ pub(super) async fn http1<S, F, E>(
         .max_buf_size(MOST_BUFFERED)
         // It would close connections that are idle, which is for the application to decide.
         .header_read_timeout(None)
-        .serve_connection(TokioIo::new(heads.watch(client)), answer)
+        .serve_connection(TokioIo::new(interim.written_to(heads.watch(client))), answer)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     tokio::select! {

@@ -1,20 +1,21 @@
 //! What the requests of one client connection have in common: who asks, and the way to upstream connections.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::connect;
 use super::io::{Counted, Io, Stream};
-use super::pool::{Key, Lease, Sender, Terms};
+use super::pool::{Key, Lease, Place, Sender, Terms};
 use super::quiet::Quiet;
 use crate::balance::Carries;
-use crate::balance::caps;
-use crate::model::{ObjectRef, PortGuard, ServicePort, UnderWay};
+use crate::balance::caps::{self, Full};
+use crate::model::{ObjectRef, ServicePort, UnderWay};
 use crate::proxy::Proxy;
 use crate::proxy::admission::Entry;
 use crate::proxy::captured::Captured;
@@ -110,15 +111,15 @@ impl Talk {
         }
     }
 
-    /// A connection to the endpoint for one request: one that stands, unless it must be a fresh one, else a new one, as the port wants
-    /// them.
+    /// A connection to the endpoint for one request: one that stands, unless one has proved to be spent, else a new one, as the port
+    /// wants them.
     pub(super) async fn lease(
         self: &Arc<Self>,
         snapshot: &Snapshot,
         service: Option<&ObjectRef>,
         (to, port): (SocketAddr, Option<&ServicePort>),
         dialect: Dialect,
-        must_be_fresh: bool,
+        spent: Option<&Weak<Terms>>,
     ) -> Result<Lease, InTheWay> {
         if let Some(Err(why)) = port.and_then(|port| port.traffic.tls.as_ref()) {
             return Err(InTheWay::new(RefuseReason::InvalidBackend, Assurance::NONE).because(&**why));
@@ -129,7 +130,9 @@ impl Talk {
         let wanted = reach::assurance(&self.proxy, snapshot, &self.captured, to);
         match dialect {
             Dialect::Http1 => {
-                if !must_be_fresh && let Some(lease) = pool.take_http1(&key, &wanted) {
+                if spent.is_none()
+                    && let Some(lease) = pool.take_http1(&key, &wanted)
+                {
                     return Ok(lease);
                 }
                 let (io, assurance, terms, let_in) =
@@ -148,7 +151,7 @@ impl Talk {
                     self.keep(connection, let_in);
                     Ok((sender, assurance, terms))
                 };
-                pool.http2(&key, &wanted, make).await
+                pool.http2(&key, &wanted, spent, make).await
             }
         }
     }
@@ -211,23 +214,41 @@ impl Talk {
 
     /// A place among the connections of the port, where there is a cap on those: if need be, that of one that nobody uses now, on
     /// whichever thread.
-    async fn place(&self, port: &ServicePort) -> Result<Option<PortGuard>, InTheWay> {
+    async fn place(&self, port: &ServicePort) -> Result<Option<Place>, InTheWay> {
         let mut is_let_go = false;
-        for step in 0..LETTING_GO {
-            if let Ok(place) = caps::enter(port, UnderWay::Connections) {
+        for look in 0..LOOKS {
+            if let Ok(place) = self.enter(port) {
                 return Ok(place);
             }
-            // Now and then once more: somebody else may have been faster, or is about to have what was let go for others.
-            if step % LET_GO_EVERY == 0 {
-                is_let_go |= self.here.all_upstreams.iter().any(|pool| pool.let_go(&port.load));
-                if step > 0 && !is_let_go {
-                    break;
-                }
+            // Once more than once: somebody else may have been faster, or is about to have what was let go for others.
+            is_let_go |= self.here.all_upstreams.iter().any(|pool| pool.let_go(&port.load));
+            if look > 0 && !is_let_go {
+                break;
             }
             // It is closed by the thread that has it.
-            sleep(Duration::from_millis(1)).await;
+            if let Ok(place) = timeout(LOOK_EVERY, self.entered(port)).await {
+                return Ok(place);
+            }
         }
         Err(InTheWay::new(RefuseReason::Overloaded, Assurance::NONE))
+    }
+
+    /// The next place that is left.
+    async fn entered(&self, port: &ServicePort) -> Option<Place> {
+        loop {
+            let mut left = pin!(self.here.place_left.notified());
+            // From here on nothing is missed.
+            left.as_mut().enable();
+            if let Ok(place) = self.enter(port) {
+                return place;
+            }
+            left.await;
+        }
+    }
+
+    fn enter(&self, port: &ServicePort) -> Result<Option<Place>, Full> {
+        let guard = caps::enter(port, UnderWay::Connections)?;
+        Ok(guard.map(|guard| Place::new(guard, &self.here.place_left)))
     }
 
     /// With whom requests to the endpoint are counted.
@@ -256,9 +277,9 @@ impl Talk {
     }
 }
 
-/// Milliseconds that closing a connection may take that nobody uses.
-const LETTING_GO: u32 = 100;
-const LET_GO_EVERY: u32 = 5;
+/// How long closing a connection may take that nobody uses, before another one is closed as well; and how often that is done.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+const LOOKS: u32 = 20;
 
 /// Endpoints that a connection remembers.
 const MOST_TOLD: usize = 16;

@@ -1,14 +1,20 @@
 //! Connections that stop being HTTP: WebSocket, CONNECT, whatever else two programs agree upon.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio_util::io::InspectReader;
 use tracing::debug;
 
 use super::body::{RequestBody, ResponseBody};
 use super::exchange::Exchange;
 use super::head;
+use super::quiet::Noise;
+use crate::proxy::idle::unmoved;
+use crate::telemetry::RequestEnd;
 
 /// The client's end of a connection that may be upgraded.
 #[derive(Debug)]
@@ -81,17 +87,33 @@ impl ClientEnd {
 }
 
 impl Bridge {
-    /// Carries bytes both ways until both ends have ended. The request lasts as long.
+    /// Carries bytes both ways until both ends have ended, or have said nothing for longer than they may. The request lasts as long.
     async fn carry(self, mut exchange: Box<Exchange>) {
         let (client, upstream) = match tokio::try_join!(self.client, self.upstream) {
             Ok(ends) => ends,
             Err(error) => return debug!(%error, "a connection was not upgraded after all"),
         };
-        let copied =
-            tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(upstream)).await;
-        match copied {
-            Ok((sent, received)) => exchange.carried(sent, received),
-            Err(error) => debug!(%error, "an upgraded connection broke"),
-        }
+        let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
+        let count =
+            |bytes: &AtomicU64, read: &[u8]| _ = bytes.fetch_add(read.len() as u64, Ordering::Relaxed);
+        let mut client = InspectReader::new(TokioIo::new(client), |read: &[u8]| count(&sent, read));
+        let mut upstream = InspectReader::new(TokioIo::new(upstream), |read: &[u8]| count(&received, read));
+        let carried = || (sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed));
+        let idle = async {
+            match exchange.noise.as_ref().map(Noise::limit) {
+                Some(limit) => unmoved(limit, || Some(carried())).await,
+                None => std::future::pending().await,
+            }
+        };
+        let end = tokio::select! {
+            biased;
+            copied = tokio::io::copy_bidirectional(&mut client, &mut upstream) => match copied {
+                Ok(_) => RequestEnd::Done,
+                Err(error) => return debug!(%error, "an upgraded connection broke"),
+            },
+            () = idle => RequestEnd::Idle,
+        };
+        let (sent, received) = carried();
+        exchange.carried(end, sent, received);
     }
 }
