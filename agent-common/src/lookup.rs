@@ -34,9 +34,9 @@ pub enum Steer {
     /// To the agent's outbound listener; refused if that is gone, since the application's own wildcard listener would
     /// get it otherwise.
     Outbound,
-    /// To the agent's inbound listener unless the connection is vouched for.
+    /// To the agent's inbound listener unless the connection is vouched for, and the pod takes such ones.
     Inbound,
-    /// Refused unless the connection is vouched for.
+    /// Refused unless the connection is vouched for, and the pod takes such ones.
     Strict,
 }
 
@@ -96,6 +96,7 @@ mod tests {
     use core::net::IpAddr;
 
     use super::*;
+    use crate::maps::Voucher;
 
     fn address(text: &str) -> Address {
         text.parse::<IpAddr>().unwrap().into()
@@ -168,6 +169,14 @@ mod tests {
             let found = Inbound { pod, local: near, local_port: 80, remote: far, interface }.steer();
             assert_eq!(found, expected, "{remote} -> {local} over {interface}: {pod:?}");
         }
+    }
+
+    #[test]
+    fn a_tunnelled_pod_takes_nothing_that_is_vouched_for_but_probes() {
+        let check = |tunnelled, probe| {
+            Pod { tunnelled, ..Pod::default() }.takes(&Voucher { probe, ..Voucher::default() })
+        };
+        assert_eq!([check(0, 0), check(0, 1), check(1, 0), check(1, 1)], [true, true, false, true]);
     }
 
     #[test]

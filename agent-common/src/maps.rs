@@ -46,8 +46,8 @@ pub struct Pod {
     pub strict: u32,
     /// 1: policies say who may call. Without an agent that knows them nobody may, whatever else is to happen then.
     pub guarded: u32,
-    /// Zero.
-    pub padding: u32,
+    /// 1: other pods reach it through a tunnel alone. Nothing else that the agent vouches for is let in.
+    pub tunnelled: u32,
     /// Ports that are strict where the pod is not, or not where it is; host order, unused ones are 0.
     pub mode_exceptions: [u16; MODE_EXCEPTIONS],
 }
@@ -71,6 +71,12 @@ impl Pod {
             i += 1;
         }
         self.strict != 0
+    }
+
+    /// Whether a connection of another that is vouched for gets to the application. Probes do always: they have no way but this.
+    #[inline(always)]
+    pub const fn takes(&self, voucher: &Voucher) -> bool {
+        self.tunnelled == 0 || voucher.probe != 0
     }
 
     /// The pod's address of the family of `like`.
@@ -115,14 +121,16 @@ impl Listener {
     }
 }
 
-/// `vouched[4-tuple]`: a connection that the agent vouches for.
+/// `vouched[4-tuple]`: a connection that the agent vouches for, or a probe of the kubelet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Voucher {
     /// The client that it stands for.
     pub client: Endpoint,
     /// 1: the server's side has a socket for it, which removes the entry when it goes; until then the dialling one does.
-    pub accepted: u32,
+    pub accepted: u16,
+    /// 1: the kubelet has made it.
+    pub probe: u16,
 }
 
 /// Key of [`Counters`] for pods that have left.
@@ -218,7 +226,7 @@ mod user {
 const _: () = {
     use crate::Tuple;
     assert!(size_of::<Agent>() == 8 + 4 + 4);
-    assert!(size_of::<Voucher>() == 20 + 4);
+    assert!(size_of::<Voucher>() == 20 + 2 + 2);
     assert!(size_of::<Pod>() == 2 * 16 + 4 * 4 + 2 * MODE_EXCEPTIONS);
     assert!(size_of::<Listener>() == 8 + 4 + 4);
     assert!(size_of::<Counters>() == 15 * 8);

@@ -58,8 +58,13 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         }
         // SK_PASS without a socket would lead to the application's own wildcard listener.
         Steer::Outbound => assign(&ctx, cookie, OUTBOUND).map_or(DROP, |()| PASS),
-        // SAFETY: only asked whether there is an entry.
-        Steer::Inbound | Steer::Strict if unsafe { VOUCHED.get(Tuple::new(remote, local)) }.is_some() => PASS,
+        // SAFETY: the entry is only read, before anything could remove it.
+        Steer::Inbound | Steer::Strict
+            if unsafe { VOUCHED.get(Tuple::new(remote, local)) }
+                .is_some_and(|voucher| pod.takes(voucher)) =>
+        {
+            PASS
+        }
         Steer::Inbound => to_agent(&ctx, cookie, local.port, pod.guarded != 0),
         Steer::Strict => {
             count(cookie, |c| c.inbound_refused_strict += 1);

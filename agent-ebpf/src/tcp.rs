@@ -52,7 +52,7 @@ pub fn vouch_probe(ctx: SockOpsContext) -> u32 {
             // What the kubelet says to others, the API server first of all, is nobody's business.
             // SAFETY: the entry is not read.
             if unsafe { DESTINATIONS.get(tuple.destination) }.is_some()
-                && VOUCHED.insert(tuple, Voucher { client: local(&ctx), accepted: 0 }, 0).is_ok()
+                && VOUCHED.insert(tuple, Voucher { client: local(&ctx), accepted: 0, probe: 1 }, 0).is_ok()
             {
                 add_cb_flags(&ctx, BPF_SOCK_OPS_STATE_CB_FLAG as i32);
             }
@@ -83,7 +83,7 @@ fn vouch(ctx: &SockOpsContext, client: Endpoint) {
         return;
     }
     // A full map leaves the dial without a voucher: a permissive server relays it once more, a strict one refuses it.
-    if VOUCHED.insert(tuple, Voucher { client, accepted: 0 }, 0).is_ok() {
+    if VOUCHED.insert(tuple, Voucher { client, accepted: 0, probe: 0 }, 0).is_ok() {
         add_cb_flags(ctx, BPF_SOCK_OPS_STATE_CB_FLAG as i32);
     }
 }
@@ -106,7 +106,7 @@ pub fn watch_tcp(ctx: SockOpsContext) -> u32 {
             if let Some(voucher) = VOUCHED.get_ptr_mut(tuple)
                 && owns(&ctx, &tuple.destination)
             {
-                // SAFETY: one aligned word of an entry that lives at least as long as this program runs.
+                // SAFETY: one aligned half-word of an entry that lives at least as long as this program runs.
                 unsafe { (*voucher).accepted = 1 };
                 do_not_pace(&ctx);
             }

@@ -67,6 +67,7 @@ fn workload() -> Arc<Workload> {
         mtls: MtlsMode::Strict,
         mtls_ports: Vec::new(),
         guarded: false,
+        by_request: false,
         mtls_by: Vec::new(),
         dialled_pods: DialledPods::Pod,
         paths: None,

@@ -107,6 +107,7 @@ mod tests {
             mtls: MtlsMode::Permissive,
             mtls_ports: Vec::new(),
             guarded: false,
+            by_request: false,
             mtls_by: Vec::new(),
             dialled_pods: DialledPods::Pod,
             paths: None,

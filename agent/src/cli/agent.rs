@@ -254,6 +254,7 @@ impl AgentArgs {
                     (None, true) => KubeletCgroup::Find(self.cgroup_root.clone()),
                     (None, false) => KubeletCgroup::None,
                 },
+                same_node: self.identity.same_node(),
             },
             proxy: ProxySettings {
                 connect_timeout: Duration::from_secs(self.connect_timeout),

@@ -103,7 +103,7 @@ impl Visit {
     /// Carries it between the two, until one of them ends it or policies do not let it in any more.
     pub(super) async fn carry(self, entry: Entry, client: Upstream, application: TcpStream) {
         let Self { proxy, here, door, visitor, facts, fate, idle, carries } = self;
-        let (snapshot, let_in) = (proxy.snapshot.clone(), &here.clone().let_in);
+        let (shared, let_in) = (proxy.clone(), &here.clone().let_in);
         let security = facts.first().map_or(Security::Plaintext, |facts| facts.security);
         let standing = Standing { carries, ..Standing::new(door.clone(), visitor.clone(), security, entry) };
         let carries_bytes = standing.carries_bytes.clone();
@@ -111,7 +111,7 @@ impl Visit {
             let inbound = Inbound { proxy, here, door, visitor, facts, fate, carries_bytes };
             // On the heap: most connections carry what nobody looks at.
             let carried = Box::pin(inbound.carry(client, application));
-            let carried = let_in.carry(&snapshot.load(), standing, carried);
+            let carried = let_in.carry(&shared, standing, carried);
             carried.await;
             return;
         }
@@ -125,7 +125,7 @@ impl Visit {
                 }
             }
         };
-        let relayed = let_in.carry(&snapshot.load(), standing, relayed);
+        let relayed = let_in.carry(&shared, standing, relayed);
         let reason = relayed.await.unwrap_or(CloseReason::Denied);
         meter.close(reason);
     }

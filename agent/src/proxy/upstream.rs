@@ -44,7 +44,8 @@ pub(super) async fn connect_within(
 ) -> Result<TcpStream, RefuseReason> {
     let Target { from, to, source, on_behalf_of } = target;
     let keepalive = Some(&proxy.settings.keepalive);
-    let dial = dialer.dial(Dial { from, to, source, on_behalf_of, keepalive });
+    let is_local = proxy.enrolled.load().contains_key(&to.ip());
+    let dial = dialer.dial(Dial { from, to, source, on_behalf_of, is_local, keepalive });
     tokio::select! {
         biased;
         connected = tokio::time::timeout(limit, dial) => match connected {

@@ -239,6 +239,7 @@ mod tests {
             mtls_ports: Vec::new(),
             mtls_by: Vec::new(),
             guarded: false,
+            by_request: false,
             dialled_pods: DialledPods::Pod,
             paths: None,
         })

@@ -200,9 +200,9 @@ impl Talk {
         match let_in {
             None => tasks.spawn(connection),
             Some(standing) => {
-                let (here, snapshot) = (self.here.clone(), self.proxy.snapshot.clone());
+                let (proxy, here) = (self.proxy.clone(), self.here.clone());
                 tasks.spawn(async move {
-                    let carried = here.let_in.carry(&snapshot.load(), standing, connection);
+                    let carried = here.let_in.carry(&proxy, standing, connection);
                     _ = carried.await;
                 });
             }

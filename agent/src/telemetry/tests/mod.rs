@@ -36,6 +36,7 @@ fn workload(namespace: &str, name: &str) -> Arc<Workload> {
         mtls: MtlsMode::Permissive,
         mtls_ports: Vec::new(),
         guarded: false,
+        by_request: false,
         mtls_by: Vec::new(),
         dialled_pods: DialledPods::Pod,
         paths: None,
