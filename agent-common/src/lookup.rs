@@ -34,9 +34,9 @@ pub enum Steer {
     /// To the agent's outbound listener; refused if that is gone, since the application's own wildcard listener would
     /// get it otherwise.
     Outbound,
-    /// To the agent's inbound listener unless the connection is vouched for.
+    /// To the agent's inbound listener unless the connection is vouched for, and the pod takes such ones.
     Inbound,
-    /// Refused unless the connection is vouched for.
+    /// Refused unless the connection is vouched for, and the pod takes such ones.
     Strict,
 }
 

@@ -49,8 +49,8 @@ pub struct Pod {
     pub strict: u32,
     /// 1: policies say who may call. Without an agent that knows them nobody may, whatever else is to happen then.
     pub guarded: u32,
-    /// Zero.
-    pub padding: u32,
+    /// 1: other pods reach it through a tunnel alone. Nothing else that the agent vouches for is let in.
+    pub tunnelled: u32,
     /// Ports that are strict where the pod is not, or not where it is; host order, unused ones are 0.
     pub mode_exceptions: [u16; MODE_EXCEPTIONS],
     /// Ports that the pod has the kubelet call, by its probes and hooks; host order, unused ones are 0.
@@ -151,7 +151,11 @@ impl Voucher {
     /// Whether it counts for a connection to this port of the pod.
     #[inline(always)]
     pub const fn holds(&self, pod: &Pod, port: u16) -> bool {
-        self.kubelet == 0 || pod.is_probed(port)
+        match self.kubelet {
+            0 => pod.tunnelled == 0,
+            // It has no way but this one.
+            _ => pod.is_probed(port),
+        }
     }
 }
 
@@ -276,5 +280,7 @@ mod tests {
         for (port, expected) in [(0, false), (8999, false), (9000, true), (9015, true), (9016, false)] {
             assert_eq!(holds(&pod, port), [true, expected], "{port}");
         }
+        pod.tunnelled = 1;
+        assert_eq!([8999, 9000].map(|port| holds(&pod, port)), [[false, false], [false, true]]);
     }
 }

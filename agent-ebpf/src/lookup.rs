@@ -61,11 +61,11 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
             match voucher {
                 Some(voucher) if voucher.holds(pod, local.port) => PASS,
                 _ if steer == Steer::Inbound => to_agent(&ctx, cookie, local.port, pod.guarded != 0),
-                Some(_) => {
+                Some(voucher) if voucher.kubelet != 0 => {
                     count(cookie, |c| c.inbound_refused_unprobed += 1);
                     DROP
                 }
-                None => {
+                _ => {
                     count(cookie, |c| c.inbound_refused_strict += 1);
                     DROP
                 }

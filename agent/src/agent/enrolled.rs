@@ -371,6 +371,7 @@ mod tests {
             mtls_ports: Vec::new(),
             guarded: false,
             probed_ports: Vec::new(),
+            by_request: false,
             mtls_by: Vec::new(),
             dialled_pods: DialledPods::Pod,
             paths: None,

@@ -158,6 +158,12 @@ impl Mesh {
     /// of them, for the kernel side and the pods are another agent's.
     pub(super) async fn hold(&self, mut news: watch::Receiver<()>) -> anyhow::Result<()> {
         loop {
+            let snapshot = self.snapshot.load_full();
+            for net in self.capture.served() {
+                if let Some(workload) = snapshot.workloads.get(&net.workload.uid) {
+                    net.follow(workload);
+                }
+            }
             // What was being applied when the other one came may not have got so far.
             self.workers.review().await?;
             news.changed().await.context(SOURCE_ENDED)?;
@@ -224,6 +230,8 @@ impl Mesh {
         }
         // After the kernel knows of modes: what it still lets in would have to be looked at again.
         self.workers.review().await?;
+        // After it, so that what ends by the agent's own hand counts as that.
+        self.capture.end_direct();
         self.telemetry.retain(&snapshot, Instant::now());
         self.applied = after.clone();
         self.is_applying = false;

@@ -35,6 +35,8 @@ pub(super) struct Charge {
     pins: Option<Flock<File>>,
     /// Held until every pod is served, by one that has succeeded another.
     claim: Option<Flock<File>>,
+    /// Another agent was in charge, and lives on for what it carries.
+    succeeds: bool,
 }
 
 /// Watches for who wants to be next.
@@ -50,7 +52,7 @@ impl Charge {
     pub(super) fn take(root: &Path, take_over: bool) -> Result<Self, CaptureError> {
         if !take_over {
             return match lock(root)? {
-                Some(pins) => Ok(Self { pins: Some(pins), claim: None }),
+                Some(pins) => Ok(Self { pins: Some(pins), claim: None, succeeds: false }),
                 None => Err(CaptureError::Preflight(format!(
                     "another agent uses the pins in {}; stop it, name another folder with --bpffs, or take over from it \
                      with --take-over",
@@ -60,11 +62,19 @@ impl Charge {
         }
         let deadline = Instant::now() + LETS_GO;
         let next = make_next(root)?;
-        let claim = wait_for(&next, deadline)?;
+        let claim = Some(wait_for(&next, deadline)?);
+        if let Some(pins) = lock(root)? {
+            return Ok(Self { pins: Some(pins), claim, succeeds: false });
+        }
         // A knock that is not heard is made up for by a look.
         drop(File::open(&next));
         let pins = wait_for(root, deadline)?;
-        Ok(Self { pins: Some(pins), claim: Some(claim) })
+        Ok(Self { pins: Some(pins), claim, succeeds: true })
+    }
+
+    /// Whether the agent that was in charge before lives on for what it carries.
+    pub(super) fn succeeds(&self) -> bool {
+        self.succeeds
     }
 
     /// Every pod is served: the agent before may close its listeners.

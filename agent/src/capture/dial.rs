@@ -34,6 +34,8 @@ pub struct Dial<'a> {
     /// The client that the connection stands for: makes the receiving pod trust the connection and its application
     /// see this address. Only for destinations on this node.
     pub on_behalf_of: Option<SocketAddr>,
+    /// It stays on this node.
+    pub is_local: bool,
     /// TCP keep-alive, so that a peer that vanished is noticed.
     pub keepalive: Option<&'a TcpKeepalive>,
 }
@@ -67,7 +69,7 @@ impl Dialer {
         if let Some(keepalive) = dial.keepalive {
             socket.set_tcp_keepalive(keepalive)?;
         }
-        if dial.on_behalf_of.is_some() {
+        if dial.is_local || dial.on_behalf_of.is_some() {
             sockopt::set_local(&socket)?;
         }
         if let Some(source) = dial.source {

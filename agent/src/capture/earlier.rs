@@ -133,18 +133,7 @@ impl EarlierConnections {
             }
             None => Vec::new(),
         };
-        net.inside(|| {
-            let mut closed = 0;
-            for id in &meant {
-                match sock_diag::destroy(id) {
-                    Ok(()) => closed += 1,
-                    // It has ended by itself.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(closed)
-        })
+        net.inside(|| sock_diag::destroy_all(&meant))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<WorkloadUid, OfPod>> {
@@ -153,7 +142,7 @@ impl EarlierConnections {
 }
 
 impl PodNet {
-    fn inside<T: Send>(&self, ask: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    pub(super) fn inside<T: Send>(&self, ask: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         self.netns.run(ask).and_then(|answer| answer)
     }
 

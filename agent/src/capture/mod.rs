@@ -9,6 +9,7 @@ mod charge;
 mod codes;
 mod counters;
 mod dial;
+mod direct;
 mod earlier;
 mod kubelet;
 mod link;
@@ -34,8 +35,10 @@ use arc_swap::ArcSwap;
 use imbl::OrdSet;
 use imbl::ordset::DiffItem;
 use tracing::{debug, info, warn};
+use undermesh_common::Tuple;
+use undermesh_common::maps::Voucher;
 
-use crate::model::{Probers, Workload, WorkloadUid};
+use crate::model::{Probers, SameNode, Workload, WorkloadUid};
 use crate::sentence::in_one_sentence;
 use crate::snapshot::Snapshot;
 
@@ -49,6 +52,7 @@ pub use listener::PodListeners;
 pub use netns::{Netns, leave_unless as leave_netns_unless};
 pub use pod::PodNet;
 pub use preflight::Preflight;
+pub use sockopt::set_local;
 pub use undermesh_common::maps::Counters;
 
 use codes::Codes;
@@ -80,6 +84,8 @@ pub struct CaptureSettings {
     pub take_over: bool,
     /// Whose connections are probes; none where there is no kubelet.
     pub kubelet: Option<KubeletSettings>,
+    /// How pods of this node reach each other.
+    pub same_node: SameNode,
 }
 
 /// Why something about a pod or the kernel could not be done. The message names the culprit and what to do.
@@ -150,6 +156,8 @@ pub struct Capture {
     retiring: Vec<Arc<PodNet>>,
     /// A pod has left whose vouched connections nobody removes any more.
     vouched_stale: bool,
+    /// Pods that are reached through tunnels alone, and were not before.
+    shut: Vec<WorkloadUid>,
     kubelet: Option<Kubelet>,
     places: Places,
     earlier: EarlierConnections,
@@ -192,6 +200,7 @@ impl Capture {
             stranded: HashMap::new(),
             retiring: Vec::new(),
             vouched_stale: false,
+            shut: Vec::new(),
             kubelet,
             places: Places::new(),
             earlier: EarlierConnections::default(),
@@ -299,7 +308,7 @@ impl Capture {
     /// Enrols a running pod. Its existing connections are left alone. On an error nothing new is left of it: a pod that
     /// an earlier agent had enrolled stays in its down mode.
     pub fn enrol(&mut self, workload: &Arc<Workload>) -> Result<NewPod, CaptureError> {
-        let net = PodNet::open(workload)?;
+        let net = PodNet::open(workload, self.settings.same_node)?;
         if let Some(other) = self.occupant(&net) {
             let error = io::Error::other(format!("it is that of {}, which is enrolled", other.pod));
             return Err(Part::Netns.step("taking the pod's network namespace")(error));
@@ -316,6 +325,9 @@ impl Capture {
             }
             pods
         });
+        if enrolled.is_tunnelled() {
+            self.shut.push(workload.uid.clone());
+        }
         self.pods.insert(workload.uid.clone(), enrolled);
         self.new.push(workload.uid.clone());
         Ok(NewPod { net, listeners })
@@ -339,9 +351,22 @@ impl Capture {
 
     /// Takes what may change while a pod runs (its mTLS mode) over into the kernel.
     pub fn update(&mut self, workload: &Workload) -> Result<(), CaptureError> {
-        match self.pods.get_mut(&workload.uid) {
-            Some(enrolled) => enrolled.update(&mut self.programs, workload),
-            None => Ok(()),
+        let Some(enrolled) = self.pods.get_mut(&workload.uid) else { return Ok(()) };
+        let was_tunnelled = enrolled.is_tunnelled();
+        enrolled.update(&mut self.programs, workload)?;
+        if enrolled.is_tunnelled() && !was_tunnelled {
+            self.shut.push(workload.uid.clone());
+        }
+        Ok(())
+    }
+
+    /// Ends what other pods have open directly to pods that are reached through tunnels alone since the last call. The kernel lets in
+    /// nothing of the kind any more, so none is left.
+    pub fn end_direct(&mut self) {
+        for uid in std::mem::take(&mut self.shut) {
+            if let Some(enrolled) = self.pods.get(&uid) {
+                direct::end(&self.programs, &enrolled.net);
+            }
         }
     }
 
@@ -458,9 +483,11 @@ impl Capture {
         self.kubelet.as_ref()?.probers()
     }
 
+    /// Of connections to addresses that are none of an enrolled pod: the program that would have removed the vouchers went with the pod.
     fn forget_vouched(&self) {
         let enrolled = self.by_address.load();
-        if let Err(error) = self.programs.forget_vouched(|server| enrolled.contains_key(&server)) {
+        let is_stale = |tuple: &Tuple, _: &Voucher| !enrolled.contains_key(&IpAddr::from(tuple.destination));
+        if let Err(error) = self.programs.forget_vouched(is_stale) {
             warn!(%error, "cannot remove vouchers for pods that have left");
         }
     }

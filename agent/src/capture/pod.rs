@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aya::maps::{HashMap as BpfHashMap, MapData, SockHash};
 use rtnetlink::packet_route::route::{RouteProtocol, RouteScope, RouteType};
@@ -19,7 +20,7 @@ use super::listener::{self, PodListeners};
 use super::place::FileId;
 use super::programs::{COOKIE_FREE, Programs, detach_connects, unpin_pod, zeros};
 use super::{CaptureError, Netns, Part, cgroup, map_error};
-use crate::model::{MtlsMode, ObjectRef, PodPaths, Workload};
+use crate::model::{MtlsMode, ObjectRef, PodPaths, SameNode, Workload};
 
 /// An enrolled pod's network, for whoever dials from it. Connections keep it alive.
 #[derive(Debug)]
@@ -33,11 +34,14 @@ pub struct PodNet {
     /// `status.podIPs`.
     pub addresses: Vec<IpAddr>,
     pub(super) netns: Netns,
+    same_node: SameNode,
+    /// Of an agent in charge, never false while the kernel refuses what does not come through a tunnel.
+    tunnelled: AtomicBool,
 }
 
 impl PodNet {
     /// Opens the pod's network namespace.
-    pub(super) fn open(workload: &Arc<Workload>) -> Result<Arc<Self>, CaptureError> {
+    pub(super) fn open(workload: &Arc<Workload>, same_node: SameNode) -> Result<Arc<Self>, CaptureError> {
         let path = &paths(workload)?.netns;
         let netns = Netns::open(path).map_err(Part::Netns.step(format!("opening {}", path.display())))?;
         Ok(Arc::new(Self {
@@ -46,7 +50,25 @@ impl PodNet {
             cookie: netns.cookie(),
             addresses: workload.addresses.clone(),
             netns,
+            same_node,
+            tunnelled: AtomicBool::new(same_node.tunnels_to(workload)),
         }))
+    }
+
+    /// Whether a pod of this node with this address reaches it through a tunnel alone. What it says to itself never leaves its
+    /// loopback.
+    pub fn wants_tunnel_from(&self, source: IpAddr) -> bool {
+        self.is_tunnelled() && !self.addresses.contains(&source)
+    }
+
+    /// Whether other pods of this node reach it through a tunnel alone.
+    pub fn is_tunnelled(&self) -> bool {
+        self.tunnelled.load(Ordering::Relaxed)
+    }
+
+    /// Has this agent's new connections be made as the pod is to be reached now. An agent in charge has the kernel agree with it.
+    pub fn follow(&self, workload: &Workload) {
+        self.tunnelled.store(self.same_node.tunnels_to(workload), Ordering::Relaxed);
     }
 
     /// The pod's address of the family of `like`.
@@ -196,17 +218,28 @@ impl Enrolled {
         programs: &mut Programs,
         workload: &Workload,
     ) -> Result<(), CaptureError> {
-        let entry = with_settings(self.entry, workload);
+        let entry = with_settings(self.entry, workload, self.net.same_node);
         if self.entry == entry {
             return Ok(());
+        }
+        if entry.tunnelled != 0 {
+            // Before the kernel refuses what does not come through a tunnel; not after it takes it again.
+            self.net.follow(workload);
         }
         let before = std::mem::replace(&mut self.entry, entry);
         let written = self.write_pod(programs);
         if written.is_err() {
             // So that the next try does not take it for done.
             self.entry = before;
+        } else {
+            self.net.follow(workload);
         }
         written
+    }
+
+    /// Whether the kernel refuses what does not come through a tunnel.
+    pub(super) fn is_tunnelled(&self) -> bool {
+        self.entry.tunnelled != 0
     }
 
     /// Before anything else of the pod is taken away, and done when this returns.
@@ -254,12 +287,12 @@ fn map_entry(net: &PodNet) -> Result<Pod, CaptureError> {
         .run(|| interface_of(&net.addresses))
         .and_then(|result| result)
         .map_err(Part::Netns.step("finding the pod's interface"))?;
-    Ok(with_settings(Pod { addresses, interface, ..Pod::default() }, &net.workload))
+    Ok(with_settings(Pod { addresses, interface, ..Pod::default() }, &net.workload, net.same_node))
 }
 
 /// The entry, with what may change while the pod runs. Where more ports are exceptions than there is room for, all are strict. More
 /// probed ports than there is room for were told of when the pod was read.
-fn with_settings(entry: Pod, workload: &Workload) -> Pod {
+fn with_settings(entry: Pod, workload: &Workload, same_node: SameNode) -> Pod {
     let exceptions = workload.mtls_ports.iter().filter(|(_, mode)| *mode != workload.mtls);
     let exceptions: Vec<u16> = exceptions.map(|(port, _)| *port).collect();
     let mut mode_exceptions = [0; MODE_EXCEPTIONS];
@@ -268,9 +301,11 @@ fn with_settings(entry: Pod, workload: &Workload) -> Pod {
         mode_exceptions[..exceptions.len()].copy_from_slice(&exceptions);
     }
     let strict = u32::from(!has_room || workload.mtls == MtlsMode::Strict);
+    let guarded = u32::from(workload.guarded);
+    let tunnelled = u32::from(same_node.tunnels_to(workload));
     let mut probed_ports = [0; PROBED_PORTS];
     probed_ports.iter_mut().zip(&workload.probed_ports).for_each(|(slot, port)| *slot = *port);
-    Pod { strict, guarded: u32::from(workload.guarded), mode_exceptions, probed_ports, ..entry }
+    Pod { strict, guarded, tunnelled, mode_exceptions, probed_ports, ..entry }
 }
 
 /// The index of the interface that has one of the addresses.

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -219,12 +218,14 @@ impl Programs {
         }
     }
 
-    /// Removes vouchers for connections to addresses that are none of an enrolled pod: the program that would have
-    /// removed them went with the pod.
-    pub(super) fn forget_vouched(&self, is_enrolled: impl Fn(IpAddr) -> bool) -> Result<(), CaptureError> {
+    /// Removes vouchers that nobody else would.
+    pub(super) fn forget_vouched(
+        &self,
+        is_stale: impl Fn(&Tuple, &Voucher) -> bool,
+    ) -> Result<(), CaptureError> {
         let mut vouched = self.hash_map::<Tuple, Voucher>("vouched")?;
-        let stale = |tuple: &Tuple| !is_enrolled(tuple.destination.into());
-        for tuple in vouched.keys().filter_map(Result::ok).filter(stale).collect::<Vec<_>>() {
+        let stale = vouched.iter().filter_map(Result::ok).filter(|(tuple, it)| is_stale(tuple, it));
+        for (tuple, _) in stale.collect::<Vec<_>>() {
             // Gone in the meantime is as good.
             let _ = vouched.remove(&tuple);
         }
@@ -262,9 +263,11 @@ impl Programs {
         PerCpuHashMap::try_from(self.open_map("counters")?).map_err(map_error("counters"))
     }
 
-    /// Connections that an earlier agent vouched for died with it.
+    /// Connections that an earlier agent vouched for died with it. Those of one that lives on go with their servers' sockets; what it is
+    /// about to make counts as anybody's.
     fn clear_leftovers(&mut self) -> Result<(), CaptureError> {
-        self.forget_vouched(|_| false)?;
+        let succeeds = self.charge.succeeds();
+        self.forget_vouched(|_, voucher| !succeeds || voucher.accepted == 0)?;
         let mut dials = self.hash_map::<u64, Endpoint>("dials")?;
         for cookie in dials.keys().filter_map(Result::ok).collect::<Vec<_>>() {
             let _ = dials.remove(&cookie);

@@ -46,11 +46,17 @@ pub(super) fn listening() -> io::Result<Vec<TcpSocket>> {
     in_state(&StateFlags::LISTEN)
 }
 
+/// The connections on which data is still taken, and those that are about to stand.
+pub(super) fn receiving() -> io::Result<Vec<TcpSocket>> {
+    let half_closed = StateFlags::FIN_WAIT1 | StateFlags::FIN_WAIT2;
+    in_state(&(StateFlags::SYN_RECV | StateFlags::ESTABLISHED | half_closed))
+}
+
 /// Ends a connection: its owner finds ECONNABORTED, and the other side a reset.
 ///
 /// # Errors
 /// `NotFound` if it is gone, `Unsupported` where the kernel does not do that (`CONFIG_INET_DIAG_DESTROY`).
-pub(super) fn destroy(TcpSocketId { family, id }: &TcpSocketId) -> io::Result<()> {
+fn destroy(TcpSocketId { family, id }: &TcpSocketId) -> io::Result<()> {
     let request = InetRequest {
         family: *family,
         protocol: IPPROTO_TCP,
@@ -65,6 +71,23 @@ pub(super) fn destroy(TcpSocketId { family, id }: &TcpSocketId) -> io::Result<()
         Some(libc::EOPNOTSUPP) => io::ErrorKind::Unsupported.into(),
         _ => error,
     })
+}
+
+/// Ends those that are still there; how many these were.
+///
+/// # Errors
+/// As [`destroy`].
+pub(super) fn destroy_all(ids: &[TcpSocketId]) -> io::Result<usize> {
+    let mut ended = 0;
+    for id in ids {
+        match destroy(id) {
+            Ok(()) => ended += 1,
+            // It has ended by itself.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(ended)
 }
 
 fn in_state(states: &StateFlags) -> io::Result<Vec<TcpSocket>> {

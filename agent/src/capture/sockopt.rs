@@ -18,7 +18,7 @@ pub(super) fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
 /// For a connection to a socket of this node: bounds what that one may send ahead (tcp(7), TCP_WINDOW_CLAMP), and takes
 /// the congestion control that most machines have. Nothing between the two can be congested, and one that paces (BBR is the
 /// default of many nodes) sets a timer of high resolution for every few segments. Accepted sockets inherit both.
-pub(super) fn set_local(socket: &Socket) -> io::Result<()> {
+pub fn set_local(socket: &Socket) -> io::Result<()> {
     set(socket, libc::SOL_TCP, libc::TCP_WINDOW_CLAMP, LOCAL_WINDOW)?;
     // A kernel without it keeps its default.
     let _ = socket.set_tcp_congestion(b"cubic");

@@ -251,6 +251,7 @@ impl AgentArgs {
                 workers,
                 take_over: self.take_over,
                 kubelet: self.kubelet(),
+                same_node: self.identity.same_node(),
             },
             proxy: ProxySettings {
                 connect_timeout: Duration::from_secs(self.connect_timeout),

@@ -34,7 +34,8 @@ pub use traffic::{
     SharedBy, SuccessRate, TrafficSettings, TrafficTimeouts,
 };
 pub use workload::{
-    DialledPods, Enrolment, MtlsMode, MtlsSource, Opened, PodPaths, PublishedPod, Workload, WorkloadUid,
+    DialledPods, Enrolment, MtlsMode, MtlsSource, Opened, PodPaths, PublishedPod, SameNode, Workload,
+    WorkloadUid,
 };
 
 use std::fmt;

@@ -44,6 +44,9 @@ pub struct Workload {
     pub guarded: bool,
     /// The ports at which the pod has the kubelet call it, ascending. Known of pods of this node.
     pub probed_ports: Vec<u16>,
+    /// Whether policies or tokens are about requests to it: whoever could add some to a connection could pass them by. Known of pods
+    /// of this node.
+    pub by_request: bool,
     /// What the pod gets that dials another pod's address.
     pub dialled_pods: DialledPods,
     /// Where the pod's namespace and cgroup are, if its manifest says so.
@@ -59,6 +62,28 @@ pub struct PublishedPod {
     pub node: Name,
     /// While that agent is down, the pod is to be reached past it, in plaintext.
     pub plaintext_when_down: bool,
+}
+
+/// How pods of one node reach each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SameNode {
+    /// In plaintext, vouched for by the kernel: there are no certificates for anything else.
+    Plaintext,
+    /// Pods of which policies or tokens are about requests through a tunnel, others as above.
+    ByRequest,
+    /// Through a tunnel.
+    Tunnel,
+}
+
+impl SameNode {
+    /// Whether the pod is reached through a tunnel from its own node as well.
+    pub fn tunnels_to(self, workload: &Workload) -> bool {
+        match self {
+            Self::Plaintext => false,
+            Self::ByRequest => workload.by_request,
+            Self::Tunnel => true,
+        }
+    }
 }
 
 /// Whether a pod is to be in the mesh: a wish, not yet a fact.

@@ -123,7 +123,7 @@ impl Visit {
         let security = facts.first().map_or(Security::Plaintext, |facts| facts.security);
         let standing = Standing { carries, ..Standing::new(door.clone(), visitor.clone(), security, entry) };
         let carries_bytes = standing.carries_bytes.clone();
-        let entered = here.let_in.enter(&proxy.snapshot.load(), standing);
+        let entered = here.let_in.enter(&proxy, standing);
         if by_request {
             let inbound = Inbound { proxy, here, door, visitor, facts, fate, carries_bytes };
             return Box::pin(async move {

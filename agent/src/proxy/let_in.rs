@@ -3,19 +3,25 @@
 //! Policies that have changed are asked again for each of them: how long it has been open makes no difference.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::future::{AbortHandle, AbortRegistration, Abortable, FutureExt as _};
 use tracing::info;
 
+use super::Proxy;
 use super::admission::{Caller, Door, Entry};
 use crate::balance::Carries;
+use crate::capture::PodNet;
 use crate::model::{MtlsMode, Workload, WorkloadUid};
 use crate::policy::authorization::Set;
 use crate::policy::jwt::Rules;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Security;
+
+/// The pods of this node that are in the mesh.
+type Pods = imbl::HashMap<IpAddr, Arc<PodNet>>;
 
 /// Those of one worker thread.
 #[derive(Debug, Default)]
@@ -41,6 +47,7 @@ struct HeldTo {
     access: Option<Arc<Set>>,
     tokens: Option<Arc<Rules>>,
     workload: Option<Arc<Workload>>,
+    is_tunnelled: bool,
 }
 
 #[derive(Debug)]
@@ -63,28 +70,30 @@ pub(super) struct Standing {
 
 impl LetIn {
     /// Takes in a connection, which stands for as long as policies let it, those of now to begin with.
-    pub(super) fn enter(self: &Arc<Self>, snapshot: &Snapshot, connection: Standing) -> Entered {
+    pub(super) fn enter(self: &Arc<Self>, proxy: &Proxy, connection: Standing) -> Entered {
+        let (snapshot, enrolled) = (&proxy.snapshot.load(), &proxy.enrolled.load());
         let (end, ended) = AbortHandle::new_pair();
         let pod = connection.door.pod.clone();
         let mut new = Carried { connection, end };
-        new.review(snapshot);
+        new.review(snapshot, enrolled);
         let mut open = self.lock();
         open.next += 1;
         let id = open.next;
         let at_pod = open.pods.entry(pod.clone());
-        let nobody = || AtPod { connections: HashMap::new(), held_to: HeldTo::of(snapshot, &pod) };
+        let nobody = || AtPod { connections: HashMap::new(), held_to: HeldTo::of(snapshot, enrolled, &pod) };
         at_pod.or_insert_with(nobody).connections.insert(id, new);
         drop(open);
         Entered { place: Place { all: self.clone(), pod, id }, ended }
     }
 
     /// Holds them to the policies that there are now, where these are others than before.
-    pub(super) fn review(&self, snapshot: &Snapshot) {
+    pub(super) fn review(&self, proxy: &Proxy) {
+        let (snapshot, enrolled) = (&proxy.snapshot.load(), &proxy.enrolled.load());
         for (pod, at_pod) in &mut self.lock().pods {
-            let now = HeldTo::of(snapshot, pod);
+            let now = HeldTo::of(snapshot, enrolled, pod);
             if !now.is(&at_pod.held_to) {
                 at_pod.held_to = now;
-                at_pod.connections.values_mut().for_each(|carried| carried.review(snapshot));
+                at_pod.connections.values_mut().for_each(|carried| carried.review(snapshot, enrolled));
             }
         }
     }
@@ -95,12 +104,17 @@ impl LetIn {
 }
 
 impl HeldTo {
-    fn of(snapshot: &Snapshot, pod: &WorkloadUid) -> Self {
+    fn of(snapshot: &Snapshot, enrolled: &Pods, pod: &WorkloadUid) -> Self {
         let Snapshot { access, tokens, workloads, .. } = snapshot;
+        let is_tunnelled = |pod| {
+            let near = enrolled.get(workloads.get(pod)?.addresses.first()?)?;
+            Some(near.workload.uid == *pod && near.is_tunnelled())
+        };
         Self {
             access: access.get(pod).cloned(),
             tokens: tokens.get(pod).cloned(),
             workload: workloads.get(pod).cloned(),
+            is_tunnelled: is_tunnelled(pod).unwrap_or_default(),
         }
     }
 
@@ -112,11 +126,12 @@ impl HeldTo {
         is_same(&self.access, &other.access)
             && is_same(&self.tokens, &other.tokens)
             && is_same(&self.workload, &other.workload)
+            && self.is_tunnelled == other.is_tunnelled
     }
 }
 
 impl Carried {
-    fn review(&mut self, snapshot: &Snapshot) {
+    fn review(&mut self, snapshot: &Snapshot, enrolled: &Pods) {
         let Standing { door, visitor, entry, carries, carries_bytes, .. } = &mut self.connection;
         let policies = door.policies(snapshot).cloned();
         let is_same = policies.as_ref().map(Arc::as_ptr) == entry.policies.as_ref().map(Arc::as_ptr);
@@ -125,6 +140,7 @@ impl Carried {
         if (is_same || entry.lets_stand(&caller, *carries, carries_bytes.load(Ordering::Relaxed)))
             && self.connection.is_protected(snapshot)
             && self.connection.is_seen(snapshot)
+            && !self.connection.wants_tunnel(enrolled)
         {
             return;
         }
@@ -152,6 +168,14 @@ impl Standing {
             None => true,
             Some(rules) => self.entry.by_request && !(is_bytes() && rules.make_headers()),
         }
+    }
+
+    /// Whether it goes directly to a pod of its node that is reached through tunnels alone.
+    fn wants_tunnel(&self, enrolled: &Pods) -> bool {
+        let Self { door, visitor, security, .. } = self;
+        let is_it = |near: &&Arc<PodNet>| near.workload.uid == door.pod;
+        let pod = || enrolled.get(&door.address.ip()).filter(is_it);
+        *security == Security::SameNode && pod().is_some_and(|near| near.wants_tunnel_from(visitor.address))
     }
 
     /// Whether it is as well protected as the pod asks for.

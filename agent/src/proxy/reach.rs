@@ -22,6 +22,7 @@ use crate::balance::latency;
 use crate::balance::outlier::{self, Change, EjectionReason, Verdict};
 use crate::balance::success_rate;
 use crate::balance::{self, Carries, NoEndpoint, NoEndpointReason, Request};
+use crate::capture::PodNet;
 use crate::model::{
     Algorithm, Endpoint, HashKey, LoadGuard, Name, ObjectRef, Service, ServiceEvent, ServicePort, WaitGuard,
     Workload, WorkloadUid,
@@ -301,7 +302,7 @@ pub(super) async fn dial(
     let mut gone = std::pin::pin!(gone);
     let mut entered = None;
     let connected = match way {
-        Way::Tunnel(tunnel, destination) => {
+        Way::Tunnel { tunnel, destination, is_near } => {
             let (from, client) = (&captured.net, captured.client);
             let wanted = Wanted { from, client, to, destination, within, carries };
             let connecting = tunnel::client::connect(proxy, tunnel, here, wanted);
@@ -319,8 +320,10 @@ pub(super) async fn dial(
                 () = too_slow => Err(RefuseReason::ConnectTimeout),
             };
             match connected {
-                // As the destination's agent has told while it ran (`--on-agent-down`).
-                Err(RefuseReason::AgentDown) if tunnel.takes_plaintext_when_down(destination, to.ip()) => {
+                // As the destination's agent has told while it ran (`--on-agent-down`). This node's own runs, whoever says otherwise.
+                Err(RefuseReason::AgentDown)
+                    if !is_near && tunnel.takes_plaintext_when_down(destination, to.ip()) =>
+                {
                     let count = proxy.telemetry.tunnels().bypassed();
                     // Fewer and fewer lines: an agent that is down for long, or a firewall, makes many of these.
                     if count.is_power_of_two() {
@@ -402,13 +405,17 @@ pub(super) fn assurance(
 
 /// What a connection of any enrolled pod of this node to the endpoint would rely on if it were made now.
 pub(super) fn assurance_of_pods(proxy: &Proxy, snapshot: &Snapshot, to: SocketAddr) -> Assurance {
-    way_of_pods(proxy, snapshot, to).1
+    way_of_pods(proxy, snapshot, None, to).1
 }
 
 /// How a connection gets to an endpoint.
 enum Way<'a> {
-    /// To a pod of another node that takes tunnels.
-    Tunnel(&'a Arc<Tunnel>, &'a Workload),
+    /// To a pod of another node that takes tunnels, or to one of this node that takes nothing else.
+    Tunnel {
+        tunnel: &'a Arc<Tunnel>,
+        destination: &'a Workload,
+        is_near: bool,
+    },
     /// To a pod of this node, vouched for.
     SameNode(Door),
     Plaintext,
@@ -424,36 +431,46 @@ fn way<'a>(
     if captured.bound.is_some_and(|source| !captured.net.addresses.contains(&source)) {
         return (Way::Plaintext, Assurance::NONE);
     }
-    way_of_pods(proxy, snapshot, to)
+    way_of_pods(proxy, snapshot, Some(captured.client.ip()), to)
 }
 
-/// The way of whatever an enrolled pod says from an address of its own.
-fn way_of_pods<'a>(proxy: &'a Proxy, snapshot: &'a Snapshot, to: SocketAddr) -> (Way<'a>, Assurance) {
+/// The way of whatever an enrolled pod says from an address of its own: this one, if it is known which.
+fn way_of_pods<'a>(
+    proxy: &'a Proxy,
+    snapshot: &'a Snapshot,
+    from: Option<IpAddr>,
+    to: SocketAddr,
+) -> (Way<'a>, Assurance) {
     // Who had the address before may still be enrolled for a moment.
     let is_owner = |uid: &WorkloadUid| snapshot.workload(to.ip()).is_none_or(|owner| owner.uid == *uid);
-    if let Some(near) = proxy.enrolled.load().get(&to.ip()).filter(|near| is_owner(&near.workload.uid)) {
+    let enrolled = proxy.enrolled.load();
+    let near = enrolled.get(&to.ip()).filter(|near| is_owner(&near.workload.uid));
+    let wants_tunnel = |near: &PodNet| from.map_or(near.is_tunnelled(), |from| near.wants_tunnel_from(from));
+    if let Some(near) = near.filter(|near| !wants_tunnel(near)) {
         let identity = identity(&near.workload);
         let door = Door { pod: near.workload.uid.clone(), address: to };
         return (Way::SameNode(door), Assurance { security: Security::SameNode, identity });
     }
-    match tunnel_to(proxy, snapshot, to) {
+    let is_near = near.is_some();
+    match tunnel_to(proxy, snapshot, is_near, to) {
         Some((tunnel, destination)) => {
-            let identity = identity(destination);
-            (Way::Tunnel(tunnel, destination), Assurance { security: Security::MutualTls, identity })
+            let assurance = Assurance { security: Security::MutualTls, identity: identity(destination) };
+            (Way::Tunnel { tunnel, destination, is_near }, assurance)
         }
         None => (Way::Plaintext, Assurance::NONE),
     }
 }
 
-/// The way to a pod of another node that takes tunnels.
+/// The way to a pod of another node that takes tunnels, or to one of this node, which does as long as it is enrolled.
 fn tunnel_to<'a>(
     proxy: &'a Proxy,
     snapshot: &'a Snapshot,
+    is_near: bool,
     to: SocketAddr,
 ) -> Option<(&'a Arc<Tunnel>, &'a Workload)> {
     let tunnel = proxy.tunnel.as_ref()?;
     let workload = snapshot.workload(to.ip())?;
-    tunnel.reaches(workload, to.ip()).then_some((tunnel, workload))
+    (is_near || tunnel.reaches(workload, to.ip())).then_some((tunnel, workload))
 }
 
 /// Counts the connection from here on. On one node this agent stands on both sides of it, and reports it for both.

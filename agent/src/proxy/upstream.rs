@@ -49,7 +49,8 @@ pub(super) async fn connect_within(
     let Target { from, to, source, on_behalf_of } = target;
     // Both ends of a connection within one pod go together: none vanishes without the other's knowledge.
     let keepalive = (!from.addresses.contains(&to.ip())).then_some(&proxy.settings.keepalive);
-    let dial = dialer.dial(Dial { from, to, source, on_behalf_of, keepalive });
+    let is_local = proxy.enrolled.load().contains_key(&to.ip());
+    let dial = dialer.dial(Dial { from, to, source, on_behalf_of, is_local, keepalive });
     tokio::select! {
         biased;
         connected = tokio::time::timeout(limit, dial) => match connected {

@@ -100,7 +100,9 @@ enum Command {
         done: oneshot::Sender<()>,
     },
     /// Policies or mTLS modes may be others now.
-    Review,
+    Review {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// What becomes of a pod's connections.
@@ -157,10 +159,16 @@ impl Workers {
         Ok(())
     }
 
-    /// Has connections end that the newest snapshot does not let in any more.
+    /// Has connections end that the newest snapshot does not let in any more. They have been told to when it returns.
     pub async fn review(&self) -> Result<(), WorkersGone> {
+        let mut reviews = Vec::with_capacity(self.workers.len());
         for worker in &self.workers {
-            worker.send(Command::Review).await?;
+            let (done, reviewed) = oneshot::channel();
+            worker.send(Command::Review { done }).await?;
+            reviews.push(reviewed);
+        }
+        for reviewed in reviews {
+            reviewed.await.map_err(|_| WorkersGone)?;
         }
         Ok(())
     }
@@ -232,7 +240,10 @@ async fn run(proxy: Arc<Proxy>, here: Arc<Here>, mut inbox: mpsc::Receiver<Comma
                     leave_unserved(&pods);
                     let _ = done.send(());
                 }
-                Some(Command::Review) => here.let_in.review(&proxy.snapshot.load()),
+                Some(Command::Review { done }) => {
+                    here.let_in.review(&proxy);
+                    let _ = done.send(());
+                }
                 None => break,
             },
             () = pulse.asked.notified() => {

@@ -240,6 +240,7 @@ mod tests {
             mtls_by: Vec::new(),
             guarded: false,
             probed_ports: Vec::new(),
+            by_request: false,
             dialled_pods: DialledPods::Pod,
             paths: None,
         })

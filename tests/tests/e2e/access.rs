@@ -31,7 +31,7 @@ fn policy(name: &str, spec: Value) -> Manifest {
 }
 
 /// Applies the manifest, and waits until the server's agent goes by it: another node's may have no need to know.
-fn in_force(stage: &Stage, manifest: &Manifest) -> Result<()> {
+pub fn in_force(stage: &Stage, manifest: &Manifest) -> Result<()> {
     let generation =
         || Ok::<_, anyhow::Error>(stage.mesh.agents[0].metrics()?.sum("undermesh_config_generation", &[]));
     let before = generation()?;

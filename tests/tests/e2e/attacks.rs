@@ -188,6 +188,15 @@ fn vouched(node: &Node) -> Result<usize> {
     Ok(vouchers(node)?.len())
 }
 
+/// How many connections are vouched for from one pod to another.
+pub fn direct_vouchers(node: &Node) -> Result<usize> {
+    let is_direct = |voucher: &&serde_json::Value| {
+        let key = &voucher["formatted"]["key"];
+        key["source"] != key["destination"]
+    };
+    Ok(vouchers(node)?.iter().filter(is_direct).count())
+}
+
 /// The ports of the first voucher: source, destination.
 pub fn vouched_tuple(node: &Node) -> Result<(u16, u16)> {
     let first = vouchers(node)?.into_iter().next().context("no voucher")?;

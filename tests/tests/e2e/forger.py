@@ -2,14 +2,18 @@
 
     forger.py forge SOURCE PORT TARGET PORT         a connection in the name of another: what comes back goes there
     forger.py impersonate SOURCE TARGET PORT        takes another's address over, and connects from it
+    forger.py inject TARGET PORT GATE               speaks on a connection of its own pod's, and once more when there is a file GATE
+    forger.py serve PORT                            says which paths it is asked for, whoever asks
 
-Prints one line: how the other side took it.
+The first two print one line: how the other side took it.
 """
 
 import argparse
 import errno
 import fcntl
+import http.server
 import ipaddress
+import os
 import random
 import socket
 import struct
@@ -106,9 +110,93 @@ def impersonate(args):
     return "unheard"
 
 
+def overheard(raw, target):
+    """The next segment between this pod and the target: its head on the link, whose it is, both ends, numbers, data."""
+    while True:
+        frame, (_, _, kind, *_) = raw.recvfrom(65536)
+        (family,) = struct.unpack(">H", frame[12:14])
+        if family == IP and frame[23] == socket.IPPROTO_TCP:
+            at, length, ends = 14 + (frame[14] & 15) * 4, 14 + struct.unpack(">H", frame[16:18])[0], frame[26:34]
+        elif family == IP6 and frame[20] == socket.IPPROTO_TCP:
+            at, length, ends = 54, 54 + struct.unpack(">H", frame[18:20])[0], frame[22:54]
+        else:
+            continue
+        half = len(ends) // 2
+        ends = [str(ipaddress.ip_address(end)) for end in (ends[:half], ends[half:])]
+        if target not in ends:
+            continue
+        ports = struct.unpack(">HH", frame[at : at + 4])
+        sequence, acknowledged, offset = struct.unpack(">IIB", frame[at + 4 : at + 13])
+        data = frame[at + (offset >> 4) * 4 : length]
+        is_ours = ends[1] == target and kind == socket.PACKET_OUTGOING
+        yield frame[:14], is_ours, tuple(zip(ends, ports)), (sequence + len(data)) % 2**32, acknowledged, data
+
+
+def inject(args):
+    """Whoever sees the numbers of a connection can speak on it when its ends are silent. Tells what it has said."""
+    target, port, gate = args.arguments
+    raw = link()
+    raw.settimeout(0.05)
+    head = connection = None
+    has_spoken = False
+    print("hearing", flush=True)
+
+    def say(path):
+        request = f"GET {path} HTTP/1.1\r\nhost: forged\r\n\r\n".encode()
+        raw.send(head + segment(*connection, PSH | ACK, sequence, acknowledged, request))
+        print(path, flush=True)
+
+    segments = overheard(raw, target)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            link_head, is_ours, ends, following, acknowledges, data = next(segments)
+        except socket.timeout:
+            segments = overheard(raw, target)
+            if has_spoken and os.path.exists(gate):
+                say("/forged/later")
+                return "done"
+            if connection and not has_spoken:
+                say("/forged")
+                has_spoken = True
+            continue
+        if connection is None and is_ours and data and ends[1][1] == int(port):
+            head, connection = link_head, ends
+        if ends == connection and not has_spoken:
+            sequence, acknowledged = following, acknowledges
+        elif connection and ends == connection[::-1]:
+            # The other side says what it has got, and is told that its answer has come: it is not to ask the pod's own kernel for that.
+            sequence, acknowledged = acknowledges, following
+            if data and has_spoken:
+                raw.send(head + segment(*connection, ACK, sequence, acknowledged))
+    return "nobody spoke"
+
+
+class Listed(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        print(self.path, flush=True)
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+    daemon_threads = True
+
+
+def serve(args):
+    Server(("::", int(args.arguments[0])), Listed).serve_forever()
+
+
 def main():
     parser = argparse.ArgumentParser()
-    whats = {what.__name__: what for what in (forge, impersonate)}
+    whats = {what.__name__: what for what in (forge, impersonate, inject, serve)}
     parser.add_argument("what", choices=whats)
     parser.add_argument("arguments", nargs="*")
     args = parser.parse_args()

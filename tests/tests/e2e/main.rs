@@ -40,6 +40,7 @@ mod replaced;
 mod requests;
 mod resilience;
 mod routes;
+mod same_node;
 mod services;
 mod soak;
 mod sockets;

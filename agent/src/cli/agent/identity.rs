@@ -9,7 +9,7 @@ use crate::agent::{AuthoritySettings, TunnelSettings};
 use crate::cli::time::parse_time;
 use crate::identity::ca::grpc::{GrpcCa, GrpcSettings, GrpcSettingsError};
 use crate::identity::{CrlMode, TrustDomain, TrustFilesSettings};
-use crate::model::MtlsMode;
+use crate::model::{MtlsMode, SameNode};
 
 /// Renewal is at half of a life, and an authority may take ten seconds for an answer.
 const SHORTEST_LIFETIME: Duration = Duration::from_secs(30);
@@ -94,6 +94,9 @@ pub(super) struct IdentityArgs {
     /// their namespace says otherwise.
     #[arg(long, value_enum, default_value_t, env = "UNDERMESH_MTLS")]
     mtls: MtlsChoice,
+    /// Which pods are reached through mutual TLS from their own node as well.
+    #[arg(long, value_enum, default_value_t, requires = "authority", env = "UNDERMESH_SAME_NODE")]
+    same_node: SameNodeChoice,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -101,6 +104,15 @@ enum MtlsChoice {
     #[default]
     Permissive,
     Strict,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum SameNodeChoice {
+    /// Those of which policies or tokens are about requests.
+    #[default]
+    Auto,
+    /// All.
+    Tunnel,
 }
 
 /// Flags that cannot be meant as they are, in a sentence that names them.
@@ -154,6 +166,15 @@ impl IdentityArgs {
         match self.mtls {
             MtlsChoice::Permissive => MtlsMode::Permissive,
             MtlsChoice::Strict => MtlsMode::Strict,
+        }
+    }
+
+    /// How pods of this node reach each other. Without an authority there is but one way.
+    pub(super) fn same_node(&self) -> SameNode {
+        match self.same_node {
+            _ if self.ca_dir.is_none() && self.ca_address.is_none() => SameNode::Plaintext,
+            SameNodeChoice::Auto => SameNode::ByRequest,
+            SameNodeChoice::Tunnel => SameNode::Tunnel,
         }
     }
 
@@ -232,6 +253,18 @@ mod tests {
     }
 
     #[test]
+    fn pods_of_one_node_reach_each_other_as_the_flags_say() {
+        let check = |flags: &str, expected| {
+            let words = std::iter::once("undermesh").chain(flags.split_whitespace());
+            assert_eq!(Flags::try_parse_from(words).unwrap().identity.same_node(), expected, "{flags}");
+        };
+        check("", SameNode::Plaintext);
+        check("--ca-dir /ca", SameNode::ByRequest);
+        check("--ca-dir /ca --same-node tunnel", SameNode::Tunnel);
+        check("--ca-address https://a:1 --ca-root /root --ca-token /token", SameNode::ByRequest);
+    }
+
+    #[test]
     fn flags_become_settings_or_a_sentence_that_names_them() {
         let grpc = "--ca-address https://istiod:15012 --ca-root /root --ca-token /token --state-dir /state";
         let directory = "--ca-dir /ca --state-dir /state";
@@ -251,6 +284,7 @@ mod tests {
             "--crl /a".into(),
             "--crl-mode off".into(),
             "--trust-bundle a.test=/a".into(),
+            "--same-node tunnel".into(),
             format!("{directory} --crl-mode require"),
             format!("{directory} --crl-mode sometimes"),
             format!("{directory} --certificate-lifetime 29s"),
@@ -295,6 +329,8 @@ mod tests {
             "--crl-mode off"
                 error: the following required arguments were not provided: <--ca-dir <DIR>|--ca-address <https://HOST:PORT>>
             "--trust-bundle a.test=/a"
+                error: the following required arguments were not provided: <--ca-dir <DIR>|--ca-address <https://HOST:PORT>>
+            "--same-node tunnel"
                 error: the following required arguments were not provided: <--ca-dir <DIR>|--ca-address <https://HOST:PORT>>
             "--ca-dir /ca --state-dir /state --crl-mode require"
                 --crl-mode require refuses every peer as long as there is no revocation list: name one with --crl

@@ -411,7 +411,8 @@ impl Compiler {
         let tokens = pod.and_then(|pod| self.mesh_policies.tokens_of(pod, mesh));
         // What the pod's endpoints have of it stays as it was: nobody asks them.
         let guarded = new.as_ref().is_some_and(|set| set.can_deny()) || tokens.is_some();
-        if let Some(workload) = self.pods.guard(id, guarded) {
+        let by_request = new.as_ref().is_some_and(|set| set.is_about_requests()) || tokens.is_some();
+        if let Some(workload) = self.pods.guard(id, guarded, by_request) {
             addresses.extend(&workload.addresses);
             self.snapshot.workloads.insert(uid.clone(), workload);
         }

@@ -89,8 +89,9 @@ impl Pods {
         let Some(entry) = pods.get_mut(&id.name) else { return (None, None) };
         let old = entry.workload.take();
         let new = entry.document.as_ref().filter(|pod| !pod.finished).map(|pod| {
-            let guarded = old.as_ref().is_some_and(|old| old.guarded);
-            let new = Workload { guarded, ..workload(pod, surroundings) };
+            let (guarded, by_request) =
+                old.as_ref().map(|old| (old.guarded, old.by_request)).unwrap_or_default();
+            let new = Workload { guarded, by_request, ..workload(pod, surroundings) };
             old.as_ref().filter(|old| ***old == new).cloned().unwrap_or_else(|| Arc::new(new))
         });
         entry.workload = new.clone();
@@ -103,11 +104,12 @@ impl Pods {
         (old, new)
     }
 
-    /// Notes whether policies say who may call the pod; its workload, if that is news.
-    pub(super) fn guard(&mut self, id: &ObjectRef, guarded: bool) -> Option<Arc<Workload>> {
+    /// Notes whether policies say who may call the pod, and whether anything is about its requests; its workload, if that is news.
+    pub(super) fn guard(&mut self, id: &ObjectRef, guarded: bool, by_request: bool) -> Option<Arc<Workload>> {
         let entry = self.0.get_mut(&id.namespace)?.get_mut(&id.name)?;
-        let workload = entry.workload.as_mut().filter(|workload| workload.guarded != guarded)?;
-        *workload = Arc::new(Workload { guarded, ..(**workload).clone() });
+        let is_news = |it: &Workload| (it.guarded, it.by_request) != (guarded, by_request);
+        let workload = entry.workload.as_mut().filter(|workload| is_news(workload))?;
+        *workload = Arc::new(Workload { guarded, by_request, ..(**workload).clone() });
         Some(workload.clone())
     }
 
@@ -142,6 +144,7 @@ fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
         mtls_by: by,
         guarded: false,
         probed_ports: pod.probed_ports.clone(),
+        by_request: false,
         dialled_pods: pod.marks.dialled_pods.or(defaults.dialled_pods).unwrap_or_default(),
         paths: pod.paths.clone(),
     }

@@ -17,6 +17,10 @@ impl Ports {
         self.bits.get(word).is_some_and(|word| word & bit != 0)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.bits.iter().all(|word| *word == 0)
+    }
+
     /// Those that the matcher means, and of them those of the list alone, if there is one.
     pub(super) fn add(&mut self, matcher: &Matcher<u16>, only: Option<&[u16]>) {
         // Most say nothing of ports, and there may be many of them.
@@ -62,6 +66,7 @@ mod tests {
             let mut ports = Ports::default();
             added.iter().for_each(|(matcher, only)| ports.add(matcher, *only));
             assert_eq!([0, 80, 443, u16::MAX].map(|port| ports.has(port)), expected, "{added:?}");
+            assert_eq!(ports.is_empty(), expected == [false; 4], "{added:?}");
         };
         check(&[], [false; 4]);
         check(&[(&matcher(&[], &[]), None)], [true; 4]);

@@ -152,6 +152,11 @@ impl Set {
         self.requests.has(port)
     }
 
+    /// Whether anything at some port, a report among it, can depend on what is asked for.
+    pub fn is_about_requests(&self) -> bool {
+        !self.requests.is_empty()
+    }
+
     /// Decides about a connection, as far as that is possible before the first request. What could never be allowed is denied.
     pub fn connection(&self, connection: &Connection<'_>) -> OnConnection {
         let question = Question { connection: *connection, known: Known::Nothing };

@@ -203,9 +203,9 @@ impl Talk {
         match let_in {
             None => tasks.spawn(connection),
             Some(standing) => {
-                let (here, snapshot) = (self.here.clone(), self.proxy.snapshot.clone());
+                let (proxy, here) = (self.proxy.clone(), self.here.clone());
                 tasks.spawn(async move {
-                    let carried = here.let_in.enter(&snapshot.load(), standing).carry(connection);
+                    let carried = here.let_in.enter(&proxy, standing).carry(connection);
                     _ = carried.await;
                 });
             }

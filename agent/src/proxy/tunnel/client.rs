@@ -44,7 +44,7 @@ pub(super) static CARRIES: HeaderName = HeaderName::from_static("undermesh-carri
 pub(super) const REQUESTS: HeaderValue = HeaderValue::from_static("requests");
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// What is wanted: a connection from a pod of this node to a pod of another.
+/// What is wanted: a connection from a pod of this node to another pod.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::proxy) struct Wanted<'a> {
     pub(in crate::proxy) from: &'a Arc<PodNet>,

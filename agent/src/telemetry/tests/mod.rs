@@ -37,6 +37,7 @@ fn workload(namespace: &str, name: &str) -> Arc<Workload> {
         mtls_ports: Vec::new(),
         guarded: false,
         probed_ports: Vec::new(),
+        by_request: false,
         mtls_by: Vec::new(),
         dialled_pods: DialledPods::Pod,
         paths: None,

@@ -67,6 +67,30 @@ fn check(world: &World, expected: Expect) {
 }
 
 #[test]
+fn pods_are_known_of_which_something_is_about_requests() {
+    let mut world = world("");
+    let mut check = |spec: &str, expected: bool| {
+        world.put(&policy("shop", "all", spec));
+        let found = |pod| world.compiler.snapshot().workloads[pod].by_request;
+        // Another namespace's, another node's and one that is not in the mesh never are.
+        let found = ["shop/web-1", "bank/teller", "shop/far", "shop/out"].map(found);
+        assert_eq!(found, [expected, false, false, false], "{spec}");
+    };
+    check("rules: [{from: [{namespaces: [shop]}]}]", false);
+    check("rules: [{to: [{ports: [80]}]}]", false);
+    check("rules: [{to: [{ports: [80]}, {paths: [/a]}]}]", true);
+    check("rules: [{to: [{ports: [80]}]}]", false);
+    check("rules: [{to: [{ports: [80], methods: [GET]}]}]", true);
+    check("rules: [{when: [{header: {name: a, values: [b]}}]}]", true);
+    check("rules: [{when: [{expression: \"request.path == '/a'\"}]}]", true);
+    check("action: Audit, rules: [{to: [{paths: [/a]}]}]", true);
+    check("action: Deny, dryRun: true, rules: [{to: [{paths: [/a]}]}]", true);
+    // It denies, whatever is asked for.
+    check("action: Deny, rules: [{to: [{pats: [/a]}]}]", false);
+    check("", false);
+}
+
+#[test]
 fn a_policy_is_for_the_pods_of_its_namespace_that_it_selects() {
     let mut world = world("");
     check(&world, expect![""]);

@@ -31,8 +31,9 @@ fn check(world: &World, expected: Expect) {
     for (uid, rules) in &snapshot.tokens {
         let issuers: Vec<&str> = rules.issuers.iter().map(|issuer| &*issuer.name).collect();
         let invalid = rules.invalid.as_deref().map(|why| format!("nobody, for {why}")).unwrap_or_default();
-        let is_guarded = snapshot.workloads.get(uid).is_some_and(|workload| workload.guarded);
-        assert!(is_guarded, "{uid} lets everybody in while there is no agent");
+        let workload = &snapshot.workloads[uid];
+        assert!(workload.guarded, "{uid} lets everybody in while there is no agent");
+        assert!(workload.by_request, "{uid} is reached in plaintext on its node");
         writeln!(table, "{uid}: {}{invalid} by {}", issuers.join(", "), rules.policy).unwrap();
     }
     let problems = world.compiler.problems().iter();
