@@ -117,7 +117,7 @@ impl Cluster {
 
     /// Keeps etcd's state as it is, for [`Self::restore_etcd`]. The API server is away for a moment.
     pub fn back_up_etcd(&mut self) -> Result<()> {
-        self.control.without_etcd(&self.grounds, |etcd, backup| copy(etcd, backup))
+        self.control.without_etcd(&self.grounds, copy)
     }
 
     /// Puts etcd back to the state that was kept, and starts the API server anew.
