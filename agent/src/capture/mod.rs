@@ -11,6 +11,7 @@ mod counters;
 mod dial;
 mod direct;
 mod earlier;
+mod error;
 mod kubelet;
 mod link;
 mod listener;
@@ -39,7 +40,6 @@ use undermesh_common::Tuple;
 use undermesh_common::maps::Voucher;
 
 use crate::model::{Probers, SameNode, Workload, WorkloadUid};
-use crate::sentence::in_one_sentence;
 use crate::snapshot::Snapshot;
 
 pub use charge::Succession;
@@ -47,6 +47,8 @@ pub use codes::{Code, CodeTable, bound_source};
 pub use counters::PodCounters;
 pub use dial::{Dial, Dialer};
 pub use earlier::{EarlierConnection, EarlierConnections};
+use error::map_error;
+pub use error::{CaptureError, Part};
 pub use kubelet::{KubeletSettings, OnKubeletUnknown};
 pub use listener::PodListeners;
 pub use netns::{Netns, leave_unless as leave_netns_unless};
@@ -86,50 +88,6 @@ pub struct CaptureSettings {
     pub kubelet: Option<KubeletSettings>,
     /// How pods of this node reach each other.
     pub same_node: SameNode,
-}
-
-/// Why something about a pod or the kernel could not be done. The message names the culprit and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum CaptureError {
-    /// The machine lacks something that the agent needs.
-    #[error("{0}")]
-    Preflight(String),
-    /// The kernel refused the programs.
-    #[error("loading the kernel programs: {0}")]
-    Load(String),
-    /// A step failed that concerns one part of a pod, or of the agent itself.
-    #[error("{step}: {source}")]
-    Step {
-        /// The part.
-        part: Part,
-        /// What was tried, with the path or name it was tried on.
-        step: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A map refused an entry.
-    #[error("map {map}: {reason}")]
-    Map {
-        /// The map's name.
-        map: &'static str,
-        /// What the kernel said.
-        reason: String,
-    },
-}
-
-/// What a failed step was about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// The pod's network namespace, its interfaces and routes.
-    Netns,
-    /// The pod's or the agent's cgroup.
-    Cgroup,
-    /// The listeners inside of the pod.
-    Listeners,
-    /// Links and their pins.
-    Links,
-    /// The agent's own threads.
-    Workers,
 }
 
 /// How long a pod that is captured no more is still steered: a SYN that was lost on its way to the agent comes again
@@ -594,16 +552,4 @@ pub fn monotonic_ns() -> u64 {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
     // The clock exists on every Linux; were it missing, the agent would count as hung, which fails as configured.
     now.map_or(0, |t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64)
-}
-
-impl Part {
-    /// Turns the error of a step into one that names it.
-    pub(crate) fn step(self, what: impl Into<String>) -> impl FnOnce(io::Error) -> CaptureError {
-        let step = what.into();
-        move |source| CaptureError::Step { part: self, step, source }
-    }
-}
-
-fn map_error(map: &'static str) -> impl Fn(aya::maps::MapError) -> CaptureError {
-    move |error| CaptureError::Map { map, reason: in_one_sentence(&error) }
 }
