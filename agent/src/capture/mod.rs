@@ -47,7 +47,6 @@ pub use codes::{Code, CodeTable, bound_source};
 pub use counters::PodCounters;
 pub use dial::{Dial, Dialer};
 pub use earlier::{EarlierConnection, EarlierConnections};
-use error::map_error;
 pub use error::{CaptureError, Part};
 pub use kubelet::{KubeletSettings, OnKubeletUnknown};
 pub use listener::PodListeners;
@@ -58,6 +57,7 @@ pub use sockopt::set_local;
 pub use undermesh_common::maps::Counters;
 
 use codes::Codes;
+use error::map_error;
 use kubelet::Kubelet;
 use places::Places;
 use pod::Enrolled;
