@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use tokio::sync::{Notify, mpsc};
 
 use super::exchange::Exchange;
+use crate::proxy::let_in::Held;
 
 /// How long a client that waits for `100 Continue` is left to wait for it (RFC 9110, section 10.1.1).
 const CONTINUE_AFTER: Duration = Duration::from_secs(1);
@@ -27,6 +28,8 @@ pub(super) struct RequestBody {
     /// Others that get the same.
     copies: Vec<mpsc::Sender<Copied>>,
     held_back: Option<HeldBack>,
+    /// Where it breaks off when policies do not let its request in any more.
+    held: Option<Arc<Held>>,
 }
 
 #[derive(Debug)]
@@ -55,6 +58,9 @@ pub(super) enum BodyError {
     /// It is a copy that fell behind.
     #[error("the copy of a request's body fell behind")]
     Behind,
+    /// Policies do not let its request in any more.
+    #[error("policies do not let the request in any more")]
+    Denied(#[source] h2::Error),
 }
 
 /// Pieces by which a copy may be behind what it is a copy of.
@@ -70,12 +76,18 @@ impl RequestBody {
     /// What comes from the client; its bytes are added to `bytes`.
     pub(super) fn new(inner: Incoming, bytes: Arc<AtomicU64>) -> Self {
         let inner = if inner.is_end_stream() { Inner::Empty } else { Inner::Client(inner) };
-        Self { inner, bytes, copies: Vec::new(), held_back: None }
+        Self { inner, bytes, ..Self::empty() }
     }
 
     /// Nothing.
     pub(super) fn empty() -> Self {
-        Self { inner: Inner::Empty, bytes: Arc::default(), copies: Vec::new(), held_back: None }
+        Self {
+            inner: Inner::Empty,
+            bytes: Arc::default(),
+            copies: Vec::new(),
+            held_back: None,
+            held: None,
+        }
     }
 
     /// The same again, for another request. It is broken off when it falls behind, so that it never holds this one up.
@@ -102,7 +114,17 @@ impl RequestBody {
             Inner::Kept { data, trailers } => Inner::Kept { data: data.clone(), trailers: trailers.clone() },
             Inner::Client(_) | Inner::Copy(_) => return None,
         };
-        Some(Self { inner, ..Self::empty() })
+        Some(Self { inner, held: self.held.clone(), ..Self::empty() })
+    }
+
+    /// It breaks off when its request is let in no more.
+    pub(super) fn hold(&mut self, held: Arc<Held>) {
+        self.held = Some(held);
+    }
+
+    /// It is for another endpoint than the one that it was held to.
+    pub(super) fn let_go(&mut self) {
+        self.held = None;
     }
 
     /// Asks the client for nothing until it is told to go on, or has waited for long enough.
@@ -130,6 +152,10 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        if this.held.as_ref().is_some_and(|held| held.poll_body(cx).is_ready()) {
+            this.copies.clear();
+            return Poll::Ready(Some(Err(BodyError::Denied(h2::Reason::CANCEL.into()))));
+        }
         if let Some(HeldBack(told)) = &mut this.held_back {
             ready!(told.as_mut().poll(cx));
             this.held_back = None;
@@ -193,6 +219,17 @@ impl fmt::Debug for HeldBack {
     }
 }
 
+/// An answer broke off.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AnswerError {
+    /// Whoever sends it has failed.
+    #[error(transparent)]
+    Upstream(#[from] hyper::Error),
+    /// Policies do not let its request in any more.
+    #[error("policies do not let the request in any more")]
+    Denied(#[source] h2::Error),
+}
+
 /// The body of a response on its way to the client.
 #[derive(Debug)]
 pub(super) enum ResponseBody {
@@ -220,18 +257,25 @@ impl ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = AnswerError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        let this = self.get_mut();
+        match this {
             Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Upstream { inner, exchange } => {
+                if exchange.poll_denied(cx).is_ready() {
+                    let last = exchange.last();
+                    // What the upstream has to say beyond that is for nobody.
+                    *this = Self::Own(None);
+                    return Poll::Ready(Some(last));
+                }
                 let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
                 exchange.passes(frame.as_ref(), inner.is_end_stream());
-                Poll::Ready(frame)
+                Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::from)))
             }
         }
     }

@@ -87,11 +87,12 @@ impl Bridge {
             Ok(ends) => ends,
             Err(error) => return debug!(%error, "a connection was not upgraded after all"),
         };
-        let copied =
-            tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(upstream)).await;
-        match copied {
-            Ok((sent, received)) => exchange.carried(sent, received),
-            Err(error) => debug!(%error, "an upgraded connection broke"),
+        let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+        let copied = std::pin::pin!(tokio::io::copy_bidirectional(&mut client, &mut upstream));
+        match exchange.unless_denied(copied).await {
+            Ok(Ok((sent, received))) => exchange.carried(sent, received),
+            Ok(Err(error)) => debug!(%error, "an upgraded connection broke"),
+            Err(_ruling) => debug!("policies do not let an upgraded connection go on"),
         }
     }
 }
