@@ -38,7 +38,10 @@ pub(super) async fn request(
     is_kept: bool,
 ) -> Result<Option<Kept>, Refusal> {
     let claims = match door.tokens(snapshot) {
-        Some(rules) => tokens::taken(proxy, rules, exchange, request).await?,
+        Some(rules) => {
+            request.body_mut().clear_trailers(rules.clone());
+            tokens::taken(proxy, rules, exchange, request).await?
+        }
         None => None,
     };
     let (is_grpc, paths) = (exchange.is_grpc, proxy.settings.paths);

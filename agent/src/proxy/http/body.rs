@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use tokio::sync::{Notify, mpsc};
 
 use super::exchange::Exchange;
+use crate::policy::jwt::Rules;
 use crate::proxy::let_in::Held;
 
 /// How long a client that waits for `100 Continue` is left to wait for it (RFC 9110, section 10.1.1).
@@ -30,6 +31,8 @@ pub(super) struct RequestBody {
     held_back: Option<HeldBack>,
     /// Where it breaks off when policies do not let its request in any more.
     held: Option<Arc<Held>>,
+    /// What its trailers must not say.
+    tokens: Option<Arc<Rules>>,
 }
 
 #[derive(Debug)]
@@ -87,6 +90,7 @@ impl RequestBody {
             copies: Vec::new(),
             held_back: None,
             held: None,
+            tokens: None,
         }
     }
 
@@ -114,7 +118,7 @@ impl RequestBody {
             Inner::Kept { data, trailers } => Inner::Kept { data: data.clone(), trailers: trailers.clone() },
             Inner::Client(_) | Inner::Copy(_) => return None,
         };
-        Some(Self { inner, held: self.held.clone(), ..Self::empty() })
+        Some(Self { inner, held: self.held.clone(), tokens: self.tokens.clone(), ..Self::empty() })
     }
 
     /// It breaks off when its request is let in no more.
@@ -122,9 +126,14 @@ impl RequestBody {
         self.held = Some(held);
     }
 
+    /// Its trailers do not have what only tokens may say by these.
+    pub(super) fn clear_trailers(&mut self, tokens: Arc<Rules>) {
+        self.tokens = Some(tokens);
+    }
+
     /// It is for another endpoint than the one that it was held to.
     pub(super) fn let_go(&mut self) {
-        self.held = None;
+        (self.held, self.tokens) = (None, None);
     }
 
     /// Asks the client for nothing until it is told to go on, or has waited for long enough.
@@ -160,14 +169,18 @@ impl Body for RequestBody {
             ready!(told.as_mut().poll(cx));
             this.held_back = None;
         }
-        let frame = match &mut this.inner {
+        let mut frame = match &mut this.inner {
             Inner::Empty => None,
             Inner::Client(inner) => ready!(Pin::new(inner).poll_frame(cx)),
             Inner::Kept { data, .. } if !data.is_empty() => {
                 return Poll::Ready(Some(Ok(Frame::data(std::mem::take(data)))));
             }
             Inner::Kept { trailers, .. } => {
-                return Poll::Ready(trailers.take().map(|it| Ok(Frame::trailers(it))));
+                let mut trailers = trailers.take();
+                if let (Some(tokens), Some(trailers)) = (&this.tokens, &mut trailers) {
+                    tokens.clear_headers(trailers);
+                }
+                return Poll::Ready(trailers.map(|it| Ok(Frame::trailers(it))));
             }
             Inner::Copy(copied) => {
                 return Poll::Ready(match ready!(copied.poll_recv(cx)) {
@@ -177,8 +190,11 @@ impl Body for RequestBody {
                 });
             }
         };
-        match &frame {
+        match &mut frame {
             Some(Ok(frame)) => {
+                if let (Some(tokens), Some(trailers)) = (&this.tokens, frame.trailers_mut()) {
+                    tokens.clear_headers(trailers);
+                }
                 if let Some(data) = frame.data_ref() {
                     this.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
                     let data = data.clone();
