@@ -7,7 +7,6 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::balance::Carries;
 use crate::model::{Limited, Name, SpiffeId, WorkloadUid};
 use crate::policy::authorization::{Connection, Decision, OnConnection, Outcome, Set};
 use crate::policy::jwt::Rules;
@@ -108,21 +107,6 @@ impl Door {
     /// What policies say of a connection that carries something else than requests.
     pub(super) fn of_bytes(&self, snapshot: &Snapshot, caller: &Caller) -> RulingOf {
         self.policies(snapshot).and_then(|policies| of(&policies.bytes(&caller.at(self.address.port()))))
-    }
-}
-
-impl Entry {
-    /// Whether the connection may stand that was let in by this, and carries that as its client says.
-    pub(super) fn lets_stand(&self, connection: &Connection<'_>, carries: Carries, is_bytes: bool) -> bool {
-        let Some(policies) = &self.policies else { return true };
-        match policies.connection(connection) {
-            OnConnection::Decided(decision) => decision.is_allowed(),
-            OnConnection::ByRequest if self.by_request && !is_bytes => true,
-            // Its requests are to be looked at from now on: they come again on another one, which another agent makes for them.
-            OnConnection::ByRequest if carries == Carries::Request => false,
-            // What was never looked at counts as something else, too.
-            OnConnection::ByRequest => policies.bytes(connection).is_allowed(),
-        }
     }
 }
 

@@ -21,6 +21,11 @@ impl Tasks {
         .await
     }
 
+    /// Ends those that run.
+    pub(super) fn end(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    }
+
     /// Runs something for as long as it takes, or this lives.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);

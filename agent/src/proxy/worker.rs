@@ -65,7 +65,7 @@ pub(super) struct Here {
     pub(super) servers_first: ServersFirst,
     pub(super) shares: Shares,
     /// Connections that stand at this node's pods.
-    pub(super) let_in: Arc<LetIn>,
+    pub(super) let_in: LetIn,
 }
 
 /// Numbers by which requests are shared out by weight. They are spread more evenly than random ones would be: 50 % of 10,000
@@ -132,7 +132,7 @@ impl Workers {
                 place_left: place_left.clone(),
                 servers_first: ServersFirst::default(),
                 shares: Shares::default(),
-                let_in: Arc::default(),
+                let_in: LetIn::default(),
             };
             let worker = Worker::start(index, proxy.clone(), Arc::new(here));
             workers.push(worker.map_err(Part::Workers.step("starting a worker thread"))?);

@@ -2,20 +2,22 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use undermesh_tests::lab::{AgentOptions, Manifest, Pod, eventually};
+use undermesh_tests::lab::{AgentOptions, Manifest, Pod, Process, binary, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
-use crate::kit::{PORT, SHOP, SOON, Talk, dial_at_once, options, serve_on};
+use crate::kit::{PORT, SHOP, SOON, Talk, dial_at_once, last_line, options, serve_on};
 use crate::rates::{Stage, web};
-use crate::requests::ask;
+use crate::requests::{Asked, ask};
 
 const OUTCOMES: &str = "undermesh_policy_outcomes_total";
 const REFUSED: &str = "undermesh_tcp_connections_refused_total";
+const REQUESTS: &str = "undermesh_http_requests_total";
 const CLOSED: &str = "undermesh_tcp_connections_closed_total";
 
 fn policy(name: &str, spec: Value) -> Manifest {
@@ -249,6 +251,134 @@ fn connections_end_that_are_let_in_no_more() -> Result<()> {
         stage.mesh.agents[0].metrics()?.sum(CLOSED, &[("reason", "denied"), ("reporter", "destination")]);
     ensure!(closed >= 8.0, "{closed} connections count as ended by policies");
     Ok(())
+}
+
+/// What takes long, in which way, and what its client is told when it is let in no more: of an answer that has begun, only gRPC knows why.
+const LASTING: [(&str, &[&str], &str); 6] = [
+    ("download", &[], "broken off"),
+    ("download", &["--http2"], "broken off: CANCEL"),
+    ("download", &["--http2", "--header", "content-type: application/grpc"], "grpc-status 7"),
+    (
+        "upgrade",
+        &["--header", "connection: upgrade", "--header", "upgrade: echo"],
+        "the other protocol was ended",
+    ),
+    ("upload", &["--method", "POST", "--drip-ms", "50"], "403"),
+    ("upload", &["--http2", "--method", "POST", "--drip-ms", "50"], "403"),
+];
+
+/// A request that takes as long as it may.
+struct Lasting {
+    process: Process,
+    whose: String,
+    target: String,
+    expected: &'static str,
+}
+
+impl Lasting {
+    /// One of each kind by each client, of this folder.
+    fn begin(stage: &Stage, folder: &str) -> Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for (client, url) in stage.clients() {
+            for (place, (kind, args, expected)) in LASTING.into_iter().enumerate() {
+                let query = if kind == "download" { "?drip_ms=50" } else { "" };
+                let target = format!("{folder}/{}/{place}{query}", client.name());
+                let mut command = Command::new(binary("requests")?);
+                command.args(["ask", &format!("{}{target}", url.trim_end_matches('/'))]);
+                command.args(["--limit-ms", "60000"]).args(args);
+                let whose = format!("the {kind} {args:?} of {}", client.name());
+                all.push(Self { process: client.spawn(command)?, whose, target, expected });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Fails unless it ends, as it is expected to, and its application sees that.
+    fn ends(mut self, server: &Process) -> Result<()> {
+        let Self { process, whose, expected, .. } = &mut self;
+        process.wait(Duration::from_secs(2)).with_context(|| whose.clone())?;
+        let asked: Asked = last_line(&process.output())?;
+        let told = match asked.failed.keys().next() {
+            Some(why) if why.contains("stream error received: stream no longer needed") => {
+                "broken off: CANCEL"
+            }
+            Some(why) if why.starts_with("the answer broke off") => "broken off",
+            Some(why) => why,
+            None if asked.last["trailers"]["grpc-status"] == "7" => "grpc-status 7",
+            None => &asked.last["status"].to_string(),
+        };
+        ensure!(told == *expected, "{whose}: {told}, not {expected}");
+        eventually(SOON, "the application has seen it", || self.is_broken_off(server))
+    }
+
+    fn has_begun(&self, server: &Process) -> Result<()> {
+        self.is_said("begun", server)
+    }
+
+    fn is_broken_off(&self, server: &Process) -> Result<()> {
+        self.is_said("broken off", server)
+    }
+
+    fn is_said(&self, what: &str, server: &Process) -> Result<()> {
+        let said = server.output();
+        let is_it = |line: &str| line.starts_with(what) && line.ends_with(&self.target);
+        ensure!(said.lines().any(is_it), "{}: {said}", self.whose);
+        Ok(())
+    }
+}
+
+/// Requests that are under way are asked about again, by what they asked for; and those of which nobody wanted to know that end with their
+/// connections.
+#[test]
+fn requests_under_way_end_that_are_let_in_no_more() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let audit = tempfile::tempdir()?;
+    let file = audit.path().join("audit.json");
+    let stage = Stage::set("um-e2e-access-lasting", &["--audit-log", &file.display().to_string()])?;
+    let denied = || {
+        let metrics = stage.mesh.agents[0].metrics()?;
+        Ok::<_, anyhow::Error>(metrics.sum(REQUESTS, &[("reporter", "destination"), ("reason", "denied")]))
+    };
+    // Somewhere else is asked for requests: those that begin now are looked at.
+    let deny = |paths: &[&str]| json!({ "action": "Deny", "rules": [{ "to": [{ "paths": paths }] }] });
+    in_force(&stage, &policy("live", deny(&["/else"])))?;
+    stage.check("/else", ["403", "403", "403"])?;
+    let before = denied()?;
+    let (go, mut stay) = (Lasting::begin(&stage, "/go")?, Lasting::begin(&stage, "/stay")?);
+    let have_begun = |requests: &[Lasting]| {
+        eventually(SOON, "they have begun", || {
+            requests.iter().try_for_each(|request| request.has_begun(&stage.running))
+        })
+    };
+    have_begun(&go)?;
+    have_begun(&stay)?;
+    in_force(&stage, &policy("live", deny(&["/else", "/go/*"])))?;
+    let count = go.len();
+    go.into_iter().try_for_each(|request| request.ends(&stage.running))?;
+    stay.iter_mut().try_for_each(|request| request.process.check_running())?;
+    let counted = denied()? - before;
+    ensure!(counted == count as f64, "{counted} of {count} count as denied");
+    let lines = fs::read_to_string(&file)?;
+    let audited = lines.lines().map(serde_json::from_str).collect::<Result<Vec<Value>, _>>()?;
+    let audited =
+        audited.iter().filter(|it| it["path"].as_str().is_some_and(|path| path.starts_with("/go/")));
+    let audited: Vec<_> = audited.collect();
+    ensure!(audited.len() == count, "{} of {count} are in the audit log", audited.len());
+    for line in audited {
+        let by = line["policy"].as_str().unwrap_or_default();
+        ensure!(line["outcome"] == "denied" && by == "AuthorizationPolicy shop/live", "{line}");
+    }
+    // What began while nobody wanted to know of requests is not there to be asked about.
+    stage.mesh.lab.delete(&policy("live", json!({})))?;
+    eventually(SOON, "the policy is gone", || stage.check("/else", ["200", "200", "200"]))?;
+    let unseen = Lasting::begin(&stage, "/unseen")?;
+    have_begun(&unseen)?;
+    in_force(&stage, &policy("live", deny(&["/else", "/unseen/*"])))?;
+    for mut request in unseen {
+        request.process.wait(Duration::from_secs(2)).with_context(|| request.whose.clone())?;
+        eventually(SOON, "the application has seen it", || request.is_broken_off(&stage.running))?;
+    }
+    stage.check("/", ["200", "200", "200"])
 }
 
 /// An agent whose place another one has taken holds what it still carries to policies that came after that.

@@ -27,7 +27,7 @@ pub struct Stage {
     pub far: Pod,
     pub outside: Pod,
     pub server: Pod,
-    _running: Process,
+    pub running: Process,
 }
 
 impl Stage {
@@ -43,7 +43,7 @@ impl Stage {
         )?;
         let running = serve_requests(&server)?;
         mesh.ready()?;
-        let stage = Self { mesh, near, far, outside, server, _running: running };
+        let stage = Self { mesh, near, far, outside, server, running };
         eventually(SOON, "the Service is served", || {
             stage
                 .clients()

@@ -154,6 +154,15 @@ fn callers_are_asked_for_tokens_that_hold_wherever_they_are() -> Result<()> {
         let saw = asked(client, &url, &[&bearer(&good), "connection: x-user"], &[])?.answered(200)?;
         ensure!(saw["saw"]["headers"]["x-user"] == json!(["ann"]), "{}: {saw}", client.name());
     }
+    // Trailers are as little anybody else's as headers are.
+    let trailers = ["--trailer", "x-user: root", "--trailer", "x_user: root", "--trailer", "x-other: 1"];
+    for version in [&[][..], &["--http2"]] {
+        for (client, url) in stage.clients() {
+            let args = [&["--method", "POST", "--body", "3"], &trailers[..], version].concat();
+            let saw = asked(client, &url, &[&bearer(&good)], &args)?.saw()?["trailers"].clone();
+            ensure!(saw == json!({ "x-other": ["1"] }), "{} {version:?}: {saw}", client.name());
+        }
+    }
     for (why, token) in [
         ("a stranger's", stranger.token(&claims(json!({}))?)?),
         ("for another", key.token(&claims(json!({ "aud": "bank" }))?)?),

@@ -155,8 +155,8 @@ impl AccessPolicies {
         others
     }
 
-    /// What the pod has; the same as before, and as others have, where it is the same.
-    pub(super) fn of_pod(&mut self, pod: &document::Pod) -> Arc<Set> {
+    /// What the pod has; the same as before, and as others have, where it is the same. Of what it had `before` what is left is not made again.
+    pub(super) fn of_pod(&mut self, pod: &document::Pod, before: Option<&Set>) -> Arc<Set> {
         let mut policies: BTreeMap<ObjectRef, Option<Ports>> = BTreeMap::new();
         let selecting = self.selecting.of(&pod.id.namespace, &pod.labels);
         policies.extend(selecting.into_iter().chain(self.of_mesh.iter().cloned()).map(|id| (id, None)));
@@ -175,7 +175,11 @@ impl AccessPolicies {
         if let Some(access) = self.made.get(&key).and_then(Weak::upgrade) {
             return access;
         }
-        let access = Arc::new(Set::new(key.iter().map(|same| same.0.clone()).collect()));
+        let all = key.iter().map(|same| same.0.clone()).collect();
+        let access = Arc::new(match before {
+            Some(before) => before.with(all),
+            None => Set::new(all),
+        });
         self.made.insert(key, Arc::downgrade(&access));
         access
     }

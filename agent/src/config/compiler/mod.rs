@@ -406,7 +406,8 @@ impl Compiler {
         let is_wanted = |workload: &Arc<model::Workload>| workload.enrolment.is_wanted();
         let is_asked = self.here.has(id) && self.pods.workload(id).is_some_and(is_wanted);
         let pod = self.pods.get(id).filter(|_| is_asked);
-        let new = pod.map(|pod| self.access.of_pod(pod)).filter(|set| !set.policies().is_empty());
+        let before = self.snapshot.access.get(&uid).map(Arc::as_ref);
+        let new = pod.map(|pod| self.access.of_pod(pod, before)).filter(|set| !set.policies().is_empty());
         let mesh = self.defaults.mesh_namespace.as_ref();
         let tokens = pod.and_then(|pod| self.mesh_policies.tokens_of(pod, mesh));
         // What the pod's endpoints have of it stays as it was: nobody asks them.

@@ -130,13 +130,14 @@ fn not_http(policy: &AuthorizationPolicy, service: &document::Service, port: &Se
     };
     let at = format!("to port {} of the Service {}", port.port, service.id);
     let why = "it is declared to carry something other than HTTP, and without requests";
+    let (told, is) = if policy.policy.dry_run { ("it is reported that ", "would be") } else { ("", "is") };
     match policy.policy.action {
         Action::Allow if needing.len() == at_port.len() => Some(format!(
-            "every connection {at} is denied unless another policy allows it: {why} {rules} can allow nothing"
+            "{told}every connection {at} {is} denied unless another policy allows it: {why} {rules} can allow nothing"
         )),
-        Action::Allow => Some(format!("no connection {at} is allowed by {rules}: {why} nothing can match")),
+        Action::Allow => Some(format!("no connection {at} {is} allowed by {rules}: {why} nothing can match")),
         Action::Deny => Some(format!(
-            "every connection {at} is denied for which all else holds that {rules} asks for: {why} the rest counts as matched"
+            "{told}every connection {at} {is} denied for which all else holds that {rules} asks for: {why} the rest counts as matched"
         )),
         Action::Audit => None,
     }

@@ -9,6 +9,7 @@ mod facts;
 mod index;
 mod keys;
 mod matching;
+mod members;
 mod nearest;
 mod path;
 mod ports;

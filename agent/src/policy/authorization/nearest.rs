@@ -19,18 +19,19 @@ const NEEDS_REQUEST: &str = "needs a request, and there is none";
 
 /// Of rules that do not match, the one of which the least does not hold.
 pub(super) fn nearest(group: &Group, facts: &Facts<'_>) -> Option<NearMiss> {
-    let mut looked_at: Vec<u32> = Vec::new();
-    group.by_request.visit(facts, &mut |number| {
+    let members = &group.members;
+    let mut looked_at = Vec::new();
+    group.by_request.visit(facts, &mut |place| {
         let goes_on = looked_at.len() < MOST;
         if goes_on {
-            looked_at.push(number);
+            looked_at.extend(members.get(place).map(|rule| (place, rule)));
         }
         goes_on
     });
-    looked_at.extend((0..).take(group.rules.len().min(MOST)));
-    let rules = looked_at.into_iter().filter_map(|number| Some((number, group.rules.get(number as usize)?)));
-    let here = rules.filter(|(_, rule)| rule.is_at(facts.connection.port));
-    let (_, rule) = here.min_by_key(|(number, rule)| (failures(rule.rule(), facts).len(), *number))?;
+    looked_at.extend(members.all().take(MOST));
+    let here = looked_at.into_iter().filter(|(_, rule)| rule.is_at(facts.connection.port));
+    let (_, rule) =
+        here.min_by_key(|(place, rule)| (failures(rule.rule(), facts).len(), members.order(*place)))?;
     Some(NearMiss { rule: rule.named()?, failed: failed(rule.rule(), facts)? })
 }
 

@@ -5,7 +5,7 @@ use super::rule::Matcher;
 const WORDS: usize = 1 << 10;
 
 /// Some of all ports: a bit for each, once there are any.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Ports {
     bits: Vec<u64>,
     is_full: bool,

@@ -7,51 +7,43 @@ use std::sync::Arc;
 
 use super::decision::{Decision, OnConnection, Outcome, RuleRef};
 use super::facts::{Connection, Facts, Request};
-use super::index::Index;
-use super::keys::{Clause, clauses};
+use super::index::{Index, Indexed};
 use super::matching::Match;
+use super::members::{Entry, Members, Place};
 use super::nearest::nearest;
 use super::ports::Ports;
-use super::rule::{Action, Applied, Matcher, Policy, Rule};
+use super::rule::{Action, Applied, Rule};
 use crate::model::Name;
 
 /// The policies of one workload. Immutable; asking it costs a matter of how many rules resemble what is asked about.
 #[derive(Debug, Default)]
 pub struct Set {
     policies: Vec<Applied>,
-    deny: Group,
-    allow: Group,
-    audit: Group,
-    dry_deny: Group,
-    dry_allow: Group,
+    deny: Arc<Group>,
+    allow: Arc<Group>,
+    audit: Arc<Group>,
+    dry_deny: Arc<Group>,
+    dry_allow: Arc<Group>,
     /// Where something has to be allowed to be let in.
     closed: Closed,
     dry_closed: Closed,
-    /// Where it matters what is asked for.
-    requests: Ports,
 }
 
 /// The rules of policies of one action.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Group {
-    /// In the order of the policies' names, and of the rules in them.
-    pub(super) rules: Vec<Entry>,
+    pub(super) members: Members,
     /// All of them, by everything that is known of a request.
     pub(super) by_request: Index,
     /// Those that may match whatever is asked for, by what is known of a connection.
     certain: Index,
     /// Those that say something of requests, likewise.
     possible: Index,
+    /// Where it matters what is asked for, or did.
+    requests: Ports,
     in_doubt: bool,
-}
-
-/// A rule, where it is attached.
-#[derive(Debug)]
-pub(super) struct Entry {
-    policy: Arc<Policy>,
-    /// None: the policy cannot be used, and this is what stands for it.
-    place: Option<usize>,
-    ports: Option<Arc<[u16]>>,
+    /// Rules that have come and gone since all of it was made.
+    changed: usize,
 }
 
 /// The policies that allow, by where they do.
@@ -87,46 +79,47 @@ enum Known<'f> {
     Bytes,
 }
 
-/// Matches everything.
-static EVERYTHING: Rule = Rule { from: Vec::new(), to: Vec::new(), when: Vec::new() };
-
 impl Set {
     /// Makes policies ready. In which order they come makes no difference.
-    pub fn new(mut applied: Vec<Applied>) -> Self {
-        applied.sort_by(|a, b| (&a.policy.name, &a.ports).cmp(&(&b.policy.name, &b.ports)));
-        let mut set = Self::default();
-        let mut groups: HashMap<(Action, bool), Vec<Entry>> = HashMap::new();
-        for Applied { policy, ports } in &applied {
+    pub fn new(applied: Vec<Applied>) -> Self {
+        Self::default().with(applied)
+    }
+
+    /// Makes these ready instead. What this one has of the same policies stays, so that the cost is a matter of those that are others.
+    pub fn with(&self, mut applied: Vec<Applied>) -> Self {
+        applied.sort_by(|a, b| a.order().cmp(&b.order()));
+        let (mut closed, mut dry_closed) = (Closed::default(), Closed::default());
+        let mut groups: HashMap<(Action, bool), Vec<&Applied>> = HashMap::new();
+        for one in &applied {
+            let Applied { policy, ports } = one;
             // Nothing would be reported of it, neither now nor if it were in force: it decides nothing.
             let is_idle = policy.action == Action::Audit && policy.dry_run && policy.invalid.is_none();
             if is_idle || ports.as_ref().is_some_and(|ports| ports.is_empty()) {
                 continue;
             }
-            let is_valid = policy.invalid.is_none();
-            let action = if is_valid { policy.action } else { Action::Deny };
+            let action = if policy.invalid.is_none() { policy.action } else { Action::Deny };
             if action == Action::Allow {
-                let closed = if policy.dry_run { &mut set.dry_closed } else { &mut set.closed };
+                let closed = if policy.dry_run { &mut dry_closed } else { &mut closed };
                 closed.add(&policy.name, ports.as_deref());
             }
-            let group = groups.entry((action, policy.dry_run)).or_default();
-            let places: Vec<_> =
-                if is_valid { (0..policy.rules.len()).map(Some).collect() } else { vec![None] };
-            for place in places {
-                let entry = Entry { policy: policy.clone(), place, ports: ports.clone() };
-                entry.add_requests(&mut set.requests);
-                group.push(entry);
+            if one.rules() > 0 {
+                groups.entry((action, policy.dry_run)).or_default().push(one);
             }
         }
-        let mut group = |action, is_dry| {
-            Group::new(groups.remove(&(action, is_dry)).unwrap_or_default(), action != Action::Allow)
+        let mut group = |before: &Arc<Group>, action, is_dry| {
+            let members = groups.remove(&(action, is_dry)).unwrap_or_default();
+            Group::with(before, &members, action != Action::Allow)
         };
-        set.deny = group(Action::Deny, false);
-        set.allow = group(Action::Allow, false);
-        set.audit = group(Action::Audit, false);
-        set.dry_deny = group(Action::Deny, true);
-        set.dry_allow = group(Action::Allow, true);
-        set.policies = applied;
-        set
+        Self {
+            deny: group(&self.deny, Action::Deny, false),
+            allow: group(&self.allow, Action::Allow, false),
+            audit: group(&self.audit, Action::Audit, false),
+            dry_deny: group(&self.dry_deny, Action::Deny, true),
+            dry_allow: group(&self.dry_allow, Action::Allow, true),
+            closed,
+            dry_closed,
+            policies: applied,
+        }
     }
 
     /// What it was made of, in the order of the policies' names.
@@ -136,25 +129,29 @@ impl Set {
 
     /// Whether there is anything that it might deny.
     pub fn can_deny(&self) -> bool {
-        !self.deny.rules.is_empty() || !self.closed.is_empty()
+        !self.deny.members.is_empty() || !self.closed.is_empty()
     }
 
     /// Whether everything is let in, and nothing is reported.
     pub fn is_empty(&self) -> bool {
-        let groups = [&self.deny, &self.allow, &self.audit, &self.dry_deny, &self.dry_allow];
-        groups.into_iter().all(|group| group.rules.is_empty())
+        self.groups().into_iter().all(|group| group.members.is_empty())
             && self.closed.is_empty()
             && self.dry_closed.is_empty()
     }
 
-    /// Whether anything at this port, a report among it, can depend on what is asked for.
+    /// Whether anything at this port, a report among it, can depend on what is asked for. Of many policies it may
+    /// still say so when those have gone on whose account it did.
     pub fn needs_requests(&self, port: u16) -> bool {
-        self.requests.has(port)
+        self.groups().into_iter().any(|group| group.requests.has(port))
     }
 
-    /// Whether anything at some port, a report among it, can depend on what is asked for.
+    fn groups(&self) -> [&Group; 5] {
+        [&self.deny, &self.allow, &self.audit, &self.dry_deny, &self.dry_allow]
+    }
+
+    /// Whether anything at some port, a report among it, can depend on what is asked for; as [`Self::needs_requests`].
     pub fn is_about_requests(&self) -> bool {
-        !self.requests.is_empty()
+        self.groups().into_iter().any(|group| !group.requests.is_empty())
     }
 
     /// Decides about a connection, as far as that is possible before the first request. What could never be allowed is denied.
@@ -179,7 +176,7 @@ impl Set {
 
     /// Whether something about the connection depends on its requests.
     fn is_open(&self, question: Question<'_>) -> bool {
-        let may_decide = |group: &Group| group.matches_perhaps(question);
+        let may_decide = |group: &Arc<Group>| group.matches_perhaps(question);
         if self.deny.first(question).is_some() {
             return false;
         }
@@ -191,12 +188,12 @@ impl Set {
 
     fn decide(&self, question: Question<'_>) -> Decision {
         let decisive = self.deny.first(question).or_else(|| self.allow.first(question));
-        let outcome = (decisive.map(Entry::outcome))
+        let outcome = (decisive.map(|rule| rule.outcome()))
             .or_else(|| self.closed.not_allowed(question, &self.allow))
             .unwrap_or(Outcome::Open);
         let dry = match &outcome {
             Outcome::Denied(_) | Outcome::Invalid { .. } => None,
-            Outcome::Allowed(_) => self.dry_deny.first(question).map(Entry::outcome),
+            Outcome::Allowed(_) => self.dry_deny.first(question).map(|rule| rule.outcome()),
             Outcome::Open => match (self.dry_deny.first(question), self.dry_allow.first(question)) {
                 (Some(denied), _) => Some(denied.outcome()),
                 (None, Some(_)) => None,
@@ -204,7 +201,7 @@ impl Set {
             },
             Outcome::NotAllowed { .. } => match self.dry_deny.first(question) {
                 Some(_) => None,
-                None => self.dry_allow.first(question).map(Entry::outcome),
+                None => self.dry_allow.first(question).map(|rule| rule.outcome()),
             },
         };
         Decision { outcome, audited: self.audit.all(question), dry }
@@ -212,16 +209,69 @@ impl Set {
 }
 
 impl Group {
-    fn new(rules: Vec<Entry>, in_doubt: bool) -> Self {
+    /// That of these members, who come in the order of their names. What is known of the same ones stays as it is.
+    fn with(before: &Arc<Self>, applied: &[&Applied], in_doubt: bool) -> Arc<Self> {
+        let mut next = Self { in_doubt, ..(**before).clone() };
+        let changes = next.members.change(applied);
+        if changes.gone.is_empty() && changes.come.is_empty() {
+            return before.clone();
+        }
+        let numbers = changes.gone.iter().chain(&changes.come);
+        next.changed += numbers.map(|number| next.members.of(*number).count()).sum::<usize>();
+        // By and by what is made in steps is worse than what is made as a whole.
+        if next.changed > next.members.rules() / 2 {
+            return Arc::new(Self::new(applied, in_doubt));
+        }
+        for number in changes.gone {
+            next.take_out(number);
+            next.members.forget(number);
+        }
+        changes.come.into_iter().for_each(|number| next.add(number));
+        Arc::new(next)
+    }
+
+    fn new(applied: &[&Applied], in_doubt: bool) -> Self {
+        let mut members = Members::default();
+        members.change(applied);
+        let mut requests = Ports::default();
+        members.all().for_each(|(_, entry)| entry.add_requests(&mut requests));
         let index = |has_requests: bool, is_in: &dyn Fn(&Rule) -> bool| {
-            let numbered = (0..).zip(&rules).filter(|(_, entry)| is_in(entry.rule()));
-            let keyed = numbered.map(|(number, entry)| (number, entry.clauses(has_requests)));
-            Index::new(&keyed.collect::<Vec<_>>())
+            let rules = members.all().filter(|(_, entry)| is_in(entry.rule()));
+            Index::new(rules.map(|(place, entry)| (place, entry.clauses(has_requests))).collect())
         };
         let by_request = index(true, &|_| true);
         let certain = index(false, &Rule::can_be_certain);
         let possible = index(false, &Rule::is_of_requests);
-        Self { by_request, certain, possible, in_doubt, rules }
+        Self { members, by_request, certain, possible, requests, in_doubt, changed: 0 }
+    }
+
+    fn add(&mut self, number: u32) {
+        let Self { members, by_request, certain, possible, requests, .. } = self;
+        for (place, entry) in members.of(number) {
+            entry.add_requests(requests);
+            by_request.add(place, &entry.clauses(true), &Indexed { members, has_requests: true });
+            let (clauses, indexed) = (entry.clauses(false), Indexed { members, has_requests: false });
+            if entry.rule().can_be_certain() {
+                certain.add(place, &clauses, &indexed);
+            }
+            if entry.rule().is_of_requests() {
+                possible.add(place, &clauses, &indexed);
+            }
+        }
+    }
+
+    fn take_out(&mut self, number: u32) {
+        let Self { members, by_request, certain, possible, .. } = self;
+        for (place, entry) in members.of(number) {
+            by_request.take_out(place, &entry.clauses(true));
+            let clauses = entry.clauses(false);
+            if entry.rule().can_be_certain() {
+                certain.take_out(place, &clauses);
+            }
+            if entry.rule().is_of_requests() {
+                possible.take_out(place, &clauses);
+            }
+        }
     }
 
     fn facts<'f>(&self, Question { connection, known }: Question<'f>) -> Facts<'f> {
@@ -230,30 +280,31 @@ impl Group {
     }
 
     /// The first rule that matches.
-    fn first(&self, question: Question<'_>) -> Option<&Entry> {
-        let mut first = u32::MAX;
-        self.visit(question, |number, matches| {
+    fn first(&self, question: Question<'_>) -> Option<Entry<'_>> {
+        let (mut first, mut found) = ((u32::MAX, u32::MAX), None);
+        self.visit(question, |place, matches| {
+            let order = self.members.order(place);
             // Lists are ascending: behind this one, or one that was found already, nothing of this list is the first.
-            if number < first && matches() {
-                first = number;
+            if order < first && matches() {
+                (first, found) = (order, Some(place));
             }
-            number < first
+            order < first
         });
-        self.rules.get(first as usize)
+        self.members.get(found?)
     }
 
     /// Of each policy the first rule that matches.
     fn all(&self, question: Question<'_>) -> Vec<RuleRef> {
         let mut matching = Vec::new();
-        self.visit(question, |number, matches| {
+        self.visit(question, |place, matches| {
             if matches() {
-                matching.push(number);
+                matching.push(place);
             }
             true
         });
-        matching.sort_unstable();
+        matching.sort_unstable_by_key(|place| self.members.order(*place));
         let mut found: Vec<_> =
-            matching.into_iter().filter_map(|it| self.rules[it as usize].named()).collect();
+            matching.into_iter().filter_map(|place| self.members.get(place)?.named()).collect();
         found.dedup_by(|next, kept| next.policy == kept.policy);
         found
     }
@@ -262,20 +313,18 @@ impl Group {
     fn matches_perhaps(&self, question: Question<'_>) -> bool {
         let facts = self.facts(question);
         let mut found = false;
-        self.possible.visit(&facts, &mut |number| {
-            found = found || self.rules[number as usize].matches(&facts) >= Match::Perhaps;
+        self.possible.visit(&facts, &mut |place| {
+            found = found || self.matches(place, &facts) >= Match::Perhaps;
             !found
         });
         found
     }
 
     /// Shows the rules that could match, and whether they do, until told to stop; see [`Index::visit`].
-    fn visit(&self, question: Question<'_>, mut goes_on: impl FnMut(u32, &dyn Fn() -> bool) -> bool) {
+    fn visit(&self, question: Question<'_>, mut goes_on: impl FnMut(Place, &dyn Fn() -> bool) -> bool) {
         let facts = self.facts(question);
         let mut visit = |index: &Index, enough: Match| {
-            index.visit(&facts, &mut |number| {
-                goes_on(number, &|| self.rules[number as usize].matches(&facts) >= enough)
-            });
+            index.visit(&facts, &mut |place| goes_on(place, &|| self.matches(place, &facts) >= enough));
         };
         match question.known {
             Known::Request(_) => visit(&self.by_request, Match::Yes),
@@ -288,55 +337,9 @@ impl Group {
             }
         }
     }
-}
 
-impl Entry {
-    pub(super) fn rule(&self) -> &Rule {
-        self.place.and_then(|place| self.policy.rules.get(place)).unwrap_or(&EVERYTHING)
-    }
-
-    /// Whether it is for this port.
-    pub(super) fn is_at(&self, port: u16) -> bool {
-        self.ports.as_ref().is_none_or(|ports| ports.contains(&port))
-    }
-
-    /// None where it stands for a policy that cannot be used.
-    pub(super) fn named(&self) -> Option<RuleRef> {
-        self.place.map(|rule| RuleRef { policy: self.policy.name.clone(), rule })
-    }
-
-    pub(super) fn matches(&self, facts: &Facts<'_>) -> Match {
-        if self.is_at(facts.connection.port) { self.rule().matches(facts) } else { Match::No }
-    }
-
-    /// What becomes of what it matches.
-    fn outcome(&self) -> Outcome {
-        match (self.named(), self.policy.action) {
-            (Some(rule), Action::Allow) => Outcome::Allowed(rule),
-            (Some(rule), _) => Outcome::Denied(rule),
-            (None, _) => Outcome::Invalid {
-                policy: self.policy.name.clone(),
-                problem: self.policy.invalid.clone().unwrap_or_default(),
-            },
-        }
-    }
-
-    fn clauses(&self, has_requests: bool) -> Vec<Clause> {
-        clauses(self.rule(), self.ports.as_deref(), has_requests)
-    }
-
-    /// Adds the ports at which it says something of requests.
-    fn add_requests(&self, requests: &mut Ports) {
-        let rule = self.rule();
-        let mut add = |ports: &Matcher<u16>| requests.add(ports, self.ports.as_deref());
-        if !rule.when.is_empty() && rule.to.is_empty() {
-            add(&Matcher::default());
-        }
-        for operation in &rule.to {
-            if !rule.when.is_empty() || operation.is_of_requests() {
-                add(&operation.ports);
-            }
-        }
+    fn matches(&self, place: Place, facts: &Facts<'_>) -> Match {
+        self.members.get(place).map_or(Match::No, |entry| entry.matches(facts))
     }
 }
 

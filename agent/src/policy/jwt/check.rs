@@ -125,7 +125,7 @@ impl Rules {
     }
 
     /// Nobody but us writes what claims say. Names with `_` for `-` are the same to many an application.
-    fn clear_headers(&self, headers: &mut HeaderMap) {
+    pub fn clear_headers(&self, headers: &mut HeaderMap) {
         let mut owned =
             self.issuers.iter().flat_map(|issuer| &issuer.headers).map(|own| &own.header).peekable();
         if owned.peek().is_none() {

@@ -78,10 +78,7 @@ impl Refusal {
         }
         if is_grpc {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert(&GRPC_STATUS, HeaderValue::from(words.grpc));
-            if let Ok(message) = HeaderValue::try_from(percent_encoded(&self.detail)) {
-                headers.insert(&GRPC_MESSAGE, message);
-            }
+            headers.extend(self.trailers());
             return response;
         }
         let text = Bytes::from(format!("undermesh: {}\n", self.detail));
@@ -90,6 +87,16 @@ impl Refusal {
         *response.status_mut() = self.status.unwrap_or(words.status);
         *response.body_mut() = ResponseBody::Own(Some(text));
         response
+    }
+
+    /// What ends a call of gRPC.
+    pub(super) fn trailers(&self) -> HeaderMap {
+        let mut trailers = HeaderMap::new();
+        trailers.insert(&GRPC_STATUS, HeaderValue::from(Words::of(self.end).grpc));
+        if let Ok(message) = HeaderValue::try_from(percent_encoded(&self.detail)) {
+            trailers.insert(&GRPC_MESSAGE, message);
+        }
+        trailers
     }
 
     fn proxy_status(&self, words: &Words) -> Option<HeaderValue> {

@@ -1,48 +1,95 @@
-//! Whether policies let a request in: asked at the endpoint's own node, of the request as the application would get it.
+//! Whether policies let a request in: asked at the endpoint's own node, of the request as the application would get it; and asked again
+//! while it is under way.
 
 use http::Request;
 use serde_json::{Map, Value};
 
 use super::answer::Refusal;
+use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::{head, tokens};
-use crate::policy::authorization::{self, PathNormalisation};
+use crate::policy::authorization::{self, Connection, Decision, PathNormalisation, Set};
 use crate::proxy::Proxy;
 use crate::proxy::admission::{self, Caller, Door};
 use crate::snapshot::Snapshot;
-use crate::telemetry::RequestEnd;
+use crate::telemetry::{RequestEnd, RulingOf};
 
-/// Asks the policies of the pod; the exchange has what they say. The request becomes what the application is to get.
+/// A request's head as policies are asked about it, kept so that they can be asked again.
+#[derive(Debug)]
+pub(in crate::proxy) struct Kept {
+    head: Request<()>,
+    /// What its token said when it came.
+    claims: Option<Map<String, Value>>,
+    is_grpc: bool,
+    paths: PathNormalisation,
+}
+
+/// Asks the policies of the pod; the exchange has what they say. The request becomes what the application is to get; its head is kept
+/// where policies want to see requests, or whatever they say if it `is_kept`.
 ///
 /// # Errors
 /// When they deny it, when it shows a token that does not hold, or when its path could be understood in more than one way.
-pub(super) async fn request<B>(
+pub(super) async fn request(
     proxy: &Proxy,
     snapshot: &Snapshot,
     (door, visitor): (&Door, &Caller),
     exchange: &mut Exchange,
-    request: &mut Request<B>,
-) -> Result<(), Refusal> {
+    request: &mut Request<RequestBody>,
+    is_kept: bool,
+) -> Result<Option<Kept>, Refusal> {
     let claims = match door.tokens(snapshot) {
-        Some(rules) => tokens::taken(proxy, rules, exchange, request).await?,
+        Some(rules) => {
+            request.body_mut().clear_trailers(rules.clone());
+            tokens::taken(proxy, rules, exchange, request).await?
+        }
         None => None,
     };
-    let Some(policies) = door.policies(snapshot) else { return Ok(()) };
-    let connection = visitor.at(door.address.port());
-    let ask = |asked: &authorization::Request<'_>| policies.request(&connection, asked);
-    let shown = Shown { claims: claims.as_ref(), is_grpc: exchange.is_grpc };
-    let decision = as_policies_see_it(&proxy.settings.paths, request, shown, ask)
-        .map_err(|why| Refusal::new(RequestEnd::BadRequest, why))?;
-    exchange.ruling = admission::of(&decision);
-    if decision.is_allowed() {
-        return Ok(());
+    let (is_grpc, paths) = (exchange.is_grpc, proxy.settings.paths);
+    let policies = door.policies(snapshot);
+    let port = door.address.port();
+    if let Some(policies) = policies {
+        let shown = Shown { claims: claims.as_ref(), is_grpc };
+        let decision = decision(policies, &visitor.at(port), &paths, request, shown)
+            .map_err(|why| Refusal::new(RequestEnd::BadRequest, why))?;
+        exchange.ruling = admission::of(&decision);
+        if !decision.is_allowed() {
+            return Err(refused(proxy, &exchange.ruling));
+        }
     }
+    let is_kept = is_kept || policies.is_some_and(|policies| policies.needs_requests(port));
+    Ok(is_kept.then(|| Kept { head: head::bare(request), claims, is_grpc, paths }))
+}
+
+/// What a client is told whose request policies deny.
+pub(super) fn refused(proxy: &Proxy, ruling: &RulingOf) -> Refusal {
     let names_it = proxy.settings.names_policies;
-    let detail = exchange.ruling.as_deref().filter(|_| names_it).and_then(|ruling| ruling.detail.clone());
-    Err(Refusal::new(
+    let detail = ruling.as_deref().filter(|_| names_it).and_then(|ruling| ruling.detail.clone());
+    Refusal::new(
         RequestEnd::Denied,
         detail.unwrap_or_else(|| "policies do not let this request in".to_owned()),
-    ))
+    )
+}
+
+impl Kept {
+    /// What the policies say of it, where they deny it.
+    pub(in crate::proxy) fn denied(&self, policies: &Set, connection: &Connection<'_>) -> Option<RulingOf> {
+        let shown = Shown { claims: self.claims.as_ref(), is_grpc: self.is_grpc };
+        match decision(policies, connection, &self.paths, &self.head, shown) {
+            Ok(decision) => (!decision.is_allowed()).then(|| admission::of(&decision)),
+            // It began while nobody wanted to know its path.
+            Err(_ambiguous) => Some(None),
+        }
+    }
+}
+
+fn decision<B>(
+    policies: &Set,
+    connection: &Connection<'_>,
+    paths: &PathNormalisation,
+    request: &Request<B>,
+    shown: Shown<'_>,
+) -> Result<Decision, String> {
+    as_policies_see_it(paths, request, shown, |asked| policies.request(connection, asked))
 }
 
 /// What is known of a request beside itself.

@@ -16,6 +16,8 @@ use tokio::sync::{Notify, mpsc};
 
 use super::exchange::Exchange;
 use super::repeat::{Repeat, Resumed, Watched};
+use crate::policy::jwt::Rules;
+use crate::proxy::let_in::Held;
 
 /// How long a client that waits for `100 Continue` is left to wait for it (RFC 9110, section 10.1.1).
 const CONTINUE_AFTER: Duration = Duration::from_secs(1);
@@ -28,6 +30,10 @@ pub(super) struct RequestBody {
     /// Others that get the same.
     copies: Vec<mpsc::Sender<Copied>>,
     held_back: Option<HeldBack>,
+    /// Where it breaks off when policies do not let its request in any more.
+    held: Option<Arc<Held>>,
+    /// What its trailers must not say.
+    tokens: Option<Arc<Rules>>,
 }
 
 #[derive(Debug)]
@@ -63,6 +69,9 @@ pub(super) enum BodyError {
     /// It is being sent on another connection.
     #[error("the request is sent once more")]
     Repeated,
+    /// Policies do not let its request in any more.
+    #[error("policies do not let the request in any more")]
+    Denied(#[source] h2::Error),
 }
 
 /// Pieces by which a copy may be behind what it is a copy of.
@@ -78,12 +87,19 @@ impl RequestBody {
     /// What comes from the client; its bytes are added to `bytes`.
     pub(super) fn new(inner: Incoming, bytes: Arc<AtomicU64>) -> Self {
         let inner = if inner.is_end_stream() { Inner::Empty } else { Inner::Client(inner) };
-        Self { inner, bytes, copies: Vec::new(), held_back: None }
+        Self { inner, bytes, ..Self::empty() }
     }
 
     /// Nothing.
     pub(super) fn empty() -> Self {
-        Self { inner: Inner::Empty, bytes: Arc::default(), copies: Vec::new(), held_back: None }
+        Self {
+            inner: Inner::Empty,
+            bytes: Arc::default(),
+            copies: Vec::new(),
+            held_back: None,
+            held: None,
+            tokens: None,
+        }
     }
 
     /// The same again, for another request. It is broken off when it falls behind, so that it never holds this one up.
@@ -110,7 +126,22 @@ impl RequestBody {
             Inner::Kept { data, trailers } => Inner::Kept { data: data.clone(), trailers: trailers.clone() },
             Inner::Client(_) | Inner::Watched(_) | Inner::Resumed(_) | Inner::Copy(_) => return None,
         };
-        Some(Self { inner, ..Self::empty() })
+        Some(Self { inner, held: self.held.clone(), tokens: self.tokens.clone(), ..Self::empty() })
+    }
+
+    /// It breaks off when its request is let in no more.
+    pub(super) fn hold(&mut self, held: Arc<Held>) {
+        self.held = Some(held);
+    }
+
+    /// Its trailers do not have what only tokens may say by these.
+    pub(super) fn clear_trailers(&mut self, tokens: Arc<Rules>) {
+        self.tokens = Some(tokens);
+    }
+
+    /// It is for another endpoint than the one that it was held to.
+    pub(super) fn let_go(&mut self) {
+        (self.held, self.tokens) = (None, None);
     }
 
     /// The same once more, should it have to be sent on another connection; also of what the client is still sending, as long as that is
@@ -120,7 +151,8 @@ impl RequestBody {
             Inner::Client(source) if self.copies.is_empty() => {
                 let (watched, repeat) = Watched::new(source);
                 self.inner = Inner::Watched(watched);
-                Some(OnceMore::Repeat(repeat, self.bytes.clone()))
+                let (bytes, held, tokens) = (self.bytes.clone(), self.held.clone(), self.tokens.clone());
+                Some(OnceMore::Repeat(repeat, Self { bytes, held, tokens, ..Self::empty() }))
             }
             inner => {
                 self.inner = inner;
@@ -150,8 +182,8 @@ impl RequestBody {
 pub(super) enum OnceMore {
     /// All of it is there.
     Whole(RequestBody),
-    /// What the client has said so far is, and its bytes are counted there.
-    Repeat(Repeat, Arc<AtomicU64>),
+    /// What the client has said so far is, and this is the body but for that.
+    Repeat(Repeat, RequestBody),
 }
 
 impl OnceMore {
@@ -159,8 +191,8 @@ impl OnceMore {
     pub(super) fn begin(self) -> Option<RequestBody> {
         match self {
             Self::Whole(body) => Some(body),
-            Self::Repeat(repeat, bytes) => {
-                Some(RequestBody { inner: Inner::Resumed(repeat.begin()?), bytes, ..RequestBody::empty() })
+            Self::Repeat(repeat, body) => {
+                Some(RequestBody { inner: Inner::Resumed(repeat.begin()?), ..body })
             }
         }
     }
@@ -175,11 +207,15 @@ impl Body for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
+        if this.held.as_ref().is_some_and(|held| held.poll_body(cx).is_ready()) {
+            this.copies.clear();
+            return Poll::Ready(Some(Err(BodyError::Denied(h2::Reason::CANCEL.into()))));
+        }
         if let Some(HeldBack(told)) = &mut this.held_back {
             ready!(told.as_mut().poll(cx));
             this.held_back = None;
         }
-        let frame = match &mut this.inner {
+        let mut frame = match &mut this.inner {
             Inner::Empty => None,
             Inner::Client(inner) => {
                 ready!(Pin::new(inner).poll_frame(cx)).map(|it| it.map_err(BodyError::from))
@@ -196,7 +232,11 @@ impl Body for RequestBody {
                 return Poll::Ready(Some(Ok(Frame::data(std::mem::take(data)))));
             }
             Inner::Kept { trailers, .. } => {
-                return Poll::Ready(trailers.take().map(|it| Ok(Frame::trailers(it))));
+                let mut trailers = trailers.take();
+                if let (Some(tokens), Some(trailers)) = (&this.tokens, &mut trailers) {
+                    tokens.clear_headers(trailers);
+                }
+                return Poll::Ready(trailers.map(|it| Ok(Frame::trailers(it))));
             }
             Inner::Copy(copied) => {
                 return Poll::Ready(match ready!(copied.poll_recv(cx)) {
@@ -206,8 +246,11 @@ impl Body for RequestBody {
                 });
             }
         };
-        match &frame {
+        match &mut frame {
             Some(Ok(frame)) => {
+                if let (Some(tokens), Some(trailers)) = (&this.tokens, frame.trailers_mut()) {
+                    tokens.clear_headers(trailers);
+                }
                 if let Some(data) = frame.data_ref() {
                     this.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
                     let data = data.clone();
@@ -252,6 +295,17 @@ impl fmt::Debug for HeldBack {
     }
 }
 
+/// An answer broke off.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AnswerError {
+    /// Whoever sends it has failed.
+    #[error(transparent)]
+    Upstream(#[from] hyper::Error),
+    /// Policies do not let its request in any more.
+    #[error("policies do not let the request in any more")]
+    Denied(#[source] h2::Error),
+}
+
 /// The body of a response on its way to the client.
 #[derive(Debug)]
 pub(super) enum ResponseBody {
@@ -279,18 +333,25 @@ impl ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = AnswerError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        let this = self.get_mut();
+        match this {
             Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Upstream { inner, exchange } => {
+                if exchange.poll_denied(cx).is_ready() {
+                    let last = exchange.last();
+                    // What the upstream has to say beyond that is for nobody.
+                    *this = Self::Own(None);
+                    return Poll::Ready(Some(last));
+                }
                 let frame = ready!(Pin::new(&mut *inner).poll_frame(cx));
                 exchange.passes(frame.as_ref(), inner.is_end_stream());
-                Poll::Ready(frame)
+                Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::from)))
             }
         }
     }

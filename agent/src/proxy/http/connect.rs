@@ -22,18 +22,33 @@ pub(super) async fn http1(
     Ok((sender, async move { ended(connection.with_upgrades().await) }))
 }
 
-/// The same of HTTP/2, whose streams are among the tasks.
+/// The same of HTTP/2, whose streams end with what has to run.
 pub(super) async fn http2(
-    tasks: &Tasks,
     io: Io,
 ) -> hyper::Result<(http2::SendRequest<RequestBody>, impl Future<Output = ()> + Send + 'static)> {
-    let (sender, connection) = http2::Builder::new(tasks.clone())
+    let streams = Streams::default();
+    let (sender, connection) = http2::Builder::new(streams.0.clone())
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
         .max_header_list_size(HEADER_LIST)
         .handshake(TokioIo::new(io))
         .await?;
-    Ok((sender, async move { ended(connection.await) }))
+    let carried = async move {
+        ended(connection.await);
+        // Nobody has more to send, and what was sent is still to be answered.
+        streams.0.ended().await;
+    };
+    Ok((sender, carried))
+}
+
+/// What hyper runs for the streams of a connection, and would run on when that is dropped: it holds on to itself.
+#[derive(Default)]
+struct Streams(Tasks);
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 /// The requests on it have been told.

@@ -1,8 +1,10 @@
 //! One request, from its head to the end of its answer: what is held meanwhile, and what telemetry is told at the end.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -12,13 +14,14 @@ use http::{Method, Request, Response, Uri, Version};
 use http_body::Frame;
 
 use super::answer::{Refusal, is_grpc};
-use super::body::ResponseBody;
+use super::body::{AnswerError, RequestBody, ResponseBody};
 use super::pool::Loan;
 use super::quiet::Noise;
 use super::retry::mark_in_vain;
 use super::talk::Told;
 use crate::model::{LoadGuard, ObjectRef, PortGuard};
-use crate::proxy::let_in::Standing;
+use crate::proxy::Proxy;
+use crate::proxy::let_in::{Held, LetIn, Standing};
 use crate::route::Rule;
 use crate::telemetry::{
     ActiveRequest, HttpCounters, HttpRequest, RequestEnd, RequestTrace, RouteLabel, RulingOf, Telemetry,
@@ -48,8 +51,8 @@ pub(super) struct Exchange {
     end: Option<RequestEnd>,
     /// What policies have said of it.
     pub(super) ruling: RulingOf,
-    /// What it was let in as at an endpoint of this node.
-    pub(super) let_in: Option<Standing>,
+    /// Where it is held to the policies of an endpoint of this node.
+    held: Option<Arc<Held>>,
     /// With whom it is counted; the Service itself where nobody was reached.
     told: Option<Arc<Told>>,
     /// It counts among the active ones there.
@@ -89,7 +92,7 @@ impl Exchange {
             grpc_status: None,
             end: None,
             ruling: None,
-            let_in: None,
+            held: None,
             told: None,
             active: Vec::new(),
             upstream: None,
@@ -141,6 +144,65 @@ impl Exchange {
         self.told.is_some()
     }
 
+    /// From here on it is held to policies as what it was let in as; to those of now to begin with.
+    pub(super) fn hold(
+        &mut self,
+        let_in: &LetIn,
+        proxy: &Proxy,
+        standing: Standing,
+        request: &mut Request<RequestBody>,
+    ) {
+        let held = let_in.hold(proxy, standing);
+        request.body_mut().hold(held.clone());
+        self.held = Some(held);
+    }
+
+    /// It is held to no policies here.
+    pub(super) fn let_go(&mut self) {
+        self.held = None;
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// What the future comes to, unless policies do not let the request go on: then what they say, which the exchange has then, too.
+    pub(super) async fn unless_denied<T>(
+        &mut self,
+        mut future: Pin<&mut impl Future<Output = T>>,
+    ) -> Result<T, RulingOf> {
+        std::future::poll_fn(|cx| match self.poll_denied(cx) {
+            Poll::Ready(ruling) => Poll::Ready(Err(ruling)),
+            Poll::Pending => future.as_mut().poll(cx).map(Ok),
+        })
+        .await
+    }
+
+    /// Once policies do not let it go on: what they say, which it has then.
+    pub(super) fn poll_denied(&mut self, cx: &Context<'_>) -> Poll<RulingOf> {
+        let Some(held) = &self.held else { return Poll::Pending };
+        let ruling = std::task::ready!(held.poll_answer(cx));
+        self.denied(&ruling);
+        Poll::Ready(ruling)
+    }
+
+    fn denied(&mut self, ruling: &RulingOf) {
+        self.end = Some(RequestEnd::Denied);
+        self.ruling = ruling.clone().or_else(|| self.ruling.take());
+    }
+
+    /// Policies end it while it is answered: a call of gRPC with its status, anything else by being broken off.
+    pub(super) fn last(&mut self) -> Result<Frame<Bytes>, AnswerError> {
+        if !self.is_grpc || self.version != Version::HTTP_2 {
+            // Nothing says more of it that clients would not take for something else.
+            return Err(AnswerError::Denied(h2::Reason::CANCEL.into()));
+        }
+        let trailers =
+            Refusal::new(RequestEnd::Denied, "policies do not let this request in any more").trailers();
+        self.grpc_status = grpc_status(&trailers);
+        Ok(Frame::trailers(trailers))
+    }
+
     /// The head of the answer.
     pub(super) fn head(&mut self, status: u16, headers: &HeaderMap) {
         self.status = Some(status);
@@ -184,7 +246,7 @@ impl Exchange {
     /// The answer has passed as a whole, and its connection is free for the next.
     pub(super) fn done(&mut self) {
         self.end.get_or_insert(RequestEnd::Done);
-        (self.load, self.place) = (None, None);
+        (self.load, self.place, self.held) = (None, None, None);
         if let Some(loan) = self.loan.take() {
             loan.give_back();
         }
@@ -194,6 +256,12 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let Some(told) = self.told.take() else { return };
+        // It may have gone with its connection, by the same policies.
+        if self.end.is_none()
+            && let Some(ruling) = self.held.take().and_then(|held| held.denied())
+        {
+            self.denied(&ruling);
+        }
         let request = HttpRequest {
             route: self.rule.as_deref().map(label),
             method: std::mem::take(&mut self.method),

@@ -34,10 +34,9 @@ pub(super) async fn answer(
     let outcome = carry(&talk, &snapshot, &mut exchange, request, dialect).await;
     let mut response = match outcome {
         Ok(Outcome::Passed(passed)) => {
-            let let_in = exchange.let_in.take();
             let (response, bridge) = passed.answer(exchange);
             if let Some(bridge) = bridge {
-                talk.keep(bridge, let_in);
+                talk.here.upstreams.tasks.spawn(bridge);
                 return response;
             }
             response

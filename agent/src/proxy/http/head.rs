@@ -199,12 +199,18 @@ pub(super) fn encrypted<B>(request: &mut Request<B>) {
 
 /// A request with the same head and another body.
 pub(super) fn copy<A, B>(request: &Request<A>, body: B) -> Request<B> {
-    let mut copy = Request::new(body);
+    let mut copy = bare(request).map(|()| body);
+    *copy.extensions_mut() = request.extensions().clone();
+    copy
+}
+
+/// What the request's head says, and nothing else of it.
+pub(super) fn bare<B>(request: &Request<B>) -> Request<()> {
+    let mut copy = Request::new(());
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
-    *copy.extensions_mut() = request.extensions().clone();
     copy
 }
 

@@ -28,14 +28,14 @@ use super::talk::{Dialect, Told};
 use super::upgrade::Passed;
 use super::{authorize, blame, connect, head, interim, serve};
 use crate::model::Limited;
-use crate::proxy::admission::{Caller, Door};
+use crate::proxy::admission::{Caller, Door, Entry};
 use crate::proxy::detect::{self, Speech};
 use crate::proxy::reach::{Assurance, Upstream};
 use crate::proxy::relay::{Meter, relay};
 use crate::proxy::tasks::Tasks;
 use crate::proxy::tunnel::stream::{self, Ends};
 use crate::proxy::worker::{Fate, Here};
-use crate::proxy::{Proxy, admission};
+use crate::proxy::{Proxy, admission, let_in};
 use crate::sentence::in_one_sentence;
 use crate::telemetry::{CloseReason, ConnectionFacts, RequestEnd};
 
@@ -168,7 +168,7 @@ async fn begun(
 ) -> hyper::Result<(Sender, oneshot::Receiver<Infallible>)> {
     let (over, is_over) = oneshot::channel();
     if speech == Speech::Http2 {
-        let (sender, connection) = connect::http2(tasks, application).await?;
+        let (sender, connection) = connect::http2(application).await?;
         tasks.spawn(until_over(connection, over));
         return Ok((Sender::Http2(sender), is_over));
     }
@@ -233,16 +233,24 @@ impl Application {
         };
         // What a header names away is away before policies look, and before claims become headers.
         let (mut request, client_end) = outgoing(exchange, request, dialect);
-        let Inbound { proxy, door, visitor, .. } = &self.inbound;
+        let Inbound { proxy, here, door, visitor, .. } = &self.inbound;
         let snapshot = proxy.snapshot.load_full();
-        authorize::request(proxy, &snapshot, (door, visitor), exchange, &mut request).await?;
+        let kept =
+            authorize::request(proxy, &snapshot, (door, visitor), exchange, &mut request, true).await?;
         let admission = admission::admit(&snapshot, door.address, Limited::Requests, || visitor.source());
         let standing = limit::admitted(admission)?;
+        let policies = door.policies(&snapshot).cloned();
         drop(snapshot);
+        let entry = Entry { by_request: true, policies, ..Entry::default() };
+        let let_in = let_in::Standing::new(door.clone(), visitor.clone(), self.told.security(), entry);
+        let let_in = let_in::Standing { request: kept, ..let_in };
+        exchange.hold(&here.let_in, proxy, let_in, &mut request);
         let mut request = aimed(request, authority, None, dialect)?;
         interim::listen(&mut request);
         exchange.attempts = 1;
-        let mut response = self.send(request).await?;
+        let sent = std::pin::pin!(self.send(request));
+        let answered = exchange.unless_denied(sent).await;
+        let mut response = answered.map_err(|ruling| authorize::refused(proxy, &ruling))??;
         exchange.head(response.status().as_u16(), response.headers());
         if let Some(standing) = standing {
             limit::tell(&standing, response.headers_mut());

@@ -48,6 +48,7 @@ use super::Proxy;
 use super::captured::Captured;
 use super::relay::close_in_order;
 use super::worker::{Fate, Here};
+pub(super) use authorize::Kept;
 pub(super) use explained::{Routed, as_policies_see_it, routed};
 pub(super) use inbound::Inbound;
 pub(super) use pool::Pool;

@@ -270,7 +270,15 @@ impl Sending<'_> {
             if let Some(left) = self.patience.left(now, exchange.is_grpc) {
                 deadline::tell(left, request.headers_mut(), exchange.is_grpc);
             }
-            match self.over(&mut lease, request).await {
+            if !exchange.is_held() && talk.wants_its_head(snapshot, to) {
+                let detail = format!("{to}: policies begin to want to see requests");
+                return Err(Failed::Broken(Refusal::new(RequestEnd::UpstreamReset, detail)));
+            }
+            let answered = {
+                let sent = std::pin::pin!(self.over(&mut lease, request));
+                exchange.unless_denied(sent).await
+            };
+            match answered.map_err(|ruling| Failed::Broken(authorize::refused(&talk.proxy, &ruling)))? {
                 Ok(mut response) => {
                     if let Some(standing) = &standing {
                         limit::tell(standing, response.headers_mut());
@@ -311,6 +319,8 @@ impl Sending<'_> {
         request: &mut Request<RequestBody>,
     ) -> Result<Admitted, Refusal> {
         let (talk, snapshot) = (self.talk, self.snapshot);
+        exchange.let_go();
+        request.body_mut().let_go();
         let becomes_another = head::asks_for_upgrade(request);
         let is_asked = !snapshot.access.is_empty()
             || !snapshot.tokens.is_empty()
@@ -322,20 +332,23 @@ impl Sending<'_> {
             return Ok(Admitted::default());
         };
         let visitor = talk.captured.caller();
-        if becomes_another {
-            // What it becomes is asked about again when policies change.
-            let entry = Entry { policies: door.policies(snapshot).cloned(), ..Entry::default() };
-            let standing = let_in::Standing::new(door.clone(), visitor.clone(), assurance.security, entry);
-            exchange.let_in = Some(standing);
-        }
         let came = door.tokens(snapshot).map(|_| (request.uri().clone(), request.headers().clone()));
-        let admitted =
-            authorize::request(&talk.proxy, snapshot, (&door, &visitor), exchange, request).await.and_then(
-                |()| limit::admitted(admission::admit(snapshot, to, Limited::Requests, || visitor.source())),
-            );
-        let standing = admitted.inspect_err(|_| {
+        let asked =
+            authorize::request(&talk.proxy, snapshot, (&door, &visitor), exchange, request, false).await;
+        let admitted = asked.and_then(|kept| {
+            let admission = admission::admit(snapshot, to, Limited::Requests, || visitor.source());
+            Ok((limit::admitted(admission)?, kept))
+        });
+        let (standing, kept) = admitted.inspect_err(|_| {
             exchange.tell(talk.told(snapshot, exchange.service.as_ref(), to, &assurance));
         })?;
+        if kept.is_some() || becomes_another {
+            let policies = door.policies(snapshot).cloned();
+            let entry = Entry { by_request: kept.is_some(), policies, ..Entry::default() };
+            let let_in = let_in::Standing::new(door, visitor, assurance.security, entry);
+            let let_in = let_in::Standing { request: kept, ..let_in };
+            exchange.hold(&talk.here.let_in, &talk.proxy, let_in, request);
+        }
         Ok(Admitted { standing, came })
     }
 

@@ -23,7 +23,7 @@ use crate::proxy::let_in::Standing;
 use crate::proxy::reach::{self, Assurance, Dialled, InTheWay};
 use crate::proxy::worker::{Fate, Here};
 use crate::snapshot::Snapshot;
-use crate::telemetry::{ConnectionFacts, HttpCounters, RefuseReason, Telemetry};
+use crate::telemetry::{ConnectionFacts, HttpCounters, RefuseReason, Security, Telemetry};
 
 /// One client connection.
 #[derive(Debug)]
@@ -66,6 +66,11 @@ impl Told {
         let counters = all.iter().map(|facts| telemetry.http_counters(facts)).collect();
         let Some(facts) = all.into_iter().next() else { unreachable!("somebody reports every connection") };
         Self { to, assurance, facts: Arc::new(facts), counters }
+    }
+
+    /// How the connection is protected.
+    pub(super) fn security(&self) -> Security {
+        self.assurance.security
     }
 }
 
@@ -146,7 +151,7 @@ impl Talk {
                 let make = || async {
                     let (io, assurance, terms, let_in) =
                         self.connect(snapshot, service, (to, port), dialect).await?;
-                    let made = connect::http2(&pool.tasks, io).await;
+                    let made = connect::http2(io).await;
                     let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
                     self.keep(connection, let_in);
                     Ok((sender, assurance, terms))
@@ -177,9 +182,10 @@ impl Talk {
         let meter = reach::record(proxy, snapshot, captured, to, service, &assurance);
         let stream = Stream::new(upstream, &here.upstreams.tasks);
         let let_in = entered.map(|(door, entry)| {
-            // Each of its requests is asked about.
+            // Each of its requests is asked about, and again where policies wanted to see it.
             let entry = Entry { by_request: true, ..entry };
-            Standing::new(door, captured.caller(), assurance.security, entry)
+            let standing = Standing::new(door, captured.caller(), assurance.security, entry);
+            Standing { carries: Carries::Request, keeps_all: false, ..standing }
         });
         let io = Counted::new(stream, meter, Some(terms.clone()));
         let io = match self.key(to, port).tls {
@@ -193,12 +199,19 @@ impl Talk {
         Ok((io, assurance, terms, let_in))
     }
 
-    /// Drives the connection, or what one has become; to an endpoint of this node for as long as policies let it stand.
-    pub(super) fn keep(
-        &self,
-        connection: impl Future<Output = ()> + Send + 'static,
-        let_in: Option<Standing>,
-    ) {
+    /// Whether the endpoint's policies have begun to want to see requests since one was asked about that goes by this snapshot, and whose
+    /// head was not kept.
+    pub(super) fn wants_its_head(&self, snapshot: &Snapshot, to: SocketAddr) -> bool {
+        let now = self.proxy.snapshot.load();
+        let is_wanted = || {
+            let (door, _) = reach::door(&self.proxy, &now, &self.captured, to)?;
+            Some(door.policies(&now)?.needs_requests(to.port()))
+        };
+        !std::ptr::eq(&**now, snapshot) && is_wanted() == Some(true)
+    }
+
+    /// Drives the connection; to an endpoint of this node for as long as policies let it stand.
+    fn keep(&self, connection: impl Future<Output = ()> + Send + 'static, let_in: Option<Standing>) {
         let tasks = &self.here.upstreams.tasks;
         match let_in {
             None => tasks.spawn(connection),

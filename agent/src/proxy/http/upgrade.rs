@@ -99,21 +99,27 @@ impl Bridge {
         let mut client = InspectReader::new(TokioIo::new(client), |read: &[u8]| count(&sent, read));
         let mut upstream = InspectReader::new(TokioIo::new(upstream), |read: &[u8]| count(&received, read));
         let carried = || (sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed));
+        let limit = exchange.noise.as_ref().map(Noise::limit);
         let idle = async {
-            match exchange.noise.as_ref().map(Noise::limit) {
+            match limit {
                 Some(limit) => unmoved(limit, || Some(carried())).await,
                 None => std::future::pending().await,
             }
         };
-        let end = tokio::select! {
-            biased;
-            copied = tokio::io::copy_bidirectional(&mut client, &mut upstream) => match copied {
-                Ok(_) => RequestEnd::Done,
-                Err(error) => return debug!(%error, "an upgraded connection broke"),
-            },
-            () = idle => RequestEnd::Idle,
-        };
-        let (sent, received) = carried();
-        exchange.carried(end, sent, received);
+        let copied = std::pin::pin!(async {
+            tokio::select! {
+                biased;
+                copied = tokio::io::copy_bidirectional(&mut client, &mut upstream) => copied.map(|_| RequestEnd::Done),
+                () = idle => Ok(RequestEnd::Idle),
+            }
+        });
+        match exchange.unless_denied(copied).await {
+            Ok(Ok(end)) => {
+                let (sent, received) = carried();
+                exchange.carried(end, sent, received);
+            }
+            Ok(Err(error)) => debug!(%error, "an upgraded connection broke"),
+            Err(_ruling) => debug!("policies do not let an upgraded connection go on"),
+        }
     }
 }

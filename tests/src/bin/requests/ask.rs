@@ -1,6 +1,7 @@
 //! The client: one request or many, over as many connections as are asked for; until SIGTERM at the latest.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +11,9 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use clap::Args;
 use http::{Request, Response, Uri};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
@@ -34,6 +37,12 @@ pub struct Ask {
     /// Bytes of each request's body.
     #[arg(long, default_value_t = 0)]
     body: usize,
+    /// Instead the body goes on, a byte at a time, with so long between them, and has no end.
+    #[arg(long)]
+    drip_ms: Option<u64>,
+    /// `name: value` after the body; may be given again.
+    #[arg(long = "trailer")]
+    trailers: Vec<String>,
     #[arg(long, default_value_t = 1)]
     count: usize,
     /// Connections that ask at the same time, each one request after the other.
@@ -76,9 +85,11 @@ impl Found {
     }
 }
 
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
 enum Sender {
-    Http1(http1::SendRequest<Full<Bytes>>),
-    Http2(http2::SendRequest<Full<Bytes>>),
+    Http1(http1::SendRequest<Body>),
+    Http2(http2::SendRequest<Body>),
 }
 
 impl Ask {
@@ -176,11 +187,11 @@ impl Ask {
             return Ok(Sender::Http2(sender));
         }
         let (sender, connection) = http1::handshake(io).await?;
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
         Ok(Sender::Http1(sender))
     }
 
-    fn request(&self) -> Result<Request<Full<Bytes>>> {
+    fn request(&self) -> Result<Request<Body>> {
         let path = self.url.path_and_query().map_or("/", |path| path.as_str());
         let host = self.host.as_deref().or(self.url.authority().map(|authority| authority.as_str()));
         let host = host.unwrap_or_default();
@@ -194,11 +205,37 @@ impl Ask {
             let (name, value) = header.split_once(':').context("a header is `name: value`")?;
             request = request.header(name, value.trim());
         }
-        Ok(request.body(Full::new(Bytes::from(vec![b'x'; self.body])))?)
+        let mut trailers = http::HeaderMap::new();
+        for trailer in &self.trailers {
+            let (name, value) = trailer.split_once(':').context("a trailer is `name: value`")?;
+            trailers.append(http::HeaderName::try_from(name)?, value.trim().try_into()?);
+            request = request.header("trailer", name);
+        }
+        let whole = Full::new(Bytes::from(vec![b'x'; self.body]));
+        if !trailers.is_empty() {
+            if !self.http2 {
+                request = request.header("transfer-encoding", "chunked");
+            }
+            return Ok(request.body(whole.with_trailers(async { Some(Ok(trailers)) }).boxed_unsync())?);
+        }
+        let Some(every) = self.drip_ms.map(Duration::from_millis) else {
+            return Ok(request.body(whole.boxed_unsync())?);
+        };
+        let more = futures_util::stream::unfold((), move |()| async move {
+            tokio::time::sleep(every).await;
+            Some((Ok(Frame::data(Bytes::from_static(b"."))), ()))
+        });
+        Ok(request.body(StreamBody::new(more).boxed_unsync())?)
     }
 }
 
 async fn read(response: Response<hyper::body::Incoming>) -> Result<Value> {
+    if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+        // Nothing is said in it: it lasts until somebody else ends it.
+        let other = TokioIo::new(hyper::upgrade::on(response).await?);
+        tokio::io::copy(&mut { other }, &mut tokio::io::sink()).await?;
+        bail!("the other protocol was ended");
+    }
     let (head, body) = response.into_parts();
     let body = body.collect().await.context("the answer broke off")?;
     let trailers = body.trailers().cloned().unwrap_or_default();

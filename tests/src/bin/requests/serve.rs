@@ -1,5 +1,5 @@
 //! The server. What a request's query may ask for: `status=503`, `delay_ms=100` before the answer, `bytes=1000` of body,
-//! `break=1` (the connection ends without an answer), `trailer=value`, `cookie=name` (its value is said back),
+//! `drip_ms=100` (of body a byte at a time, with as long between them, and no end), `break=1` (the connection ends without an answer), `trailer=value`, `cookie=name` (its value is said back),
 //! `header=name:value` on the answer, `first=3` (the rest is for the first three requests alone), `by=name` (for that server alone).
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,8 +15,9 @@ use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use clap::Args;
 use http::{HeaderMap, Request, Response, Uri};
-use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
-use hyper::body::Incoming;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -102,7 +103,29 @@ struct Server {
 #[error("as was asked for")]
 struct Broken;
 
-type Body = BoxBody<Bytes, Infallible>;
+/// An answer that goes on. When its client has had enough, that is said.
+struct Drip {
+    target: String,
+    every: Duration,
+}
+
+impl Drip {
+    fn body(self) -> Body {
+        let bytes = futures_util::stream::unfold(self, |drip| async {
+            tokio::time::sleep(drip.every).await;
+            Some((Ok(Frame::data(Bytes::from_static(b"."))), drip))
+        });
+        StreamBody::new(bytes).boxed_unsync()
+    }
+}
+
+impl Drop for Drip {
+    fn drop(&mut self) {
+        println!("broken off: {}", self.target);
+    }
+}
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 impl Server {
     async fn serve(
@@ -125,7 +148,7 @@ impl Server {
         if let Some(next) = &self.next {
             let response =
                 Response::builder().status(next.ask(&request).await).header("x-server", &self.name);
-            return response.body(Full::default().boxed()).map_err(|_| Broken);
+            return response.body(Full::default().boxed_unsync()).map_err(|_| Broken);
         }
         let asked = request.uri().query().unwrap_or_default().to_owned();
         let mut query = query(&asked);
@@ -144,7 +167,18 @@ impl Server {
             return Ok(upgraded(request));
         }
         let (head, body) = request.into_parts();
-        let received = body.collect().await.map_err(|_| Broken)?;
+        // Of what may take long.
+        if !body.is_end_stream() || query.contains_key("drip_ms") {
+            println!("begun: {}", head.uri);
+        }
+        if let Some(every) = query.get("drip_ms").and_then(|text| text.parse().ok()) {
+            let drip = Drip { target: head.uri.to_string(), every: Duration::from_millis(every) };
+            return Ok(Response::new(drip.body()));
+        }
+        let received = body.collect().await.map_err(|_| {
+            println!("broken off: {}", head.uri);
+            Broken
+        })?;
         let trailers = received.trailers().cloned().unwrap_or_default();
         let said = json!({
             "server": self.name,
@@ -188,9 +222,9 @@ impl Server {
         let body = match query.get("trailer").and_then(|value| value.parse().ok()) {
             Some(value) => {
                 let trailers = HeaderMap::from_iter([(http::HeaderName::from_static("x-trailer"), value)]);
-                body.with_trailers(async move { Some(Ok(trailers)) }).boxed()
+                body.with_trailers(async move { Some(Ok(trailers)) }).boxed_unsync()
             }
-            None => body.boxed(),
+            None => body.boxed_unsync(),
         };
         response.body(body).map_err(|_| Broken)
     }
@@ -239,14 +273,16 @@ impl Next {
 /// Says back what it is told, in whatever protocol was asked for.
 fn upgraded(mut request: Request<Incoming>) -> Response<Body> {
     let protocol = request.headers().get("upgrade").cloned();
+    println!("begun: {}", request.uri());
     tokio::spawn(async move {
         if let Ok(stream) = hyper::upgrade::on(&mut request).await {
             let (mut reader, mut writer) = tokio::io::split(TokioIo::new(stream));
             let _ = tokio::io::copy(&mut reader, &mut writer).await;
             let _ = tokio::io::AsyncWriteExt::shutdown(&mut writer).await;
+            println!("broken off: {}", request.uri());
         }
     });
-    let mut response = Response::new(Full::default().boxed());
+    let mut response = Response::new(Full::default().boxed_unsync());
     *response.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert("connection", http::HeaderValue::from_static("upgrade"));
     if let Some(protocol) = protocol {

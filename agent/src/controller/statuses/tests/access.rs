@@ -45,6 +45,12 @@ fn a_status_says_what_an_authorization_policy_is_for_and_what_of_it_cannot_be_do
                 "{redis}, action: Deny, rules: [{{to: [{{methods: [PUT]}}], from: [{{namespaces: [a]}}]}}]"
             ),
         ),
+        policy("reads-dry", &format!("{redis}, dryRun: true, rules: [{{{methods}}}]")),
+        policy(
+            "reads-or-shop-dry",
+            &format!("{redis}, dryRun: true, rules: [{{{methods}}}, {{from: [{{namespaces: [shop]}}]}}]"),
+        ),
+        policy("writes-dry", &format!("{redis}, dryRun: true, action: Deny, rules: [{{{methods}}}]")),
         policy(
             "elsewhere",
             &format!(
@@ -56,25 +62,31 @@ fn a_status_says_what_an_authorization_policy_is_for_and_what_of_it_cannot_be_do
     check(
         &mut world,
         &expect![[r#"
-        AuthorizationPolicy bank/nobody: Accepted: the policy is in force; it selects no pod now
-        AuthorizationPolicy mesh/everybody: Accepted: the policy is in force
-        AuthorizationPolicy shop/all: Accepted: the policy is in force
-        AuthorizationPolicy shop/bad:
-          not Accepted: Invalid: spec.action: expected Allow, Deny or Audit, found "Block"; until then it is reported that everything would be denied at all pods that it is for
-        AuthorizationPolicy shop/bad-dry:
-          not Accepted: Invalid: spec.rules[0].to[0]: expected at least one field; without any it would mean everything; until then it is reported that everything would be denied at the pods that it selects
-        AuthorizationPolicy shop/dry: Accepted: what the policy would do is reported, and nothing is done (dryRun); it selects no pod now
-        AuthorizationPolicy shop/elsewhere: Accepted: the policy is in force
-        AuthorizationPolicy shop/none:
-          not Accepted: TargetNotFound: there is no Service shop/db
-        AuthorizationPolicy shop/reads: Accepted: the policy is in force
-          not Enforced: NotHttp: every connection to port 6379 of the Service shop/redis is denied unless another policy allows it: it is declared to carry something other than HTTP, and without requests rule 1 can allow nothing
-        AuthorizationPolicy shop/reads-or-shop: Accepted: the policy is in force
-          not Enforced: NotHttp: no connection to port 6379 of the Service shop/redis is allowed by rule 1: it is declared to carry something other than HTTP, and without requests nothing can match
-        AuthorizationPolicy shop/web: Accepted: the policy is in force
-        AuthorizationPolicy shop/writes: Accepted: the policy is in force
-          not Enforced: NotHttp: every connection to port 6379 of the Service shop/redis is denied for which all else holds that rule 1 asks for: it is declared to carry something other than HTTP, and without requests the rest counts as matched
-    "#]],
+            AuthorizationPolicy bank/nobody: Accepted: the policy is in force; it selects no pod now
+            AuthorizationPolicy mesh/everybody: Accepted: the policy is in force
+            AuthorizationPolicy shop/all: Accepted: the policy is in force
+            AuthorizationPolicy shop/bad:
+              not Accepted: Invalid: spec.action: expected Allow, Deny or Audit, found "Block"; until then it is reported that everything would be denied at all pods that it is for
+            AuthorizationPolicy shop/bad-dry:
+              not Accepted: Invalid: spec.rules[0].to[0]: expected at least one field; without any it would mean everything; until then it is reported that everything would be denied at the pods that it selects
+            AuthorizationPolicy shop/dry: Accepted: what the policy would do is reported, and nothing is done (dryRun); it selects no pod now
+            AuthorizationPolicy shop/elsewhere: Accepted: the policy is in force
+            AuthorizationPolicy shop/none:
+              not Accepted: TargetNotFound: there is no Service shop/db
+            AuthorizationPolicy shop/reads: Accepted: the policy is in force
+              not Enforced: NotHttp: every connection to port 6379 of the Service shop/redis is denied unless another policy allows it: it is declared to carry something other than HTTP, and without requests rule 1 can allow nothing
+            AuthorizationPolicy shop/reads-dry: Accepted: what the policy would do is reported, and nothing is done (dryRun)
+              not Enforced: NotHttp: it is reported that every connection to port 6379 of the Service shop/redis would be denied unless another policy allows it: it is declared to carry something other than HTTP, and without requests rule 1 can allow nothing
+            AuthorizationPolicy shop/reads-or-shop: Accepted: the policy is in force
+              not Enforced: NotHttp: no connection to port 6379 of the Service shop/redis is allowed by rule 1: it is declared to carry something other than HTTP, and without requests nothing can match
+            AuthorizationPolicy shop/reads-or-shop-dry: Accepted: what the policy would do is reported, and nothing is done (dryRun)
+              not Enforced: NotHttp: no connection to port 6379 of the Service shop/redis would be allowed by rule 1: it is declared to carry something other than HTTP, and without requests nothing can match
+            AuthorizationPolicy shop/web: Accepted: the policy is in force
+            AuthorizationPolicy shop/writes: Accepted: the policy is in force
+              not Enforced: NotHttp: every connection to port 6379 of the Service shop/redis is denied for which all else holds that rule 1 asks for: it is declared to carry something other than HTTP, and without requests the rest counts as matched
+            AuthorizationPolicy shop/writes-dry: Accepted: what the policy would do is reported, and nothing is done (dryRun)
+              not Enforced: NotHttp: it is reported that every connection to port 6379 of the Service shop/redis would be denied for which all else holds that rule 1 asks for: it is declared to carry something other than HTTP, and without requests the rest counts as matched
+        "#]],
     );
     check(&mut world, &expect![[""]]);
     // A pod that is selected, the last one that was, and the Service.
@@ -99,17 +111,23 @@ fn a_status_says_what_an_authorization_policy_is_for_and_what_of_it_cannot_be_do
     check(
         &mut world,
         &expect![[r#"
-        AuthorizationPolicy shop/elsewhere:
-          not Accepted: TargetNotFound: there is no Service shop/redis
-        AuthorizationPolicy shop/none:
-          not Accepted: TargetNotFound: there is no Service shop/redis; there is no Service shop/db
-        AuthorizationPolicy shop/reads:
-          not Accepted: TargetNotFound: there is no Service shop/redis
-        AuthorizationPolicy shop/reads-or-shop:
-          not Accepted: TargetNotFound: there is no Service shop/redis
-        AuthorizationPolicy shop/writes:
-          not Accepted: TargetNotFound: there is no Service shop/redis
-    "#]],
+            AuthorizationPolicy shop/elsewhere:
+              not Accepted: TargetNotFound: there is no Service shop/redis
+            AuthorizationPolicy shop/none:
+              not Accepted: TargetNotFound: there is no Service shop/redis; there is no Service shop/db
+            AuthorizationPolicy shop/reads:
+              not Accepted: TargetNotFound: there is no Service shop/redis
+            AuthorizationPolicy shop/reads-dry:
+              not Accepted: TargetNotFound: there is no Service shop/redis
+            AuthorizationPolicy shop/reads-or-shop:
+              not Accepted: TargetNotFound: there is no Service shop/redis
+            AuthorizationPolicy shop/reads-or-shop-dry:
+              not Accepted: TargetNotFound: there is no Service shop/redis
+            AuthorizationPolicy shop/writes:
+              not Accepted: TargetNotFound: there is no Service shop/redis
+            AuthorizationPolicy shop/writes-dry:
+              not Accepted: TargetNotFound: there is no Service shop/redis
+        "#]],
     );
 }
 

@@ -80,6 +80,20 @@ fn policies() -> impl Strategy<Value = Vec<String>> {
     })
 }
 
+/// A policy that comes or takes another one's place, or that one goes.
+fn change() -> impl Strategy<Value = Option<String>> {
+    let head = (
+        select(&["allow", "deny", "audit", "dry allow", "dry deny"][..]),
+        select(&["", "", " @80", " @81,82"][..]),
+        select(&["", "", "", "", "(wrong)"][..]),
+    );
+    let one =
+        (head, proptest::collection::vec(rule(), 0..4)).prop_map(|((action, ports, invalid), rules)| {
+            format!("{action} p {ports}{invalid}: {}", rules.join(" | "))
+        });
+    proptest::option::weighted(0.8, one)
+}
+
 fn question() -> impl Strategy<Value = Question> {
     let who = select(&["-", "shop/web", "shop/api", "bank/web", "team-1/web", "other.example:shop/web"][..]);
     let connection = (
@@ -183,6 +197,42 @@ proptest! {
         }
     }
 
+    /// So does the index of a set that has come about by changes, each of a few policies among others.
+    #[test]
+    fn what_has_changed_equals_what_is_made_anew(
+        first in policies(),
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), change()), 1..16),
+        questions in proptest::collection::vec(question(), 4),
+    ) {
+        let mut applied: Vec<Applied> = first.iter().map(|line| policy(line)).collect();
+        let mut changed = Set::new(applied.clone());
+        for (place, change) in changes {
+            let place = place.index(applied.len() + 1);
+            match (change, applied.get_mut(place)) {
+                (Some(line), Some(one)) => *one = policy(&line.replace(" p ", &format!(" p{place} "))),
+                (Some(line), None) => applied.push(policy(&line.replace(" p ", &format!(" p{place} ")))),
+                (None, Some(_)) => drop(applied.remove(place)),
+                (None, None) => applied.reverse(),
+            }
+            changed = changed.with(applied.clone());
+            let anew = Set::new(applied.clone());
+            prop_assert_eq!(changed.policies(), anew.policies());
+            prop_assert_eq!(changed.can_deny(), anew.can_deny());
+            prop_assert_eq!(changed.is_empty(), anew.is_empty());
+            for question in &questions {
+                let (changed, anew) = (decided(&changed, question), decided(&anew, question));
+                // It may wait for requests for the sake of what has gone, and never the other way round.
+                prop_assert!(changed.is_none() || anew.is_some());
+                if let (Some(changed), Some(anew)) = (changed, anew) {
+                    prop_assert_eq!(changed.outcome.verdict(), anew.outcome.verdict());
+                    prop_assert_eq!(without_nearest(changed.outcome), without_nearest(anew.outcome));
+                    prop_assert_eq!(changed.audited, anew.audited);
+                    prop_assert_eq!(changed.dry.map(without_nearest), anew.dry.map(without_nearest));
+                }
+            }
+        }
+    }
+
     /// In whatever order policies come; and what denies denies, whatever else there is.
     #[test]
     fn deny_never_loses_to_the_order_of_policies(
@@ -244,6 +294,40 @@ fn without_nearest(outcome: Outcome) -> Outcome {
         Outcome::NotAllowed { policy, others, .. } => Outcome::NotAllowed { policy, others, nearest: None },
         outcome => outcome,
     }
+}
+
+/// Rules that many others share something with, as they come and go one after the other.
+#[test]
+fn what_comes_and_goes_among_many_is_found_while_it_is_there() {
+    let one = |place: usize| {
+        let (a, b, c) = (place % 10, place / 10 % 10, place / 100);
+        policy(&format!(
+            "deny p{place:04}: from namespaces=n{a} to methods=M{b} paths=/p{c}/* | from namespaces=x"
+        ))
+    };
+    let ask = |set: &Set, place: usize| {
+        let (a, b, c) = (place % 10, place / 10 % 10, place / 100);
+        Question::parse(&format!("n{a}/x M{b} /p{c}/y")).answer(set)
+    };
+    let denied = |place: usize| format!("denied by p{place:04}, rule 1");
+    let open = "allowed, for no policy says what is";
+    let mut applied: Vec<Applied> = (0..1_000).step_by(2).map(one).collect();
+    let mut set = Set::new(applied.clone());
+    for place in (1..1_000).step_by(2) {
+        assert_eq!(ask(&set, place), open);
+        applied.push(one(place));
+        set = set.with(applied.clone());
+        assert_eq!(ask(&set, place), denied(place));
+        assert_eq!(ask(&set, place - 1), denied(place - 1));
+        assert_eq!(Question::parse("x/x GET /").answer(&set), "denied by p0000, rule 2");
+    }
+    for place in (0..1_000).rev().step_by(3) {
+        applied.retain(|applied| *applied.policy.name != *format!("p{place:04}"));
+        set = set.with(applied.clone());
+        assert_eq!(ask(&set, place), open);
+    }
+    let left = |place: &usize| !(999 - place).is_multiple_of(3);
+    (0..1_000).filter(left).for_each(|place| assert_eq!(ask(&set, place), denied(place)));
 }
 
 /// More rules of one kind than are kept in one list, so that lists are divided.
