@@ -276,10 +276,11 @@ struct Lasting {
 }
 
 impl Lasting {
-    /// One of each kind by each client, of this folder.
+    /// One of each kind by each client, of this folder. The server is one, too: what a pod says to itself goes through no tunnel.
     fn begin(stage: &Stage, folder: &str) -> Result<Vec<Self>> {
         let mut all = Vec::new();
-        for (client, url) in stage.clients() {
+        let itself = (&stage.server, format!("http://{}/", SocketAddr::new(web(), 80)));
+        for (client, url) in stage.clients().into_iter().chain([itself]) {
             for (place, (kind, args, expected)) in LASTING.into_iter().enumerate() {
                 let query = if kind == "download" { "?drip_ms=50" } else { "" };
                 let target = format!("{folder}/{}/{place}{query}", client.name());

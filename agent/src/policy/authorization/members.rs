@@ -115,6 +115,17 @@ impl Members {
         self.order.iter().filter_map(|number| self.applied(*number)).map(Applied::rules).sum()
     }
 
+    /// The ports at which any of them says something of requests.
+    pub(super) fn requests(&self) -> Ports {
+        let mut requests = Ports::default();
+        // Most are for any port, so that there is no need to look at all.
+        _ = self.all().all(|(_, entry)| {
+            entry.add_requests(&mut requests);
+            !requests.are_all()
+        });
+        requests
+    }
+
     pub(super) fn get(&self, Place { policy, rule }: Place) -> Option<Entry<'_>> {
         let applied = self.applied(policy)?;
         Some(Entry { applied, place: applied.policy.invalid.is_none().then_some(rule as usize) })

@@ -21,33 +21,33 @@ impl Ports {
         self.bits.iter().all(|word| *word == 0)
     }
 
+    pub(super) fn are_all(&self) -> bool {
+        self.is_full
+    }
+
     /// Those that the matcher means, and of them those of the list alone, if there is one.
     pub(super) fn add(&mut self, matcher: &Matcher<u16>, only: Option<&[u16]>) {
+        let Matcher { any_of, none_of } = matcher;
         // Most say nothing of ports, and there may be many of them.
         if self.is_full {
             return;
         }
-        let lists = [Some(&*matcher.any_of).filter(|list| !list.is_empty()), only];
-        let mut added = vec![u64::MAX; WORDS];
-        for list in lists.into_iter().flatten() {
-            let of_list = bits(list);
-            added.iter_mut().zip(of_list).for_each(|(added, listed)| *added &= listed);
-        }
-        let left_out = bits(&matcher.none_of);
-        added.iter_mut().zip(left_out).for_each(|(added, left_out)| *added &= !left_out);
         self.bits.resize(WORDS, 0);
-        self.bits.iter_mut().zip(added).for_each(|(word, added)| *word |= added);
+        let listed = if any_of.is_empty() { only } else { Some(&**any_of) };
+        if let Some(listed) = listed {
+            let is_meant = |port: &&u16| !none_of.contains(port) && only.is_none_or(|it| it.contains(port));
+            for (word, bit) in listed.iter().filter(is_meant).map(|port| place(*port)) {
+                self.bits[word] |= bit;
+            }
+            return;
+        }
+        let mut left_out = vec![0; WORDS];
+        for (word, bit) in none_of.iter().map(|port| place(*port)) {
+            left_out[word] |= bit;
+        }
+        self.bits.iter_mut().zip(left_out).for_each(|(word, left_out)| *word |= !left_out);
         self.is_full = self.bits.iter().all(|word| *word == u64::MAX);
     }
-}
-
-fn bits(ports: &[u16]) -> Vec<u64> {
-    let mut bits = vec![0; WORDS];
-    for port in ports {
-        let (word, bit) = place(*port);
-        bits[word] |= bit;
-    }
-    bits
 }
 
 fn place(port: u16) -> (usize, u64) {

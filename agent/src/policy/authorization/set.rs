@@ -39,7 +39,7 @@ pub(super) struct Group {
     certain: Index,
     /// Those that say something of requests, likewise.
     possible: Index,
-    /// Where it matters what is asked for, or did.
+    /// Where it matters what is asked for.
     requests: Ports,
     in_doubt: bool,
     /// Rules that have come and gone since all of it was made.
@@ -139,19 +139,18 @@ impl Set {
             && self.dry_closed.is_empty()
     }
 
-    /// Whether anything at this port, a report among it, can depend on what is asked for. Of many policies it may
-    /// still say so when those have gone on whose account it did.
+    /// Whether anything at this port, a report among it, can depend on what is asked for.
     pub fn needs_requests(&self, port: u16) -> bool {
         self.groups().into_iter().any(|group| group.requests.has(port))
     }
 
-    fn groups(&self) -> [&Group; 5] {
-        [&self.deny, &self.allow, &self.audit, &self.dry_deny, &self.dry_allow]
-    }
-
-    /// Whether anything at some port, a report among it, can depend on what is asked for; as [`Self::needs_requests`].
+    /// Whether anything at some port, a report among it, can depend on what is asked for.
     pub fn is_about_requests(&self) -> bool {
         self.groups().into_iter().any(|group| !group.requests.is_empty())
+    }
+
+    fn groups(&self) -> [&Group; 5] {
+        [&self.deny, &self.allow, &self.audit, &self.dry_deny, &self.dry_allow]
     }
 
     /// Decides about a connection, as far as that is possible before the first request. What could never be allowed is denied.
@@ -222,19 +221,24 @@ impl Group {
         if next.changed > next.members.rules() / 2 {
             return Arc::new(Self::new(applied, in_doubt));
         }
+        let is_of_requests =
+            |number: &u32| next.members.of(*number).any(|(_, it)| it.rule().is_of_requests());
+        let may_need_less = changes.gone.iter().any(is_of_requests);
         for number in changes.gone {
             next.take_out(number);
             next.members.forget(number);
         }
         changes.come.into_iter().for_each(|number| next.add(number));
+        if may_need_less {
+            next.requests = next.members.requests();
+        }
         Arc::new(next)
     }
 
     fn new(applied: &[&Applied], in_doubt: bool) -> Self {
         let mut members = Members::default();
         members.change(applied);
-        let mut requests = Ports::default();
-        members.all().for_each(|(_, entry)| entry.add_requests(&mut requests));
+        let requests = members.requests();
         let index = |has_requests: bool, is_in: &dyn Fn(&Rule) -> bool| {
             let rules = members.all().filter(|(_, entry)| is_in(entry.rule()));
             Index::new(rules.map(|(place, entry)| (place, entry.clauses(has_requests))).collect())
