@@ -115,13 +115,13 @@ impl Members {
         self.order.iter().filter_map(|number| self.applied(*number)).map(Applied::rules).sum()
     }
 
-    /// The ports at which any of them says something of requests.
-    pub(super) fn requests(&self) -> Ports {
+    /// The ports at which any of them says something of requests, of which there are so many `at_most`: when they are found, the others
+    /// are not looked at.
+    pub(super) fn requests(&self, at_most: usize) -> Ports {
         let mut requests = Ports::default();
-        // Most are for any port, so that there is no need to look at all.
         _ = self.all().all(|(_, entry)| {
             entry.add_requests(&mut requests);
-            !requests.are_all()
+            requests.len() < at_most
         });
         requests
     }

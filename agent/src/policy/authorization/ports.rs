@@ -2,13 +2,17 @@
 
 use super::rule::Matcher;
 
-const WORDS: usize = 1 << 10;
+/// How many there are.
+pub(super) const ALL: usize = 1 << 16;
+
+const WORDS: usize = ALL / u64::BITS as usize;
 
 /// Some of all ports: a bit for each, once there are any.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ports {
     bits: Vec<u64>,
-    is_full: bool,
+    /// How many there are.
+    len: usize,
 }
 
 impl Ports {
@@ -18,18 +22,18 @@ impl Ports {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.bits.iter().all(|word| *word == 0)
+        self.len == 0
     }
 
-    pub(super) fn are_all(&self) -> bool {
-        self.is_full
+    pub(super) fn len(&self) -> usize {
+        self.len
     }
 
     /// Those that the matcher means, and of them those of the list alone, if there is one.
     pub(super) fn add(&mut self, matcher: &Matcher<u16>, only: Option<&[u16]>) {
         let Matcher { any_of, none_of } = matcher;
         // Most say nothing of ports, and there may be many of them.
-        if self.is_full {
+        if self.len == ALL {
             return;
         }
         self.bits.resize(WORDS, 0);
@@ -37,6 +41,7 @@ impl Ports {
         if let Some(listed) = listed {
             let is_meant = |port: &&u16| !none_of.contains(port) && only.is_none_or(|it| it.contains(port));
             for (word, bit) in listed.iter().filter(is_meant).map(|port| place(*port)) {
+                self.len += usize::from(self.bits[word] & bit == 0);
                 self.bits[word] |= bit;
             }
             return;
@@ -46,7 +51,7 @@ impl Ports {
             left_out[word] |= bit;
         }
         self.bits.iter_mut().zip(left_out).for_each(|(word, left_out)| *word |= !left_out);
-        self.is_full = self.bits.iter().all(|word| *word == u64::MAX);
+        self.len = self.bits.iter().map(|word| word.count_ones() as usize).sum();
     }
 }
 

@@ -11,7 +11,7 @@ use super::index::{Index, Indexed};
 use super::matching::Match;
 use super::members::{Entry, Members, Place};
 use super::nearest::nearest;
-use super::ports::Ports;
+use super::ports::{self, Ports};
 use super::rule::{Action, Applied, Rule};
 use crate::model::Name;
 
@@ -230,7 +230,7 @@ impl Group {
         }
         changes.come.into_iter().for_each(|number| next.add(number));
         if may_need_less {
-            next.requests = next.members.requests();
+            next.requests = next.members.requests(next.requests.len());
         }
         Arc::new(next)
     }
@@ -238,7 +238,7 @@ impl Group {
     fn new(applied: &[&Applied], in_doubt: bool) -> Self {
         let mut members = Members::default();
         members.change(applied);
-        let requests = members.requests();
+        let requests = members.requests(ports::ALL);
         let index = |has_requests: bool, is_in: &dyn Fn(&Rule) -> bool| {
             let rules = members.all().filter(|(_, entry)| is_in(entry.rule()));
             Index::new(rules.map(|(place, entry)| (place, entry.clauses(has_requests))).collect())
