@@ -76,7 +76,7 @@ async fn begin(
                 idle: None,
                 carries: Carries::Connection,
             };
-            Some(visit.carry(entry, Upstream::Socket(client), application, place))
+            Some(visit.carry(entry, Upstream::Socket(client), application, (place, net)))
         }
         Err(reason) => refuse(facts, reason),
     }

@@ -104,13 +104,14 @@ async fn relayed(
                 idle,
                 carries: Carries::Connection,
             };
-            let kept = (place, captured.code, counted);
+            // With the pod go the routes that its connections need.
+            let kept = (place, captured.code, captured.net, counted);
             Some(visit.carry(entry, Upstream::Socket(client), application, kept))
         }
         Ok(Reached { upstream, assurance, address, idle, entered: _, counted }) => {
             let meter = reach::record(proxy, &snapshot, &captured, address, service, &assurance);
             let meter = meter.ending_when_idle(idle);
-            Some(carry(client, upstream, meter, (place, captured.code, counted)))
+            Some(carry(client, upstream, meter, (place, captured.code, captured.net, counted)))
         }
         Err(Unreached { reason, detail: _, tried, assurance }) => {
             let towards = tried.unwrap_or(captured.dialled);

@@ -350,7 +350,7 @@ impl Server {
             idle: None,
             carries,
         };
-        Some(visit.carry(entry, Upstream::Tunnel(tunnel), application, place))
+        Some(visit.carry(entry, Upstream::Tunnel(tunnel), application, (place, self.net.clone())))
     }
 
     /// Ends a stream that leads nowhere; without a reason the request made no sense.
