@@ -119,7 +119,7 @@ pub fn watch_tcp(ctx: SockOpsContext) -> u32 {
             if let Some(voucher) = VOUCHED.get_ptr_mut(tuple)
                 && owns(&ctx, &tuple.destination)
             {
-                // SAFETY: one aligned half-word of an entry that lives at least as long as this program runs.
+                // SAFETY: one aligned word of an entry that lives at least as long as this program runs.
                 unsafe { (*voucher).accepted = 1 };
                 do_not_pace(&ctx);
             }

@@ -18,6 +18,7 @@ pub mod kubernetes;
 pub mod model;
 pub mod policy;
 pub mod proxy;
+mod replace;
 pub mod route;
 mod sentence;
 pub mod snapshot;

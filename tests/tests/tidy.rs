@@ -12,6 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("sentence", &[]),
     ("folders", &[]),
+    ("replace", &[]),
     ("web_roots", &["sentence"]),
     ("kubernetes", &["model", "sentence"]),
     ("policy", &["model"]),
@@ -19,11 +20,11 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("balance", &["model"]),
     ("snapshot", &["model", "policy", "route"]),
     ("config", &["model", "snapshot", "policy", "route", "balance"]),
-    ("identity", &["model", "sentence"]),
+    ("identity", &["model", "sentence", "replace"]),
     ("capture", &["model", "snapshot", "sentence", "folders"]),
     ("telemetry", &["model", "snapshot", "web_roots"]),
     ("jwks", &["model", "policy", "sentence", "web_roots"]),
-    ("discovery", &["model", "snapshot", "config", "kubernetes"]),
+    ("discovery", &["model", "snapshot", "config", "kubernetes", "replace"]),
     (
         "proxy",
         &[

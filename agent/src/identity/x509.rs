@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use data_encoding::HEXLOWER;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -46,7 +47,7 @@ impl Facts {
             uris: Vec::new(),
             not_before: from_unix(certificate.validity().not_before.timestamp()),
             not_after: from_unix(certificate.validity().not_after.timestamp()),
-            serial: hex(certificate.raw_serial()),
+            serial: HEXLOWER.encode(certificate.raw_serial()),
             subject: certificate.subject().to_string(),
             public_key: certificate.public_key().raw.to_vec(),
             is_authority: false,
@@ -119,8 +120,4 @@ pub(super) fn pem_of_certificates<'a>(
         pem.push_str("-----END CERTIFICATE-----\n");
     }
     pem
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -14,7 +14,7 @@ use super::admission::{Caller, Door, Entry, Refused};
 use super::http::Inbound;
 use super::let_in::Standing;
 use super::reach::Upstream;
-use super::relay::{Carried, Meter, begin_and_carry, relay};
+use super::relay::{Carried, Meter, relay};
 use super::tunnel::stream;
 use super::upstream::{self, Target};
 use super::worker::{Fate, Here};
@@ -24,17 +24,7 @@ use crate::model::MtlsMode;
 use crate::telemetry::{CloseReason, ConnectionFacts, RefuseReason, Reporter, Security};
 
 /// Hands a connection that nobody vouched for on to the application, which sees the client that called.
-pub(super) fn serve(
-    proxy: Arc<Proxy>,
-    here: Arc<Here>,
-    net: Arc<PodNet>,
-    accepted: (TcpStream, SocketAddr),
-    fate: watch::Receiver<Fate>,
-) -> impl Future<Output = ()> + Send {
-    begin_and_carry(begin(proxy, here, net, accepted, fate))
-}
-
-async fn begin(
+pub(super) async fn begin(
     proxy: Arc<Proxy>,
     here: Arc<Here>,
     net: Arc<PodNet>,

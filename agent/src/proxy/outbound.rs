@@ -15,7 +15,7 @@ use super::carriage::{Bound, Carriage, carriage};
 use super::http;
 use super::inbound::Visit;
 use super::reach::{self, Assurance, Attempts, Dialled, InTheWay, Unreached, Upstream};
-use super::relay::{Carried, Meter, begin_and_carry, relay};
+use super::relay::{Carried, Meter, relay};
 use super::tunnel::stream;
 use super::upstream;
 use super::worker::{Fate, Here};
@@ -27,17 +27,7 @@ use crate::snapshot::Snapshot;
 use crate::telemetry::{ConnectionFacts, RefuseReason, Reporter, Security};
 
 /// Carries one captured connection to where its application wanted it to go.
-pub(super) fn serve(
-    proxy: Arc<Proxy>,
-    here: Arc<Here>,
-    net: Arc<PodNet>,
-    accepted: (TcpStream, SocketAddr),
-    fate: watch::Receiver<Fate>,
-) -> impl Future<Output = ()> + Send {
-    begin_and_carry(begin(proxy, here, net, accepted, fate))
-}
-
-async fn begin(
+pub(super) async fn begin(
     proxy: Arc<Proxy>,
     here: Arc<Here>,
     net: Arc<PodNet>,

@@ -16,6 +16,7 @@ use tracing::{debug, error, warn};
 
 use super::detect::ServersFirst;
 use super::let_in::LetIn;
+use super::relay::begin_and_carry;
 use super::tunnel::{self, TUNNEL_PORT, Tunnel};
 use super::{Proxy, http, inbound, outbound};
 use crate::capture::{
@@ -327,7 +328,13 @@ impl PodTask {
     ) {
         if let Some(accepted) = self.accepted(accepted).await {
             let (proxy, here, net) = (self.proxy.clone(), self.here.clone(), self.net.clone());
-            self.connections.spawn(outbound::serve(proxy, here, net, accepted, fate.clone()));
+            self.connections.spawn(begin_and_carry(outbound::begin(
+                proxy,
+                here,
+                net,
+                accepted,
+                fate.clone(),
+            )));
         }
     }
 
@@ -343,7 +350,13 @@ impl PodTask {
             Some(tunnel) => {
                 self.connections.spawn(tunnel::server::serve(proxy, tunnel, here, net, (stream, peer), fate))
             }
-            None => self.connections.spawn(inbound::serve(proxy, here, net, (stream, peer), fate)),
+            None => self.connections.spawn(begin_and_carry(inbound::begin(
+                proxy,
+                here,
+                net,
+                (stream, peer),
+                fate,
+            ))),
         };
     }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use data_encoding::HEXLOWER;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -93,9 +94,9 @@ fn say(protocol: &str, headers: &HeaderMap, request: ExportTraceServiceRequest) 
                 "protocol": protocol,
                 "authorization": authorization,
                 "resource": resource,
-                "trace": hex(trace_id),
-                "id": hex(span_id),
-                "parent": hex(parent_span_id),
+                "trace": HEXLOWER.encode(trace_id),
+                "id": HEXLOWER.encode(span_id),
+                "parent": HEXLOWER.encode(parent_span_id),
                 "state": trace_state,
                 "name": name,
                 "kind": SpanKind::try_from(span.kind).map(|kind| kind.as_str_name()).unwrap_or("?"),
@@ -118,8 +119,4 @@ fn attributes(all: &[KeyValue]) -> serde_json::Value {
         (key.clone(), value)
     };
     serde_json::Value::Object(all.iter().map(read).collect())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -52,19 +52,18 @@ impl TokenKeys {
 
     /// Fetches the keys time and again, for as long as it is polled.
     pub(super) async fn keep_fresh(&self) {
-        let mut failures = 0u32;
+        let mut has_failed = false;
         loop {
             let pause = match self.fetch().await {
                 Ok(()) => {
-                    failures = 0;
+                    has_failed = false;
                     EVERY
                 }
                 Err(why) => {
-                    match failures {
-                        0 => warn!("the keys of service account tokens cannot be fetched: {why}"),
-                        _ => debug!("the keys of service account tokens cannot be fetched: {why}"),
+                    match std::mem::replace(&mut has_failed, true) {
+                        false => warn!("the keys of service account tokens cannot be fetched: {why}"),
+                        true => debug!("the keys of service account tokens cannot be fetched: {why}"),
                     }
-                    failures = failures.saturating_add(1);
                     AGAIN
                 }
             };

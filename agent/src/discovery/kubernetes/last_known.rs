@@ -3,14 +3,15 @@
 //! The file holds what the agent keeps of objects anyway, and no secret: no key, no token, nothing of Secrets. Where pods live on the
 //! machine is not in it. One that is not whole, not ours, of another node or of another version of the program is not used.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufWriter, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{self, Context};
+use data_encoding::HEXLOWER;
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
@@ -20,6 +21,7 @@ use tracing::{debug, warn};
 use crate::config::document::{ConfigMap, EndpointSlice, Namespace, Pod, Service};
 use crate::config::{Custom, Document, Key, Kind, Problem};
 use crate::model::{Name, NodeInfo};
+use crate::replace::replace;
 
 /// What changes is written after this time, and not more often. Large files are written less often still.
 const EVERY: Duration = Duration::from_secs(60);
@@ -136,7 +138,7 @@ pub(super) fn load(path: &Path, node: &Name) -> Result<Remembered, Unusable> {
     file.read_to_string(&mut text)?;
     let (content, sum) = text.trim_end().rsplit_once('\n').ok_or(Unusable::Broken)?;
     let content = &text[..content.len() + 1];
-    if hex(digest::digest(&digest::SHA256, content.as_bytes()).as_ref()) != sum {
+    if HEXLOWER.encode(digest::digest(&digest::SHA256, content.as_bytes()).as_ref()) != sum {
         return Err(Unusable::Broken);
     }
     let mut lines = content.lines().enumerate();
@@ -156,16 +158,13 @@ fn line<'t, T: Deserialize<'t>>(at: usize, text: &'t str) -> Result<T, Unusable>
     serde_json::from_str(text).map_err(|source| Unusable::Line { line: at + 1, source })
 }
 
-/// Writes a file that only its owner may read. Others find the old one or the new one, also after a power cut.
+/// Writes a file that only its owner may read. Others find the old one or the new one.
 pub(super) fn save(path: &Path, node: &NodeInfo, records: &[Record]) -> io::Result<()> {
     // Two agents may be at it during an update. What they mix up is not whole, and written anew a minute later.
-    let next = path.with_extension("new");
-    let written = write(&next, node, records).and_then(|()| fs::rename(&next, path));
-    written.inspect_err(|_| _ = fs::remove_file(&next))
+    replace(path, |file| write(file, node, records))
 }
 
-fn write(path: &Path, node: &NodeInfo, records: &[Record]) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+fn write(file: &File, node: &NodeInfo, records: &[Record]) -> io::Result<()> {
     let (mut out, mut sum) = (BufWriter::new(file), Context::new(&digest::SHA256));
     let mut line = |text: Vec<u8>| {
         let text = [text, vec![b'\n']].concat();
@@ -182,12 +181,8 @@ fn write(path: &Path, node: &NodeInfo, records: &[Record]) -> io::Result<()> {
     for record in records {
         line(serde_json::to_vec(record)?)?;
     }
-    writeln!(out, "{}", hex(sum.finish().as_ref()))?;
-    out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    writeln!(out, "{}", HEXLOWER.encode(sum.finish().as_ref()))?;
+    out.flush()
 }
 
 /// Writes what is known, some time after it has changed.
@@ -262,6 +257,7 @@ pub(super) fn kinds() -> impl Iterator<Item = Kind> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     use serde_json::json;
@@ -350,7 +346,10 @@ mod tests {
         // Whole, and yet not to be understood.
         let again = |content: &str| {
             let content = format!("{content}\n");
-            format!("{content}{}\n", hex(digest::digest(&digest::SHA256, content.as_bytes()).as_ref()))
+            format!(
+                "{content}{}\n",
+                HEXLOWER.encode(digest::digest(&digest::SHA256, content.as_bytes()).as_ref())
+            )
         };
         let content = good.trim_end().rsplit_once('\n').unwrap().0;
         assert_eq!(refused(&again(content), 0o600, "n1"), Ok(3));

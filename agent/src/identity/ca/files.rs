@@ -9,6 +9,8 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Uid;
 use zeroize::Zeroizing;
 
+use crate::replace::replace;
+
 /// No file of ours is larger; whoever put a larger one there is not us.
 const MAX_BYTES: u64 = 1 << 20;
 
@@ -89,24 +91,9 @@ pub(super) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
     Ok(bytes)
 }
 
-/// Writes a file with mode 0600 so that others find the old one or the new one, also after a power cut.
+/// Writes a file with mode 0600 so that others find the old one or the new one. The caller holds the directory's [`lock`].
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
-    let written = (|| {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        match path.parent() {
-            Some(directory) => File::open(directory)?.sync_all(),
-            None => Ok(()),
-        }
-    })();
-    written.map_err(|error| {
-        _ = fs::remove_file(&temporary);
-        io_error(path, error)
-    })
+    replace(path, |mut file| file.write_all(bytes)).map_err(|error| io_error(path, error))
 }
 
 /// Keeps other commands out until the guard is dropped, or the process dies.

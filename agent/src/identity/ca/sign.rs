@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use data_encoding::HEXLOWER;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
@@ -44,7 +45,7 @@ pub(in super::super) fn new_root(
     let serial = serial()?;
     let mut params = validity(now, now + life);
     params.distinguished_name.push(DnType::OrganizationName, domain.as_str());
-    let tag: String = serial[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let tag = HEXLOWER.encode(&serial[..4]);
     params.distinguished_name.push(DnType::CommonName, format!("Undermesh root {number} {tag}"));
     params.subject_alt_names = vec![SanType::URI(domain.id().as_str().try_into().map_err(failed)?)];
     // Room for one intermediate authority.

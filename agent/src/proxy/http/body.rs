@@ -228,16 +228,8 @@ impl Body for RequestBody {
                     ready!(Pin::new(&mut resumed.rest).poll_frame(cx)).map(|it| it.map_err(BodyError::from))
                 }
             },
-            Inner::Kept { data, .. } if !data.is_empty() => {
-                return Poll::Ready(Some(Ok(Frame::data(std::mem::take(data)))));
-            }
-            Inner::Kept { trailers, .. } => {
-                let mut trailers = trailers.take();
-                if let (Some(tokens), Some(trailers)) = (&this.tokens, &mut trailers) {
-                    tokens.clear_headers(trailers);
-                }
-                return Poll::Ready(trailers.map(|it| Ok(Frame::trailers(it))));
-            }
+            Inner::Kept { data, .. } if !data.is_empty() => Some(Ok(Frame::data(std::mem::take(data)))),
+            Inner::Kept { trailers, .. } => trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
             Inner::Copy(copied) => {
                 return Poll::Ready(match ready!(copied.poll_recv(cx)) {
                     Some(Some(bytes)) => Some(Ok(Frame::data(bytes))),

@@ -152,28 +152,31 @@ impl Terms {
     }
 
     fn hold_place_at(&self, port: &PortLoad) -> bool {
-        self.place.as_ref().is_some_and(|place| place.guard.as_ref().is_some_and(|guard| guard.is_of(port)))
+        self.place.as_ref().is_some_and(|place| place.guard.is_of(port))
     }
 }
 
 /// A place among the connections of a port. Whoever waits for one is told when it is left.
 #[derive(Debug)]
 pub(super) struct Place {
-    /// None when it is dropped.
-    guard: Option<PortGuard>,
-    left: Arc<Notify>,
+    // Dropped in this order: whoever is told finds it free.
+    guard: PortGuard,
+    _left: Left,
 }
+
+/// Tells whoever waits when it is dropped.
+#[derive(Debug)]
+struct Left(Arc<Notify>);
 
 impl Place {
     pub(super) fn new(guard: PortGuard, left: &Arc<Notify>) -> Self {
-        Self { guard: Some(guard), left: left.clone() }
+        Self { guard, _left: Left(left.clone()) }
     }
 }
 
-impl Drop for Place {
+impl Drop for Left {
     fn drop(&mut self) {
-        self.guard = None;
-        self.left.notify_waiters();
+        self.0.notify_waiters();
     }
 }
 

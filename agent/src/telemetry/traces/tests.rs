@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::UNIX_EPOCH;
 
 use ::http::HeaderName;
+use data_encoding::HEXLOWER;
 use expect_test::expect;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind};
@@ -183,10 +184,6 @@ fn recorded() -> Option<RequestTrace> {
     traces(0.0).0.place(&came, false)
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn told(span: &Span) -> String {
     let kind = SpanKind::try_from(span.kind).unwrap().as_str_name();
     let status = span.status.as_ref().map(|status| status.code);
@@ -194,8 +191,8 @@ fn told(span: &Span) -> String {
         "{:?} {kind} {:?} {} of {} flags {:x} status {status:?}\n",
         span.name,
         span.trace_state,
-        hex(&span.trace_id),
-        hex(&span.parent_span_id),
+        HEXLOWER.encode(&span.trace_id),
+        HEXLOWER.encode(&span.parent_span_id),
         span.flags
     );
     for attribute in &span.attributes {
