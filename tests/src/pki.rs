@@ -7,8 +7,9 @@ use std::time::{Duration, SystemTime};
 use crate::lab::Lab;
 use anyhow::Result;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SanType, SerialNumber,
 };
 
 /// Who every pod of the namespace `shop` is.
@@ -73,16 +74,36 @@ impl Authority {
         &self.root
     }
 
-    /// A certificate with its chain and its key, in one file of this name.
-    pub fn sign(&self, lab: &Lab, name: &str, leaf: Leaf<'_>) -> Result<PathBuf> {
+    /// A certificate with its chain and its key, in one file of this name in the folder. By the name it can be revoked.
+    pub fn sign(&self, folder: &Path, name: &str, leaf: Leaf<'_>) -> Result<PathBuf> {
         let mut params = workload(leaf.id)?;
         params.not_before = hours_from_now(leaf.valid.0).into();
         params.not_after = hours_from_now(leaf.valid.1).into();
+        params.serial_number = Some(serial(name));
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
-        let file = lab.dir().join(format!("{name}.pem"));
+        let file = folder.join(format!("{name}.pem"));
         fs::write(&file, certificate + &self.root + &key.serialize_pem())?;
         Ok(file)
+    }
+
+    /// A list in PEM that takes the certificates of these names back, for a day.
+    pub fn revoke(&self, names: &[&str]) -> Result<String> {
+        let revoked = names.iter().map(|name| RevokedCertParams {
+            serial_number: serial(name),
+            revocation_time: hours_from_now(-1).into(),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: hours_from_now(-1).into(),
+            next_update: hours_from_now(24).into(),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()?)
     }
 
     /// A certificate for the key of a request (PKCS #10 in PEM), valid from a minute ago, and the root.
@@ -100,6 +121,11 @@ impl Authority {
         let certificate = CertificateParams::new([name.to_owned()])?.signed_by(&key, &self.issuer)?;
         Ok((certificate.pem(), key.serialize_pem()))
     }
+}
+
+/// A name of at most 20 bytes, as a number (RFC 5280, section 4.1.2.2).
+fn serial(name: &str) -> SerialNumber {
+    SerialNumber::from_slice(name.as_bytes())
 }
 
 /// What every certificate of a workload has.

@@ -73,7 +73,7 @@ fn tls_address(pod: &Pod, application: usize) -> SocketAddr {
 
 /// What both ends prove themselves by.
 fn tls(lab: &Lab, authority: &Authority, name: &str) -> Result<Value> {
-    let file = authority.sign(lab, &format!("envoy-{name}"), Leaf::GOOD)?;
+    let file = authority.sign(lab.dir(), &format!("envoy-{name}"), Leaf::GOOD)?;
     let root = lab.dir().join("envoy-root.pem");
     fs::write(&root, authority.root())?;
     Ok(json!({

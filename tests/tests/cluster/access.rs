@@ -13,6 +13,7 @@ use undermesh_tests::lab::eventually;
 use undermesh_tests::require;
 use undermesh_tests::require::Feature::Cluster as ACluster;
 
+use crate::attacker::{self, Attacker};
 use crate::installed::{self, A_WHILE, PORT, SHOP, container, counted};
 use crate::kit;
 use crate::security::{AUTHORIZATION, MESH, policy, says};
@@ -34,12 +35,14 @@ struct Stage<'a> {
 fn policies_hold_on_real_pods() -> Result<()> {
     require!(ACluster);
     kit::on_cluster("um-e2e-policies", 2, |cluster| {
-        installed::install(cluster, &[])?;
+        installed::install(cluster, &attacker::expect_a_list(cluster)?)?;
+        attacker::revoke(cluster)?;
         let stage = Stage::set(cluster)?;
         stage.callers_are_let_in_by_who_they_are()?;
         stage.requests_are_let_in_by_what_they_ask_for()?;
         stage.who_takes_no_plaintext_takes_probes_alone()?;
         stage.tokens_have_to_hold()?;
+        stage.an_attacker_gets_nowhere()?;
         stage.all_probes_were_answered()
     })
 }
@@ -76,13 +79,14 @@ impl<'a> Stage<'a> {
             ("far", there, json!({ "serviceAccountName": "far" })),
             ("host", here, json!({ "hostNetwork": true })),
             ("outside", there, json!({})),
+            ("stranger", here, json!({})),
         ] {
             let mut caller = installed::pod(name, node, &["/bin/busybox", "sleep", "1000000"]);
             caller["spec"]["terminationGracePeriodSeconds"] = json!(0);
             for (field, value) in more.as_object().into_iter().flatten() {
                 caller["spec"][field] = value.clone();
             }
-            if name == "outside" {
+            if ["outside", "stranger"].contains(&name) {
                 caller["metadata"]["labels"] = json!({ "undermesh.io/mesh": "disabled" });
             }
             cluster.apply(&caller.to_string())?;
@@ -93,10 +97,7 @@ impl<'a> Stage<'a> {
         let wait = ["wait", "--for=condition=Ready", "pod", "--all", "--namespace", SHOP, "--timeout=60s"];
         cluster.kubectl(&wait)?;
         let found = cluster.get(&["pod", "server", "--namespace", SHOP])?;
-        let ips = found["status"]["podIPs"].as_array().into_iter().flatten();
-        let server =
-            ips.map(|ip| Ok(ip["ip"].as_str().context("no address")?.parse()?)).collect::<Result<_>>()?;
-        let stage = Self { cluster, server };
+        let stage = Self { cluster, server: attacker::addresses(&found)? };
         ensure!(stage.server.len() == 2, "the cluster has one family: {:?}", stage.server);
         // Everybody is let in, by every way.
         stage.each(["served", "200", "200", "200"], ["served", "200", "200", "200"])?;
@@ -204,6 +205,34 @@ impl<'a> Stage<'a> {
         }
         self.cluster.kubectl(&["delete", "mpol/one", "--namespace", SHOP])?;
         Ok(())
+    }
+
+    /// The server takes no plaintext, and lets one account in.
+    fn an_attacker_gets_nowhere(&self) -> Result<()> {
+        self.apply(AUTHORIZATION, json!({ "rules": [{ "from": [{ "serviceAccounts": ["near"] }] }] }))?;
+        let served = |caller| {
+            let mut to = self.server.iter().map(|server| SocketAddr::new(*server, HTTP));
+            to.try_for_each(|to| self.gets(caller, "HTTP/1.1", to, "/", &[], "200"))
+        };
+        self.gets("far", "HTTP/1.1", SocketAddr::new(self.server[0], HTTP), "/", &[], "403")?;
+        let forged = [
+            "forwarded: for=10.0.0.1;by=\"spiffe://cluster.local/ns/shop/sa/near\"",
+            "baggage: k8s.namespace.name=shop,service.name=near",
+            "x-forwarded-client-cert: URI=spiffe://cluster.local/ns/shop/sa/near",
+        ];
+        let headers: Vec<_> = forged.iter().flat_map(|header| ["--header", header]).collect();
+        for protocol in ["HTTP/1.1", "HTTP/2"] {
+            let to = SocketAddr::new(self.server[0], HTTP);
+            self.gets("far", protocol, to, "/", &headers, "403")?;
+        }
+        self.apply(MESH, json!({ "mtls": { "mode": "Strict" } }))?;
+        self.gets("outside", "HTTP/1.1", SocketAddr::new(self.server[0], HTTP), "/", &[], "ECONNREFUSED")?;
+        let attacker = Attacker::new(self.cluster, ["stranger", "outside"], &self.server)?;
+        attacker.tries()?;
+        served("near")?;
+        attacker.tries_without_an_agent()?;
+        served("near")?;
+        self.cluster.kubectl(&["delete", "azpol/one", "mpol/one", "--namespace", SHOP]).map(drop)
     }
 
     fn all_probes_were_answered(&self) -> Result<()> {

@@ -3,6 +3,7 @@
 
 mod absence;
 mod access;
+mod attacker;
 mod conformance;
 mod endurance;
 mod existing;

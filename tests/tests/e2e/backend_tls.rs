@@ -227,7 +227,7 @@ fn servers_that_are_not_what_the_policy_asks_for_get_no_request() -> Result<()> 
 fn servers_may_be_known_by_other_names() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let stage =
-        Stage::set("um-e2e-tls-names", |authority, mesh| authority.sign(&mesh.lab, "pay", Leaf::GOOD))?;
+        Stage::set("um-e2e-tls-names", |authority, mesh| authority.sign(mesh.lab.dir(), "pay", Leaf::GOOD))?;
     stage.believe(&stage.authority)?;
     let named = |names: Value| {
         let mut validation = for_host(NAME);

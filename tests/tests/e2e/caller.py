@@ -17,7 +17,9 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 ACK = END_STREAM = 1
 END_HEADERS = 4
-STATUS = {0x88: "200", 0x8C: "400", 0x48: "503"}
+# By its place in the static table; the others are written out.
+STATUS = {0x88: "200", 0x8C: "400"}
+WRITTEN_STATUS = 0x48
 
 
 def frame(kind, flags=0, stream=0, payload=b""):
@@ -75,14 +77,29 @@ def error_of(payload):
     return "error %d" % int.from_bytes(payload[-4:], "big")
 
 
+def digits(text):
+    """A string of digits, as it is or by their Huffman code (RFC 7541, 5.2 and appendix B): 0 to 2 have five bits, 3 to 9 have six."""
+    said = text[1 : 1 + (text[0] & 0x7F)]
+    if not text[0] & 0x80:
+        return said.decode()
+    bits, read = "".join(format(byte, "08b") for byte in said), ""
+    while len(bits) >= 5 and not bits.startswith("11111"):
+        length = 5 if int(bits[:5], 2) < 3 else 6
+        code, bits = int(bits[:length], 2), bits[length:]
+        read += str(code if length == 5 else code - 0b011001 + 3)
+    return read
+
+
 def verdict(tls):
     """What ends the connection, or else what the first stream gets."""
     while True:
         kind, _, payload = read_frame(tls)
         if kind == HEADERS:
             # The table size may be set before the first field (RFC 7541, 6.3).
-            first = next(byte for byte in payload if byte & 0xE0 != 0x20)
-            return STATUS.get(first, payload.hex())
+            at = next(at for at, byte in enumerate(payload) if byte & 0xE0 != 0x20)
+            if payload[at] == WRITTEN_STATUS:
+                return digits(payload[at + 1 :])
+            return STATUS.get(payload[at], payload.hex())
         if kind == RST_STREAM:
             return "reset " + error_of(payload)
         if kind == GOAWAY:

@@ -53,7 +53,7 @@ impl Intrusion {
     }
 
     fn certificate(&self, authority: &Authority, name: &str, leaf: Leaf<'_>) -> Result<String> {
-        Ok(authority.sign(&self.mesh.lab, name, leaf)?.display().to_string())
+        Ok(authority.sign(self.mesh.lab.dir(), name, leaf)?.display().to_string())
     }
 
     fn good_certificate(&self) -> Result<String> {
@@ -259,9 +259,9 @@ fn only_the_workload_that_was_meant_is_believed() -> Result<()> {
     let theirs = Authority::stranger("cluster.local")?;
     let another = Leaf { id: "spiffe://cluster.local/ns/shop/sa/another", ..Leaf::GOOD };
     for (reason, certificate) in [
-        ("wrong_identity", ours.sign(&mesh.lab, "another", another)?),
-        ("unknown_issuer", theirs.sign(&mesh.lab, "theirs", Leaf::GOOD)?),
-        ("expired", ours.sign(&mesh.lab, "old", Leaf { valid: (-48, -1), ..Leaf::GOOD })?),
+        ("wrong_identity", ours.sign(mesh.lab.dir(), "another", another)?),
+        ("unknown_issuer", theirs.sign(mesh.lab.dir(), "theirs", Leaf::GOOD)?),
+        ("expired", ours.sign(mesh.lab.dir(), "old", Leaf { valid: (-48, -1), ..Leaf::GOOD })?),
     ] {
         let mut openssl = Command::new("openssl");
         openssl.args(["s_server", "-accept", "15008", "-tls1_3", "-alpn", "h2", "-quiet", "-cert"]);

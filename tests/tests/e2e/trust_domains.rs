@@ -94,7 +94,7 @@ fn domains_that_have_each_others_bundle_talk_in_both_directions() -> Result<()> 
     let refused = [("reporter", "destination"), ("result", "failure"), ("reason", "unknown_issuer")];
     for (number, (folder, forged)) in [("west", &far), ("east", &client)].into_iter().enumerate() {
         let authority = Authority::of_folder(&mesh.lab, folder)?;
-        let certificate = authority.sign(&mesh.lab, folder, Leaf { id: forged, ..Leaf::GOOD })?;
+        let certificate = authority.sign(mesh.lab.dir(), folder, Leaf { id: forged, ..Leaf::GOOD })?;
         let to = mesh.far.ip();
         let told = ask(&mesh.lab, &outsider, &certificate, to, ["CONNECT", &at(to, PORT)])?.success()?;
         ensure!(told.trim() != "200", "{forged}, signed in the {folder}, got through");

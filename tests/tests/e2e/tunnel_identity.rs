@@ -310,7 +310,7 @@ fn peers_of_other_trust_domains_need_a_bundle() -> Result<()> {
     let (to, peer) = (mesh.far.ip(), "spiffe://other.test/ns/a/sa/b");
     let ask = |ca: &str, id: &str| -> Result<bool> {
         let leaf = Leaf { id, ..Leaf::GOOD };
-        let certificate = Authority::of_folder(&mesh.lab, ca)?.sign(&mesh.lab, "peer", leaf)?;
+        let certificate = Authority::of_folder(&mesh.lab, ca)?.sign(mesh.lab.dir(), "peer", leaf)?;
         let told = ask(&mesh.lab, &outsider, &certificate, to, ["CONNECT", &at(to, PORT)])?.success()?;
         Ok(told.trim() == "200")
     };

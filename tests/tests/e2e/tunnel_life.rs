@@ -90,7 +90,7 @@ fn a_tunnel_that_breaks_before_its_answer_costs_no_connection() -> Result<()> {
     mesh.lab.apply(&service)?;
     // Of the same service account as every pod here, so it is who its client expects.
     let breaker = mesh.lab.add_node()?.add_pod(PodSpec::new(SHOP, "breaker").label("app", far.name()))?;
-    let certificate = Authority::of_lab(&mesh.lab)?.sign(&mesh.lab, "breaker", Leaf::GOOD)?;
+    let certificate = Authority::of_lab(&mesh.lab)?.sign(mesh.lab.dir(), "breaker", Leaf::GOOD)?;
     let script = mesh.lab.dir().join("breaker.py");
     fs::write(&script, include_str!("breaker.py"))?;
     let mut python = Command::new("python3");
