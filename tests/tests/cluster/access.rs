@@ -126,8 +126,64 @@ impl<'a> Stage<'a> {
                 self.gets(caller, "HTTP/1.1", to, path, &[], expected)?;
             }
         }
+        self.rules_ask_for_all_that_they_can()?;
         self.cluster.kubectl(&["delete", "azpol/one", "--namespace", SHOP])?;
         self.each(["served", "200", "200", "200"], ["served", "200", "200", "200"])
+    }
+
+    /// One policy for each thing that a rule may ask for: who it is about, from where, and who it is not about.
+    fn rules_ask_for_all_that_they_can(&self) -> Result<()> {
+        let outside = attacker::addresses(&self.cluster.get(&["pod", "outside", "--namespace", SHOP])?)?;
+        let blocks: Vec<_> =
+            outside.iter().map(|ip| format!("{ip}/{}", if ip.is_ipv6() { 128 } else { 32 })).collect();
+        let deny = |rule: Value| json!({ "action": "Deny", "rules": [rule] });
+        let mut of_service = deny(json!({ "to": [{ "methods": ["PUT"] }] }));
+        of_service["targetRefs"] = json!([{ "group": "", "kind": "Service", "name": "server" }]);
+        for (spec, [word, denied, served]) in [
+            (of_service, ["--method", "PUT", "PATCH"]),
+            (
+                deny(json!({ "to": [{ "hosts": ["*.admin.test"] }] })),
+                ["--host", "a.admin.test", "admin.test"],
+            ),
+            (
+                deny(json!({ "when": [{ "header": { "name": "x-team", "values": ["red*"] } }] })),
+                ["--header", "x-team: redder", "x-team: blue"],
+            ),
+            (
+                deny(json!({ "when": [{ "expression": "request.headers['x-size'].size() > 2" }] })),
+                ["--header", "x-size: 100", "x-size: 10"],
+            ),
+        ] {
+            self.apply(AUTHORIZATION, spec)?;
+            for (protocol, server) in PROTOCOLS[1..3].iter().zip(&self.server) {
+                let to = SocketAddr::new(*server, HTTP);
+                self.gets("far", protocol, to, "/", &[word, denied], "403")?;
+                self.gets("far", protocol, to, "/", &[word, served], "200")?;
+            }
+        }
+        self.apply(AUTHORIZATION, deny(json!({ "from": [{ "ipBlocks": blocks }] })))?;
+        for server in &self.server {
+            let to = SocketAddr::new(*server, HTTP);
+            self.gets("outside", "HTTP/1.1", to, "/", &[], "ECONNRESET")?;
+            self.gets("stranger", "HTTP/1.1", to, "/", &[], "200")?;
+        }
+        let to = SocketAddr::new(self.server[1], HTTP);
+        self.apply(AUTHORIZATION, deny(json!({ "to": [{ "grpc": [{ "service": "shop.Admin" }] }] })))?;
+        self.gets("far", "gRPC", to, "/shop.Admin/Drop", &[], "denied")?;
+        self.gets("far", "gRPC", to, "/shop.Web/Get", &[], "200")?;
+        for (outcome, spec) in [
+            ("audited", json!({ "action": "Audit", "rules": [{}] })),
+            ("would_deny", json!({ "action": "Deny", "dryRun": true, "rules": [{}] })),
+        ] {
+            self.apply(AUTHORIZATION, spec)?;
+            eventually(A_WHILE, &format!("{outcome} is told of"), || {
+                self.gets("far", "HTTP/1.1", to, "/", &[], "200")?;
+                let told = counted(self.cluster, "undermesh_policy_outcomes_total", &[("outcome", outcome)])?;
+                ensure!(told > 0.0, "nothing is");
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     fn who_takes_no_plaintext_takes_probes_alone(&self) -> Result<()> {
@@ -245,9 +301,11 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Writes the policy for the server, and waits until the status has it.
+    /// Writes the policy, for the server if it does not say for what, and waits until the status has it.
     fn apply(&self, kind: &str, mut spec: Value) -> Result<()> {
-        spec["selector"] = json!({ "matchLabels": { "app": "server" } });
+        if spec["targetRefs"].is_null() {
+            spec["selector"] = json!({ "matchLabels": { "app": "server" } });
+        }
         let mut policy = policy(kind, SHOP, "{}")?;
         policy["spec"] = spec;
         self.cluster.apply(&policy.to_string())?;
