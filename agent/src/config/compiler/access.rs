@@ -115,7 +115,8 @@ impl AccessPolicies {
     ) {
         let selecting = pods.flat_map(|pod| self.selecting.of(&pod.id.namespace, &pod.labels));
         let policies = self.by_service.get(service).into_iter().flatten().cloned().chain(selecting);
-        self.unsaid.extend(policies.map(|id| Key::of(Kind::AuthorizationPolicy, &id)));
+        let said: Vec<Key> = policies.chain(self.of_all_requests()).map(said).collect();
+        self.unsaid.extend(said);
     }
 
     /// Which pods policies select may be others, and so may the Services that lead to them: the pod had these labels and has those.
@@ -129,7 +130,14 @@ impl AccessPolicies {
             return;
         }
         let [before, now] = self.selecting.of_both(namespace, before, now);
-        self.unsaid.extend(before.union(&now).map(|id| Key::of(Kind::AuthorizationPolicy, id)));
+        let said: Vec<Key> = before.union(&now).cloned().chain(self.of_all_requests()).map(said).collect();
+        self.unsaid.extend(said);
+    }
+
+    /// The policies for the whole mesh that ask for requests: of which something is to be said where there are none.
+    fn of_all_requests(&self) -> impl Iterator<Item = ObjectRef> {
+        let asks = |id: &&ObjectRef| self.entries.get(*id).is_some_and(|it| resolve::asks_for_requests(it));
+        self.of_mesh.iter().filter(asks).cloned()
     }
 
     /// Works out again which pods of this node are behind the Service; those for which that changes something.
@@ -251,10 +259,21 @@ impl AccessPolicies {
             Some(scope) => selected(scope, pods).next().is_none(),
         };
         let service = |id: &ObjectRef| services.document(id).map(Arc::as_ref);
-        let of_scope = |scope: Scope<'_>| selected(scope, pods).map(|pod| pod.id.clone()).collect();
+        let of_scope = |scope: Scope<'_>| match scope {
+            // Any pod leads to its Services.
+            Scope::Mesh => services
+                .opaque()
+                .filter_map(|id| Some(services.selected(id, pods).next()?.id.clone()))
+                .collect(),
+            scope => selected(scope, pods).map(|pod| pod.id.clone()).collect(),
+        };
         let leading = leading_to(policy, mesh, services, pods, of_scope);
         Some(resolve::authorization(policy, selects_nothing, service, leading.iter().map(Arc::as_ref)))
     }
+}
+
+fn said(id: ObjectRef) -> Key {
+    Key::of(Kind::AuthorizationPolicy, &id)
 }
 
 /// The pods of the scope, wherever they are, where it is less than the whole mesh.
@@ -268,8 +287,7 @@ fn selected<'a>(scope: Scope<'a>, pods: &'a Pods) -> impl Iterator<Item = &'a Ar
     all.filter(move |pod| selector.is_none_or(|selector| selector.matches(&pod.labels)))
 }
 
-/// The Services that a policy is for, or that lead to the pods that it is for, where it asks for requests. For one that is for the whole
-/// mesh they are not looked for: whatever changes in the cluster would have all of them looked through.
+/// The Services that a policy is for, or that lead to the pods that it is for, where it asks for requests.
 fn leading_to(
     policy: &AuthorizationPolicy,
     mesh: Option<&Name>,
@@ -281,7 +299,6 @@ fn leading_to(
         return Vec::new();
     }
     let ids: BTreeSet<ObjectRef> = match scope(&policy.key.id(), &policy.attached, mesh) {
-        Some(Scope::Mesh) => BTreeSet::new(),
         Some(scope) => within(scope).iter().flat_map(|pod| services.selecting(pod, pods)).collect(),
         None => services_of(Some(policy)).into_iter().collect(),
     };

@@ -12,7 +12,7 @@ use super::pods::Pods;
 use super::policies::Policies;
 use crate::balance::{self, Topology};
 use crate::config::document;
-use crate::model::{Endpoint, Name, ObjectRef, Service, ServicePort, TrafficSettings};
+use crate::model::{Declared, Endpoint, Name, ObjectRef, Service, ServicePort, TrafficSettings};
 
 /// All Services.
 #[derive(Debug, Default)]
@@ -20,6 +20,8 @@ pub(super) struct Services {
     entries: HashMap<ObjectRef, Entry>,
     /// Services by the first label of their selector, so that a pod need only ask those that it may belong to.
     by_label: HashMap<Label, BTreeSet<Name>>,
+    /// Services with a port that is declared to carry no HTTP.
+    opaque: BTreeSet<ObjectRef>,
     /// Slices by their Service, whether that is known or not.
     slices: HashMap<ObjectRef, BTreeMap<Name, Arc<document::EndpointSlice>>>,
     /// The Service of each slice.
@@ -69,11 +71,17 @@ impl Services {
                 .map(|pod| pod.id.name.clone())
                 .collect();
         }
+        let is_opaque = new.ports.iter().any(|port| port.declared() == Declared::Opaque);
+        match is_opaque {
+            true => self.opaque.insert(new.id.clone()),
+            false => self.opaque.remove(&new.id),
+        };
         entry.document = Some(new);
     }
 
     pub(super) fn remove(&mut self, id: &ObjectRef) {
         self.unindex(id);
+        self.opaque.remove(id);
         if let Some(entry) = self.entries.get_mut(id) {
             entry.document = None;
         }
@@ -169,6 +177,11 @@ impl Services {
         let members = self.entries.get(id).into_iter().flat_map(|entry| &entry.members);
         let pod = |name: &Name| pods.get(&ObjectRef::new(id.namespace.clone(), name.clone()));
         members.filter_map(pod).map(Arc::as_ref)
+    }
+
+    /// The Services with a port that is declared to carry no HTTP.
+    pub(super) fn opaque(&self) -> impl Iterator<Item = &ObjectRef> {
+        self.opaque.iter()
     }
 
     /// The Service as it is written, with a cluster IP or without.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::{FieldPath, Problem};
 use super::{is_tcp, non_empty, object_id, read_address, read_port};
-use crate::model::{Name, ObjectRef, SessionAffinity, TrafficDistribution, TrafficScope};
+use crate::model::{Declared, Name, ObjectRef, SessionAffinity, TrafficDistribution, TrafficScope};
 
 /// A Service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,6 +56,13 @@ pub enum TargetPort {
     Number(u16),
     /// The name of a container's port.
     Named(Name),
+}
+
+impl ServicePort {
+    /// What it is declared to carry.
+    pub fn declared(&self) -> Declared {
+        Declared::of(self.app_protocol.as_deref(), &self.name)
+    }
 }
 
 impl Service {

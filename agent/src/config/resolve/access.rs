@@ -7,6 +7,9 @@ use crate::config::document::{
 use crate::model::{Declared, ObjectRef};
 use crate::policy::authorization::{Action, Operation, Rule};
 
+/// So many ports are named where rules meet something other than HTTP: a policy may be for the whole mesh.
+const MOST_PORTS: usize = 16;
+
 /// How a policy that is well written stands.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stated {
@@ -45,10 +48,15 @@ pub(in crate::config) fn not_enforced<'a>(
     policy: &AuthorizationPolicy,
     leading: impl Iterator<Item = &'a document::Service>,
 ) -> Option<Refusal> {
-    let without_http: Vec<String> = leading
+    let mut without_http: Vec<String> = leading
         .flat_map(|service| service.ports.iter().map(move |port| (service, port)))
         .filter_map(|(service, port)| not_http(policy, service, port))
         .collect();
+    let more = without_http.len().saturating_sub(MOST_PORTS);
+    if more > 0 {
+        without_http.truncate(MOST_PORTS);
+        without_http.push(format!("so it is at {more} more"));
+    }
     let message = without_http.join("; ");
     (!message.is_empty()).then_some(Refusal { reason: Reason::NotHttp, message })
 }
@@ -106,7 +114,7 @@ fn in_force(is_dry: bool, selects_nothing: bool) -> String {
 
 /// What becomes of connections to a port that is declared to carry no HTTP, where the policy asks for requests.
 fn not_http(policy: &AuthorizationPolicy, service: &document::Service, port: &ServicePort) -> Option<String> {
-    if Declared::of(port.app_protocol.as_deref(), &port.name) != Declared::Opaque {
+    if port.declared() != Declared::Opaque {
         return None;
     }
     let number = match port.target {

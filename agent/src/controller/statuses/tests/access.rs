@@ -167,6 +167,8 @@ fn a_status_says_what_cannot_be_done_at_the_pods_that_an_authorization_policy_se
     check(
         &mut world,
         &expect![[r#"
+            AuthorizationPolicy mesh/everywhere: Accepted: the policy is in force
+              not Enforced: NotHttp: every connection to port 6379 of the Service shop/cache is denied unless another policy allows it: it is declared to carry something other than HTTP, and without requests rule 1 can allow nothing
             AuthorizationPolicy shop/all: Accepted: the policy is in force
               not Enforced: NotHttp: every connection to port 6379 of the Service shop/cache is denied unless another policy allows it: it is declared to carry something other than HTTP, and without requests rule 1 can allow nothing
             AuthorizationPolicy shop/cache: Accepted: the policy is in force
@@ -181,40 +183,45 @@ fn a_status_says_what_cannot_be_done_at_the_pods_that_an_authorization_policy_se
     check(
         &mut world,
         &expect![[r#"
-        AuthorizationPolicy shop/all: Accepted: the policy is in force
-        AuthorizationPolicy shop/cache: Accepted: the policy is in force
-        AuthorizationPolicy shop/ports: Accepted: the policy is in force
-    "#]],
+            AuthorizationPolicy mesh/everywhere: Accepted: the policy is in force
+            AuthorizationPolicy shop/all: Accepted: the policy is in force
+            AuthorizationPolicy shop/cache: Accepted: the policy is in force
+            AuthorizationPolicy shop/ports: Accepted: the policy is in force
+        "#]],
     );
     // It leads to nobody, as redis, and to the pod again.
     world.take_service(Event::Apply(service(&yaml[0].replace("app: cache", "app: none"))));
     check(
         &mut world,
         &expect![[r#"
-        AuthorizationPolicy shop/all: Accepted: the policy is in force
-        AuthorizationPolicy shop/cache: Accepted: the policy is in force
-        AuthorizationPolicy shop/ports: Accepted: the policy is in force
-    "#]],
+            AuthorizationPolicy mesh/everywhere: Accepted: the policy is in force
+            AuthorizationPolicy shop/all: Accepted: the policy is in force
+            AuthorizationPolicy shop/cache: Accepted: the policy is in force
+            AuthorizationPolicy shop/ports: Accepted: the policy is in force
+        "#]],
     );
     world.take_service(Event::Apply(service(&yaml[0])));
     check(
         &mut world,
         &expect![[r#"
-        AuthorizationPolicy shop/all: Accepted: the policy is in force
-          not Enforced: NotHttp: every connection to port 6379 of the Service shop/cache is denied unless another policy allows it: it is declared to carry something other than HTTP, and without requests rule 1 can allow nothing
-        AuthorizationPolicy shop/cache: Accepted: the policy is in force
-          not Enforced: NotHttp: every connection to port 6379 of the Service shop/cache is denied for which all else holds that rule 1 asks for: it is declared to carry something other than HTTP, and without requests the rest counts as matched
-        AuthorizationPolicy shop/ports: Accepted: the policy is in force
-    "#]],
+            AuthorizationPolicy mesh/everywhere: Accepted: the policy is in force
+              not Enforced: NotHttp: every connection to port 6379 of the Service shop/cache is denied unless another policy allows it: it is declared to carry something other than HTTP, and without requests rule 1 can allow nothing
+            AuthorizationPolicy shop/all: Accepted: the policy is in force
+              not Enforced: NotHttp: every connection to port 6379 of the Service shop/cache is denied unless another policy allows it: it is declared to carry something other than HTTP, and without requests rule 1 can allow nothing
+            AuthorizationPolicy shop/cache: Accepted: the policy is in force
+              not Enforced: NotHttp: every connection to port 6379 of the Service shop/cache is denied for which all else holds that rule 1 asks for: it is declared to carry something other than HTTP, and without requests the rest counts as matched
+            AuthorizationPolicy shop/ports: Accepted: the policy is in force
+        "#]],
     );
     world.take_service(Event::Delete(service(&yaml[0])));
     check(
         &mut world,
         &expect![[r#"
-        AuthorizationPolicy shop/all: Accepted: the policy is in force
-        AuthorizationPolicy shop/cache: Accepted: the policy is in force
-        AuthorizationPolicy shop/ports: Accepted: the policy is in force
-    "#]],
+            AuthorizationPolicy mesh/everywhere: Accepted: the policy is in force
+            AuthorizationPolicy shop/all: Accepted: the policy is in force
+            AuthorizationPolicy shop/cache: Accepted: the policy is in force
+            AuthorizationPolicy shop/ports: Accepted: the policy is in force
+        "#]],
     );
 }
 
