@@ -136,9 +136,13 @@ pub(super) fn load(path: &Path, node: &Name) -> Result<Remembered, Unusable> {
     }
     let mut text = String::new();
     file.read_to_string(&mut text)?;
+    parse(&text, node)
+}
+
+fn parse(text: &str, node: &Name) -> Result<Remembered, Unusable> {
     let (content, sum) = text.trim_end().rsplit_once('\n').ok_or(Unusable::Broken)?;
     let content = &text[..content.len() + 1];
-    if HEXLOWER.encode(digest::digest(&digest::SHA256, content.as_bytes()).as_ref()) != sum {
+    if sum_of(content) != sum {
         return Err(Unusable::Broken);
     }
     let mut lines = content.lines().enumerate();
@@ -152,6 +156,24 @@ pub(super) fn load(path: &Path, node: &Name) -> Result<Remembered, Unusable> {
     }
     let records = lines.map(|(at, text)| line(at, text)).collect::<Result<_, _>>()?;
     Ok(Remembered { as_of, zone, records })
+}
+
+fn sum_of(content: &str) -> String {
+    HEXLOWER.encode(digest::digest(&digest::SHA256, content.as_bytes()).as_ref())
+}
+
+/// Records in a file that is whole and of this node: what is read of them is an object, or says what is wrong with it.
+#[cfg(fuzzing)]
+pub fn fuzz(lines: &str) {
+    let (version, as_of) = (env!("CARGO_PKG_VERSION").into(), SystemTime::UNIX_EPOCH);
+    let head = Head { version, node: "n1".into(), zone: None, as_of };
+    let content = format!("{}\n{lines}\n", serde_json::to_string(&head).expect("it can be written"));
+    let text = format!("{content}{}\n", sum_of(&content));
+    let Ok(remembered) = parse(&text, &"n1".into()) else { return };
+    for record in remembered.records {
+        let (key, document, problems) = record.read();
+        assert!(document.is_some_and(|document| document.key() == key) || !problems.is_empty());
+    }
 }
 
 fn line<'t, T: Deserialize<'t>>(at: usize, text: &'t str) -> Result<T, Unusable> {
@@ -346,10 +368,7 @@ mod tests {
         // Whole, and yet not to be understood.
         let again = |content: &str| {
             let content = format!("{content}\n");
-            format!(
-                "{content}{}\n",
-                HEXLOWER.encode(digest::digest(&digest::SHA256, content.as_bytes()).as_ref())
-            )
+            format!("{content}{}\n", sum_of(&content))
         };
         let content = good.trim_end().rsplit_once('\n').unwrap().0;
         assert_eq!(refused(&again(content), 0o600, "n1"), Ok(3));

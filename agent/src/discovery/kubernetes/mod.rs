@@ -12,6 +12,9 @@ mod version;
 mod watch;
 mod world;
 
+#[cfg(fuzzing)]
+pub use self::last_known::fuzz;
+
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::net::IpAddr;

@@ -7,6 +7,9 @@
 mod message;
 mod wire;
 
+#[cfg(fuzzing)]
+pub use self::wire::fuzz;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

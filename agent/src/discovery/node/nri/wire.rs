@@ -111,6 +111,17 @@ fn messages_of(connection: u32, bytes: &mut Vec<u8>, messages: &mut Vec<Message>
     Ok(())
 }
 
+/// What a runtime may send, at once and byte by byte: it means the same.
+#[cfg(fuzzing)]
+pub fn fuzz(bytes: &[u8]) {
+    let at_once = Decoder::default().take(bytes);
+    let mut decoder = Decoder::default();
+    let pieces = bytes.chunks(1).map(|byte| decoder.take(byte)).collect::<Result<Vec<_>, _>>();
+    assert_eq!(pieces.map(|pieces| pieces.concat()), at_once);
+    let encoded: Vec<u8> = at_once.iter().flatten().flat_map(Message::encode).collect();
+    assert!(at_once.is_err() || Decoder::default().take(&encoded) == at_once);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
