@@ -17,6 +17,7 @@ mod link;
 mod listener;
 mod loader;
 mod netns;
+mod pinned;
 mod place;
 mod places;
 mod pod;
@@ -51,6 +52,7 @@ pub use error::{CaptureError, Part};
 pub use kubelet::{KubeletSettings, OnKubeletUnknown};
 pub use listener::PodListeners;
 pub use netns::{Netns, leave_unless as leave_netns_unless};
+pub use pinned::PinnedPods;
 pub use pod::PodNet;
 pub use preflight::Preflight;
 pub use sockopt::set_local;
@@ -174,6 +176,11 @@ impl Capture {
     /// The enrolled pods by address, for the proxy.
     pub fn enrolled(&self) -> EnrolledPods {
         self.by_address.clone()
+    }
+
+    /// The pods that are captured, as whoever is not in charge sees them.
+    pub fn pinned(&self) -> PinnedPods {
+        PinnedPods::new(self.programs.pods_folder())
     }
 
     /// A dialler for one worker.
@@ -452,7 +459,8 @@ impl Capture {
 
     /// After an enrolment that failed. Programs of an earlier agent refuse by way of the route.
     fn drop_route(&self, net: &PodNet) {
-        if !self.needs_routes(net.cookie) && !self.programs.pod_pins(&pod::pin_label(net)).exists() {
+        let pins = self.programs.pod_pins(&pod::pin_label(&net.pod, net.cookie));
+        if !self.needs_routes(net.cookie) && !pins.exists() {
             net.leave();
         }
     }
