@@ -5,6 +5,7 @@ mod enrolled;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod gate;
+mod leaving;
 mod life;
 mod mesh;
 mod report;

@@ -230,6 +230,12 @@ impl Capture {
         self.pods.contains_key(uid)
     }
 
+    /// Whether the pod is enrolled, in its place or not, and processes of it are left.
+    pub fn runs(&self, uid: &WorkloadUid) -> bool {
+        let enrolled = self.pods.get(uid).or_else(|| self.stranded.get(uid));
+        enrolled.is_some_and(|enrolled| !enrolled.net.is_deserted())
+    }
+
     /// Whether the pod is enrolled with other addresses, at another place or as somebody else than it is now.
     pub fn has_moved(&self, workload: &Workload) -> bool {
         self.pods.get(&workload.uid).is_some_and(|enrolled| {
