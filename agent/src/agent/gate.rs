@@ -18,6 +18,9 @@ use crate::model::{ObjectRef, WorkloadUid};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{PodState, Status};
 
+/// Whether the pod is captured in the network namespace at the path.
+pub(super) type IsCaptured = dyn Fn(&ObjectRef, &Path) -> bool + Send + Sync;
+
 /// Decides what becomes of arrivals.
 #[derive(Clone)]
 pub(super) struct Gate {
@@ -25,8 +28,8 @@ pub(super) struct Gate {
     pub(super) status: Arc<Status>,
     /// Changes whenever this agent may have enrolled a pod.
     pub(super) applied: watch::Receiver<()>,
-    /// Whether the pod is captured in the network namespace at the path.
-    pub(super) is_captured: Arc<dyn Fn(&ObjectRef, &Path) -> bool + Send + Sync>,
+    /// Whether the pod is captured there.
+    pub(super) is_captured: Arc<IsCaptured>,
     pub(super) on_agent_down: OnAgentDown,
 }
 
