@@ -1,5 +1,9 @@
 //! Holds a pod that has just come until it is in the mesh, or is known not to be meant.
+//!
+//! In the mesh it is once its very network namespace is: whoever enrolled it, so that an agent whose place another one takes decides
+//! as well as that one, and whatever is said of an earlier sandbox of the pod.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,19 +14,30 @@ use tokio::time::timeout;
 
 use crate::capture::OnAgentDown;
 use crate::discovery::node::Arrival;
-use crate::model::{Enrolment, WorkloadUid};
+use crate::model::{ObjectRef, WorkloadUid};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{PodState, Status};
+
+/// Whether the pod is captured in the network namespace at the path.
+pub(super) type IsCaptured = dyn Fn(&ObjectRef, &Path) -> bool + Send + Sync;
 
 /// Decides what becomes of arrivals.
 #[derive(Clone)]
 pub(super) struct Gate {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) status: Arc<Status>,
-    /// Changes whenever a pod may have been enrolled.
+    /// Changes whenever this agent may have enrolled a pod.
     pub(super) applied: watch::Receiver<()>,
+    /// Whether the pod is captured there.
+    pub(super) is_captured: Arc<IsCaptured>,
     pub(super) on_agent_down: OnAgentDown,
 }
+
+/// How often it is looked at a pod that another agent may have enrolled, for nobody tells of that.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Time that is left for the answer.
+const SPARE: Duration = Duration::from_millis(50);
 
 /// What is known of a pod.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,16 +66,16 @@ impl Gate {
     }
 
     async fn decide(mut self, arrival: Arrival) {
-        let Arrival { uid, patience, decide } = arrival;
+        let Arrival { uid, netns, patience, decide } = arrival;
         let settled = async {
-            while self.known(&uid) != Known::Settled {
-                if self.applied.changed().await.is_err() {
+            while self.known(&uid, &netns) != Known::Settled {
+                if let Ok(Err(_ended)) = timeout(LOOK, self.applied.changed()).await {
                     std::future::pending().await
                 }
             }
         };
-        let in_time = timeout(patience.saturating_sub(Duration::from_millis(50)), settled).await.is_ok();
-        let decision = match self.known(&uid) {
+        let in_time = timeout(patience.saturating_sub(SPARE), settled).await.is_ok();
+        let decision = match self.known(&uid, &netns) {
             // With `open`, whatever fails must not keep applications from running.
             Known::Wanted(why) if !in_time && self.on_agent_down == OnAgentDown::Closed => Err(why),
             _ => Ok(()),
@@ -69,29 +84,28 @@ impl Gate {
         let _ = decide.send(decision);
     }
 
-    fn known(&self, uid: &WorkloadUid) -> Known {
+    fn known(&self, uid: &WorkloadUid, netns: &Path) -> Known {
         let snapshot = self.snapshot.load();
         let Some(workload) = snapshot.workloads.get(uid) else { return Known::Nothing };
-        match (&workload.enrolment, self.status.pod(uid)) {
-            (Enrolment::NotWanted | Enrolment::Impossible(_), _) | (_, Some(PodState::Enrolled { .. })) => {
-                Known::Settled
-            }
-            (Enrolment::Wanted, Some(PodState::NotEnrolled { detail, .. })) => Known::Wanted(detail),
-            (Enrolment::Wanted, _) => {
-                Known::Wanted("the pod is being enrolled, and that takes too long".into())
-            }
+        if !workload.enrolment.is_wanted() || (self.is_captured)(&workload.pod, netns) {
+            return Known::Settled;
         }
+        Known::Wanted(match self.status.pod(uid) {
+            Some(PodState::NotEnrolled { detail, .. }) => detail,
+            _ => "the pod is being enrolled, and that takes too long".into(),
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::time::SystemTime;
 
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::model::{DialledPods, MtlsMode, ObjectRef, Workload};
+    use crate::model::{DialledPods, Enrolment, MtlsMode, Workload};
     use crate::telemetry::{NotEnrolledReason, PodReport};
 
     fn pod(enrolment: Enrolment) -> Arc<Workload> {
@@ -115,11 +129,22 @@ mod tests {
         })
     }
 
-    /// What is decided of the pod when it is known from the beginning, and how it stands after a second.
+    /// What becomes of the pod after a second.
+    enum Then {
+        /// Nothing.
+        Nothing,
+        /// It is captured in this network namespace, by the agent itself or by another one.
+        Captured(&'static str),
+        /// It cannot be.
+        Fails,
+    }
+
+    /// What is decided of the pod when it is known from the beginning, and when. It arrives in the namespace `new`, and had another
+    /// sandbox before: that was enrolled.
     async fn decided(
         workload: Option<Arc<Workload>>,
         on_agent_down: OnAgentDown,
-        then: Option<PodState>,
+        then: Then,
     ) -> (String, f64) {
         let mut snapshot = Snapshot::default();
         if let Some(workload) = workload {
@@ -127,20 +152,32 @@ mod tests {
         }
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         let status = Status::new("node-1", snapshot.clone());
-        let (tell, applied) = watch::channel(());
-        let gate = Gate { snapshot, status: status.clone(), applied, on_agent_down };
+        let report = |state| PodReport { pod: ObjectRef::new("shop", "web"), state };
+        status.set_pod("uid".into(), report(PodState::Enrolled { since: SystemTime::UNIX_EPOCH }));
+        let (_tell, applied) = watch::channel(());
+        let captured = Arc::new(Mutex::new("before"));
+        let is_captured = {
+            let captured = captured.clone();
+            move |_: &ObjectRef, netns: &Path| netns == Path::new(*captured.lock().unwrap())
+        };
+        let is_captured = Arc::new(is_captured);
+        let gate = Gate { snapshot, status: status.clone(), applied, is_captured, on_agent_down };
         let (arrive, arrivals) = mpsc::unbounded_channel();
         tokio::spawn(gate.keep(arrivals));
         let (decide, decision) = oneshot::channel();
         let began = tokio::time::Instant::now();
-        arrive.send(Arrival { uid: "uid".into(), patience: Duration::from_secs(2), decide }).unwrap();
+        let patience = Duration::from_secs(2);
+        arrive.send(Arrival { uid: "uid".into(), netns: "new".into(), patience, decide }).unwrap();
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            if let Some(state) = then {
-                status.set_pod("uid".into(), PodReport { pod: ObjectRef::new("shop", "web"), state });
-                tell.send_replace(());
+            match then {
+                Then::Nothing => {}
+                Then::Captured(netns) => *captured.lock().unwrap() = netns,
+                Then::Fails => {
+                    let (reason, detail) = (NotEnrolledReason::AttachFailed, "no program".into());
+                    status.set_pod("uid".into(), report(PodState::NotEnrolled { reason, detail }));
+                }
             }
-            std::future::pending::<()>().await;
         });
         let decision = decision.await.unwrap();
         let seconds = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
@@ -150,21 +187,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pod_starts_when_it_is_in_the_mesh_or_is_not_meant() {
         let starts = |seconds| ("starts".to_owned(), seconds);
-        let enrolled = || Some(PodState::Enrolled { since: SystemTime::UNIX_EPOCH });
-        let failed = || {
-            Some(PodState::NotEnrolled {
-                reason: NotEnrolledReason::AttachFailed,
-                detail: "no program".into(),
-            })
-        };
+        let wanted = || Some(pod(Enrolment::Wanted));
         use OnAgentDown::{Closed, Open};
-        assert_eq!(decided(Some(pod(Enrolment::Wanted)), Closed, enrolled()).await, starts(1.0));
-        assert_eq!(decided(Some(pod(Enrolment::NotWanted)), Closed, None).await, starts(0.0));
-        assert_eq!(decided(Some(pod(Enrolment::Impossible("x".into()))), Closed, None).await, starts(0.0));
-        assert_eq!(decided(Some(pod(Enrolment::Wanted)), Open, failed()).await, starts(2.0));
-        let refused = ("not: no program".to_owned(), 2.0);
-        assert_eq!(decided(Some(pod(Enrolment::Wanted)), Closed, failed()).await, refused);
+        use Then::{Captured, Fails, Nothing};
+        assert_eq!(decided(wanted(), Closed, Captured("new")).await, starts(1.0));
+        assert_eq!(decided(Some(pod(Enrolment::NotWanted)), Closed, Nothing).await, starts(0.0));
+        assert_eq!(decided(Some(pod(Enrolment::Impossible("x".into()))), Closed, Nothing).await, starts(0.0));
+        assert_eq!(decided(wanted(), Open, Fails).await, starts(2.0));
+        assert_eq!(decided(wanted(), Closed, Fails).await, ("not: no program".to_owned(), 2.0));
         // A pod that nobody has heard of: the API server is away.
-        assert_eq!(decided(None, Closed, None).await, starts(2.0));
+        assert_eq!(decided(None, Closed, Nothing).await, starts(2.0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_whose_sandbox_is_made_anew_is_not_in_the_mesh_for_having_been() {
+        let wanted = || Some(pod(Enrolment::Wanted));
+        let late = "not: the pod is being enrolled, and that takes too long".to_owned();
+        assert_eq!(decided(wanted(), OnAgentDown::Closed, Then::Captured("before")).await, (late, 2.0));
+        let captured = decided(wanted(), OnAgentDown::Closed, Then::Captured("new")).await;
+        assert_eq!(captured, ("starts".to_owned(), 1.0));
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
 use super::mesh::Mesh;
@@ -45,14 +46,20 @@ impl Life {
                     }
                     self.mesh.let_go();
                     self.stepped_down.notify_one();
-                    self.mesh.close().await?;
-                    return self.drained().await;
+                    return self.closed().await;
                 }
                 () = claimed(&mut succession, self.gate_opens.clone()) => {}
             }
             info!("another agent wants to take over");
             self.mesh.let_go();
-            self.held_until(succession.settled()).await?;
+            let is_settled = tokio::select! {
+                result = self.held_until(succession.settled()) => result.map(|()| true)?,
+                () = &mut stop => false,
+            };
+            if !is_settled {
+                info!("stopping, though the agent that takes over does not serve every pod yet");
+                return self.stopped_in_between(succession).await;
+            }
             if self.mesh.take_back().await? {
                 warn!("the agent that was to take over has ended before it could; going on");
                 continue;
@@ -63,6 +70,22 @@ impl Life {
             self.held_until(stop).await?;
             return self.drained().await;
         }
+    }
+
+    /// Goes on accepting until the agent that takes over serves every pod, for no longer than connections may go on.
+    async fn stopped_in_between(self, mut succession: Succession) -> anyhow::Result<()> {
+        let end = Instant::now() + self.drain;
+        if let Ok(settled) = timeout_at(end, self.held_until(succession.settled())).await {
+            settled?;
+        }
+        self.stepped_down.notify_one();
+        Self { drain: end.saturating_duration_since(Instant::now()), ..self }.closed().await
+    }
+
+    /// Serves what is open, and nobody new.
+    async fn closed(mut self) -> anyhow::Result<()> {
+        self.mesh.close().await?;
+        self.drained().await
     }
 
     /// Has what is open be held to the policies of each moment until then.

@@ -12,8 +12,9 @@ use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
 
 use super::earlier::Earlier;
+use super::leaving::{Leaving, Until};
 use super::report::{self, Reporters, obstacle};
-use super::tunnel::Members;
+use super::tunnel::{Members, Notice};
 use crate::capture::{Capture, CaptureError, Succession};
 use crate::model::{Enrolment, NodeInfo, Workload, WorkloadUid};
 use crate::proxy::{Fate, Workers};
@@ -52,7 +53,9 @@ pub(super) struct Mesh {
     is_applying: bool,
     /// Those of this node that are to be enrolled and have what it takes.
     wanted: HashMap<WorkloadUid, Arc<Workload>>,
-    /// Of these, the ones that could not be enrolled, or updated.
+    /// Those that are not any more, and still enrolled.
+    leaving: Leaving,
+    /// Of these that are wanted, the ones that could not be enrolled, or updated.
     failures: HashMap<WorkloadUid, Failure>,
 }
 
@@ -92,6 +95,7 @@ impl Mesh {
             applied: OrdMap::new(),
             is_applying: false,
             wanted: HashMap::new(),
+            leaving: Leaving::default(),
             failures: HashMap::new(),
         }
     }
@@ -120,12 +124,18 @@ impl Mesh {
                         if let Some(members) = &mut self.members {
                             members.settle(|uid| self.wanted.contains_key(uid));
                         }
-                        self.capture.forget_strangers(self.wanted.values().map(|workload| &**workload));
+                        let wanted = self.wanted.values().map(|workload| &**workload);
+                        self.capture.forget_strangers(wanted.chain(self.leaving.workloads()));
                         self.capture.settled();
                     }
                     false
                 }
-                () = publish_next(&mut self.members) => false,
+                notice = next(&mut self.members) => {
+                    if let Some(notice) = notice {
+                        self.others_know(notice);
+                    }
+                    false
+                }
                 () = self.capture.stirred() => false,
                 () = sleep_until(Some(housekeeping)) => {
                     self.tidy().await?;
@@ -176,7 +186,8 @@ impl Mesh {
         if !self.capture.take_back()? {
             return Ok(false);
         }
-        let uids = self.capture.enrolled_uids();
+        let mut uids = self.capture.enrolled_uids();
+        uids.retain(|uid| self.leaving.until(uid).is_none());
         self.enrol_anew(uids, "the agent that was to take over has left it").await?;
         Ok(true)
     }
@@ -190,8 +201,9 @@ impl Mesh {
         Ok(())
     }
 
-    /// Clients learn of a pod after it is enrolled, and forget it before it is not. Costs what has changed, not what
-    /// there is. Where it was cut short, the next one begins again with what was applied before.
+    /// Clients learn of a pod after it is enrolled, and forget it before it is not. That they forget is waited for elsewhere: a pod that
+    /// comes does not wait for those that go. Costs what has changed, not what there is. Where it was cut short, the next one begins
+    /// again with what was applied before.
     async fn apply(&mut self) -> anyhow::Result<()> {
         self.is_applying = true;
         let snapshot = self.snapshot.load_full();
@@ -201,17 +213,16 @@ impl Mesh {
         let (before, after) = (self.applied.clone(), snapshot.workloads.clone());
         let (gone, current): (Vec<_>, Vec<_>) =
             before.diff(&after).partition(|item| matches!(item, DiffItem::Remove(..)));
-        if let Some(members) = &mut self.members {
-            // All at once: each would have to be waited for.
+        let notice = self.members.as_mut().and_then(|members| {
+            // All at once: each would have to be told of.
             let leaving = gone.iter().chain(&current).filter_map(|item| match item {
                 DiffItem::Remove(uid, _) => Some((*uid).clone()),
                 DiffItem::Add(_, workload) | DiffItem::Update { new: (_, workload), .. } => {
-                    let stays = is_wanted(&self.node, workload) && !self.capture.has_moved(workload);
-                    (!stays).then(|| workload.uid.clone())
+                    (!is_wanted(&self.node, workload)).then(|| workload.uid.clone())
                 }
             });
-            members.leaving(&leaving.collect::<Vec<_>>()).await;
-        }
+            members.withdraw(&leaving.collect::<Vec<_>>())
+        });
         for item in gone.into_iter().chain(current) {
             if let DiffItem::Update { old: (_, before), new: (_, now) } = &item
                 && is_wanted(&self.node, now)
@@ -219,9 +230,15 @@ impl Mesh {
                 report::opened(&self.telemetry, before, now);
             }
             match item {
-                DiffItem::Remove(uid, _) => _ = self.unwant(uid),
+                DiffItem::Remove(_, workload) => self.deleted(workload),
                 DiffItem::Add(_, workload) | DiffItem::Update { new: (_, workload), .. } => {
-                    self.judge(workload).await?
+                    for forerunner in self.leaving.forerunners(workload) {
+                        self.leave(&forerunner);
+                    }
+                    match is_wanted(&self.node, workload) {
+                        true => self.want(workload).await?,
+                        false => self.unwant(workload, notice),
+                    }
                 }
             }
         }
@@ -238,33 +255,68 @@ impl Mesh {
         Ok(())
     }
 
-    /// A workload that is new or has changed.
-    async fn judge(&mut self, workload: &Arc<Workload>) -> anyhow::Result<()> {
-        if !is_wanted(&self.node, workload) {
-            let was_known = self.unwant(&workload.uid);
-            match &workload.enrolment {
-                Enrolment::Impossible(detail) if workload.node.as_ref() == Some(&self.node.name) => {
-                    self.reporters.impossible(workload, detail);
-                }
-                Enrolment::NotWanted if was_known => self.reporters.left(workload),
-                // It is another node's, or has no address for the moment.
-                _ => {}
-            }
-            return Ok(());
-        }
+    /// A workload that is to be in the mesh, and is new or has changed.
+    async fn want(&mut self, workload: &Arc<Workload>) -> anyhow::Result<()> {
+        let is_back = self.leaving.remove(&workload.uid);
         if workload.paths.is_none() && self.reporters.announcer.is_some() {
             self.miss(workload);
             return Ok(());
         }
-        if self.capture.has_moved(workload) {
-            self.unwant(&workload.uid);
+        let has_moved = self.capture.has_moved(workload);
+        if has_moved {
+            // Others go on reaching it, where it is from now on.
+            self.capture.unenrol(&workload.uid, Instant::now());
         }
         self.wanted.insert(workload.uid.clone(), workload.clone());
         if self.capture.is_enrolled(&workload.uid) {
+            if let Some(members) = self.members.as_mut().filter(|_| is_back) {
+                members.enrolled(workload);
+            }
             self.update(workload);
             return Ok(());
         }
-        self.enrol(workload).await
+        self.enrol(workload).await?;
+        if has_moved && !self.capture.is_enrolled(&workload.uid) {
+            self.lose(std::slice::from_ref(&workload.uid));
+        }
+        Ok(())
+    }
+
+    /// A workload that is not to be in the mesh, and is new or has changed. If it was, it is until others know of the notice.
+    fn unwant(&mut self, workload: &Arc<Workload>, notice: Option<Notice>) {
+        let uid = &workload.uid;
+        self.failures.remove(uid);
+        let was_wanted = self.wanted.remove(uid).is_some();
+        match (self.leaving.until(uid), notice.filter(|_| self.capture.is_enrolled(uid))) {
+            (Some(Until::OthersKnow(_)), _) => {}
+            (None, Some(notice)) => self.leaving.stays(workload, Until::OthersKnow(notice)),
+            _ => self.leave(uid),
+        }
+        match &workload.enrolment {
+            Enrolment::Impossible(detail) if workload.node.as_ref() == Some(&self.node.name) => {
+                self.reporters.impossible(workload, detail);
+            }
+            Enrolment::NotWanted if was_wanted => self.reporters.left(workload),
+            // It is another node's, or has no address for the moment.
+            _ => {}
+        }
+    }
+
+    /// Nobody connects to the pod any more, so nobody has to be told before its time. It may have been deleted by force: what still
+    /// runs of it stays in the mesh.
+    fn deleted(&mut self, workload: &Arc<Workload>) {
+        self.wanted.remove(&workload.uid);
+        self.failures.remove(&workload.uid);
+        match self.capture.runs(&workload.uid) {
+            true => self.leaving.stays(workload, Until::LastProcess),
+            false => self.leave(&workload.uid),
+        }
+    }
+
+    fn others_know(&mut self, notice: Notice) {
+        for uid in self.leaving.all(|until| until == Until::OthersKnow(notice)) {
+            self.leave(&uid);
+        }
     }
 
     fn update(&mut self, workload: &Arc<Workload>) {
@@ -286,6 +338,10 @@ impl Mesh {
     /// The API server has the pod, and the machine does not show it: not yet, or never, as with a runtime that keeps its pods
     /// elsewhere.
     fn miss(&mut self, workload: &Arc<Workload>) {
+        // What an earlier agent has told of it may be true.
+        if self.capture.is_enrolled(&workload.uid) {
+            self.lose(std::slice::from_ref(&workload.uid));
+        }
         self.let_leave(&workload.uid);
         self.wanted.insert(workload.uid.clone(), workload.clone());
         let detail = "no process of the pod is to be found in the kubelet's cgroups, and the container runtime has not \
@@ -334,12 +390,19 @@ impl Mesh {
         self.reporters.announcer.is_some() && netns.is_some_and(|netns| !netns.exists())
     }
 
-    /// True if anything was known of the pod.
-    fn unwant(&mut self, uid: &WorkloadUid) -> bool {
-        self.wanted.remove(uid);
-        self.failures.remove(uid);
+    /// The pod is in the mesh no more.
+    fn leave(&mut self, uid: &WorkloadUid) {
+        self.leaving.remove(uid);
         self.let_leave(uid);
-        self.reporters.forget(uid)
+        self.reporters.forget(uid);
+    }
+
+    /// These take no tunnels any more where they were, and nowhere else yet: that others know is not waited for.
+    fn lose(&mut self, uids: &[WorkloadUid]) {
+        if let Some(members) = &mut self.members {
+            members.withdraw(uids);
+            uids.iter().for_each(|uid| members.left(uid));
+        }
     }
 
     fn let_leave(&mut self, uid: &WorkloadUid) {
@@ -361,7 +424,7 @@ impl Mesh {
             .collect();
         for uid in due {
             if let Some(workload) = self.wanted.get(&uid).cloned() {
-                self.judge(&workload).await?;
+                self.want(&workload).await?;
             }
         }
         Ok(())
@@ -370,7 +433,9 @@ impl Mesh {
     /// Enrols anew the pods whose cgroup or network namespace was replaced under its path. Without a look such a pod would
     /// leave the mesh in silence.
     async fn replace(&mut self) -> anyhow::Result<()> {
-        let displaced = self.capture.displaced();
+        let (leaving, displaced): (Vec<_>, Vec<_>) =
+            self.capture.displaced().into_iter().partition(|uid| self.leaving.until(uid).is_some());
+        leaving.iter().for_each(|uid| self.leave(uid));
         self.enrol_anew(displaced, "its cgroup or network namespace is not the one that it was enrolled in")
             .await
     }
@@ -397,20 +462,22 @@ impl Mesh {
                 }
             }
         }
-        if let Some(members) = &mut self.members
-            && !lost.is_empty()
-        {
-            members.leaving(&lost).await;
-            lost.iter().for_each(|uid| members.left(uid));
-        }
+        self.lose(&lost);
         Ok(())
     }
 
     fn is_settled(&self) -> bool {
-        self.capture.is_settled() && self.members.as_ref().is_none_or(Members::is_settled)
+        self.capture.is_settled()
+            && self.leaving.all(|until| until == Until::LastProcess).is_empty()
+            && self.members.as_ref().is_none_or(Members::is_settled)
     }
 
     async fn tidy(&mut self) -> anyhow::Result<()> {
+        for uid in self.leaving.all(|until| until == Until::LastProcess) {
+            if !self.capture.runs(&uid) {
+                self.leave(&uid);
+            }
+        }
         self.replace().await?;
         let dangers = match &mut self.members {
             Some(members) => {
@@ -441,9 +508,9 @@ fn is_wanted(node: &NodeInfo, workload: &Workload) -> bool {
         && !workload.addresses.is_empty()
 }
 
-async fn publish_next(members: &mut Option<Members>) {
+async fn next(members: &mut Option<Members>) -> Option<Notice> {
     match members {
-        Some(members) => members.publish_next().await,
+        Some(members) => members.next().await,
         None => std::future::pending().await,
     }
 }

@@ -5,6 +5,7 @@ mod enrolled;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod gate;
+mod leaving;
 mod life;
 mod mesh;
 mod report;
@@ -174,7 +175,14 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
 
     let (applied, gate) = watch::channel(());
     let gate_opens = applied.subscribe();
-    let gate = Gate { snapshot: snapshot.clone(), status: status.clone(), applied: gate, on_agent_down };
+    let pinned = capture.pinned();
+    let gate = Gate {
+        snapshot: snapshot.clone(),
+        status: status.clone(),
+        applied: gate,
+        is_captured: Arc::new(move |pod, netns| pinned.has(pod, netns)),
+        on_agent_down,
+    };
     let reporters = Reporters { status, announcer: announcer.clone() };
     let kernel_side = (capture, workers);
     let earlier = Earlier::new(settings.close_before_enrolment);

@@ -44,21 +44,21 @@ impl Telling {
         }
     }
 
-    /// These take no tunnels any more. Returns when others know.
-    pub(super) async fn withdraw(&mut self, uids: &[WorkloadUid]) {
-        let is_news = match self {
-            Self::Folder(publisher) => publisher.withdraw(uids),
-            Self::Api(announcer, _) => {
-                let is_news = announcer.withdraw(uids);
-                if is_news {
-                    announcer.settled(HEARS).await;
-                }
-                is_news
-            }
+    /// These take no tunnels any more. What returns when others know, if that is news to them; whoever does not wait for it drops it.
+    pub(super) fn withdraw(
+        &mut self,
+        uids: &[WorkloadUid],
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let (is_news, announcer) = match self {
+            Self::Folder(publisher) => (publisher.withdraw(uids), None),
+            Self::Api(announcer, _) => (announcer.withdraw(uids), Some(announcer.clone())),
         };
-        if is_news {
+        is_news.then_some(async move {
+            if let Some(announcer) = announcer {
+                announcer.settled(HEARS).await;
+            }
             tokio::time::sleep(NOTICE).await;
-        }
+        })
     }
 
     /// What an earlier agent has told of pods that are not to be enrolled now goes.
@@ -82,5 +82,31 @@ impl Telling {
         if let Self::Folder(publisher) = self {
             publisher.try_again();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::kubernetes::testkit::FakeApi;
+    use crate::model::ObjectRef;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_does_not_answer_holds_those_alone_who_wait_for_it() {
+        let announcer = Announcer::new(FakeApi::new(|_| None).client(), "node-1".into());
+        let uids: [WorkloadUid; 1] = ["uid".into()];
+        announcer.enrolled(&uids[0], &ObjectRef::new("shop", "web"), "open");
+        tokio::spawn(announcer.clone().run());
+        let mut telling = Telling::Api(announcer, OnAgentDown::Open);
+
+        let began = Instant::now();
+        let known = telling.withdraw(&uids).expect("it is news to others");
+        assert!(!telling.has(&uids[0]), "withdrawn though nobody waits");
+        assert!(telling.withdraw(&uids).is_none(), "it is no news any more");
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        known.await;
+        assert_eq!(began.elapsed(), HEARS + NOTICE);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
@@ -82,8 +82,7 @@ pub(super) struct Members {
     radar: Arc<Radar>,
     telling: Telling,
     known: HashMap<WorkloadUid, Known>,
-    /// Those whose certificate is awaited.
-    awaited: JoinSet<WorkloadUid>,
+    awaited: JoinSet<Awaited>,
 }
 
 /// Whatever may fail, before the kernel is touched.
@@ -186,6 +185,18 @@ impl Drop for Certified {
     }
 }
 
+/// What a member waits for.
+enum Awaited {
+    /// That of this pod.
+    Certificate(WorkloadUid),
+    /// That others know what they were told.
+    Notice,
+}
+
+/// What others are being told of pods that take no tunnels any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Notice(task::Id);
+
 /// A pod of this node.
 struct Known {
     /// Whose certificate it needs.
@@ -216,26 +227,34 @@ impl Members {
         let Some(id) = workload.identity.clone() else {
             return warn!(pod = %workload.pod, account = %workload.service_account, "the pod's service account makes no identity");
         };
+        let uid = workload.uid.clone();
+        let certificates = self.tunnel.certificates.clone();
+        let is_held = self.known.get(&uid).is_some_and(|known| known.id == id);
+        if !is_held {
+            certificates.ensure(&id);
+            let known = Known { id: id.clone(), workload: workload.clone() };
+            if let Some(before) = self.known.insert(uid.clone(), known) {
+                certificates.release(&before.id);
+                self.withdraw(std::slice::from_ref(&uid));
+            }
+        }
         // An earlier agent may have published it, as it was then.
         self.updated(workload);
-        if self.known.contains_key(&workload.uid) {
+        if is_held && self.telling.has(&uid) {
             return;
         }
-        let certificates = self.tunnel.certificates.clone();
-        certificates.ensure(&id);
-        self.known.insert(workload.uid.clone(), Known { id: id.clone(), workload: workload.clone() });
-        let uid = workload.uid.clone();
         self.awaited.spawn(async move {
             // It is not held any more: the pod has left, and whoever asks finds that out.
             let _ = certificates.get(&id).await;
-            uid
+            Awaited::Certificate(uid)
         });
     }
 
-    /// Publishes one pod as soon as its certificate is there. Cancelling it loses nothing.
-    pub(super) async fn publish_next(&mut self) {
-        match self.awaited.join_next().await {
-            Some(Ok(uid)) => {
+    /// Waits for what is next: publishes a pod whose certificate is there, or says that others know what [`Self::withdraw`] was
+    /// asked to tell them. Cancelling it loses nothing.
+    pub(super) async fn next(&mut self) -> Option<Notice> {
+        match self.awaited.join_next_with_id().await {
+            Some(Ok((_, Awaited::Certificate(uid)))) => {
                 let known = self.known.get(&uid);
                 if let Some(Known { id, workload }) = known
                     && self.tunnel.certificates.current(id).is_some()
@@ -243,9 +262,11 @@ impl Members {
                     self.telling.publish(workload);
                 }
             }
+            Some(Ok((id, Awaited::Notice))) => return Some(Notice(id)),
             Some(Err(error)) => error!(%error, "waiting for a certificate failed inside the agent"),
             None => std::future::pending().await,
         }
+        None
     }
 
     /// What is told of the pod may have changed.
@@ -258,9 +279,14 @@ impl Members {
         }
     }
 
-    /// These are about to be un-enrolled: nobody is to open a tunnel to them any more. Returns when others know.
-    pub(super) async fn leaving(&mut self, uids: &[WorkloadUid]) {
-        self.telling.withdraw(uids).await;
+    /// Nobody is to open a tunnel to these any more. If that is news to others, [`Self::next`] says when they know.
+    pub(super) fn withdraw(&mut self, uids: &[WorkloadUid]) -> Option<Notice> {
+        let known = self.telling.withdraw(uids)?;
+        let told = self.awaited.spawn(async {
+            known.await;
+            Awaited::Notice
+        });
+        Some(Notice(told.id()))
     }
 
     /// The pod is not enrolled any more.

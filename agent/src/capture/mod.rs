@@ -17,6 +17,7 @@ mod link;
 mod listener;
 mod loader;
 mod netns;
+mod pinned;
 mod place;
 mod places;
 mod pod;
@@ -51,6 +52,7 @@ pub use error::{CaptureError, Part};
 pub use kubelet::{KubeletSettings, OnKubeletUnknown};
 pub use listener::PodListeners;
 pub use netns::{Netns, leave_unless as leave_netns_unless};
+pub use pinned::PinnedPods;
 pub use pod::PodNet;
 pub use preflight::Preflight;
 pub use sockopt::set_local;
@@ -176,6 +178,11 @@ impl Capture {
         self.by_address.clone()
     }
 
+    /// The pods that are captured, as whoever is not in charge sees them.
+    pub fn pinned(&self) -> PinnedPods {
+        PinnedPods::new(self.programs.pods_folder())
+    }
+
     /// A dialler for one worker.
     pub fn dialer(&self) -> Result<Dialer, CaptureError> {
         Dialer::new(&self.programs)
@@ -221,6 +228,12 @@ impl Capture {
     /// Whether this very pod (not a predecessor of its name) is enrolled.
     pub fn is_enrolled(&self, uid: &WorkloadUid) -> bool {
         self.pods.contains_key(uid)
+    }
+
+    /// Whether the pod is enrolled, in its place or not, and processes of it are left.
+    pub fn runs(&self, uid: &WorkloadUid) -> bool {
+        let enrolled = self.pods.get(uid).or_else(|| self.stranded.get(uid));
+        enrolled.is_some_and(|enrolled| !enrolled.net.is_deserted())
     }
 
     /// Whether the pod is enrolled with other addresses, at another place or as somebody else than it is now.
@@ -452,7 +465,8 @@ impl Capture {
 
     /// After an enrolment that failed. Programs of an earlier agent refuse by way of the route.
     fn drop_route(&self, net: &PodNet) {
-        if !self.needs_routes(net.cookie) && !self.programs.pod_pins(&pod::pin_label(net)).exists() {
+        let pins = self.programs.pod_pins(&pod::pin_label(&net.pod, net.cookie));
+        if !self.needs_routes(net.cookie) && !pins.exists() {
             net.leave();
         }
     }

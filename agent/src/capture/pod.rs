@@ -138,7 +138,7 @@ impl Enrolled {
         let listeners =
             listener::open(&net.netns, workers).map_err(Part::Listeners.step("listening inside the pod"))?;
 
-        let label = pin_label(net);
+        let label = pin_label(&net.pod, net.cookie);
         let enrolled = Self { net: net.clone(), cgroup: id, pins: programs.pod_pins(&label), entry };
         // An earlier agent's programs protect the pod until ours do, or for as long as ours cannot.
         let protected = enrolled.pins.exists();
@@ -266,9 +266,9 @@ fn paths(workload: &Workload) -> Result<&PodPaths, CaptureError> {
     })
 }
 
-/// The folder of a pod's pins.
-pub(super) fn pin_label(net: &PodNet) -> String {
-    format!("{}{}", pin_prefix(&net.pod), net.cookie)
+/// The folder of a pod's pins, in the network namespace with this cookie.
+pub(super) fn pin_label(pod: &ObjectRef, cookie: u64) -> String {
+    format!("{}{cookie}", pin_prefix(pod))
 }
 
 /// What the labels of a pod's pins begin with, whatever its network namespace. A bpffs takes no dots in names, and no

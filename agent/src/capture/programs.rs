@@ -112,9 +112,14 @@ impl Programs {
         Ok(Heartbeat { map, agent })
     }
 
+    /// Where the folders of all pods' pins are.
+    pub(super) fn pods_folder(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
     /// Where the links of one pod are pinned.
     pub(super) fn pod_pins(&self, label: &str) -> PathBuf {
-        self.root.join("pods").join(label)
+        self.pods_folder().join(label)
     }
 
     /// Attaches one of [`COOKIE_FREE`] to a pod's cgroup and pins the link. A link that is pinned there already is
@@ -180,7 +185,7 @@ impl Programs {
     /// Removes the pins of pods that are not to be kept, by the name of their folder; says how many.
     pub(super) fn forget_pods_except(&self, keep: impl Fn(&str) -> bool) -> io::Result<usize> {
         let mut forgotten = 0;
-        for entry in fs::read_dir(self.root.join("pods"))? {
+        for entry in fs::read_dir(self.pods_folder())? {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if keep(&name) {
@@ -200,7 +205,7 @@ impl Programs {
     /// Whether a pod is pinned with this network namespace. An agent of another version may have called it otherwise:
     /// the entries are then those of its present enrolment.
     fn is_pinned(&self, netns_cookie: u64) -> io::Result<bool> {
-        for entry in fs::read_dir(self.root.join("pods"))? {
+        for entry in fs::read_dir(self.pods_folder())? {
             if cookie_of(&entry?.file_name().to_string_lossy()) == Some(netns_cookie) {
                 return Ok(true);
             }

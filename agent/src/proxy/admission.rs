@@ -82,8 +82,12 @@ impl Door {
         snapshot.tokens.get(&self.pod)
     }
 
-    /// Whether the endpoint takes a connection of the caller.
+    /// Whether the endpoint takes a connection of the caller. A pod that was deleted and still runs takes none: who may call it is not
+    /// known any more.
     pub(super) fn enter(&self, snapshot: &Snapshot, caller: &Caller) -> Result<Entry, Refused> {
+        if !snapshot.workloads.contains_key(&self.pod) {
+            return Err(Refused { reason: RefuseReason::UnknownDestination, ruling: None });
+        }
         let is_limited = is_limited(snapshot, self.address, Limited::Requests);
         let (mut by_request, mut ruling) = (is_limited || self.tokens(snapshot).is_some(), None);
         let policies = self.policies(snapshot);

@@ -1,10 +1,12 @@
 //! The agent killed, hung and restarted: what its pods find meanwhile, and what the next agent makes of it.
 
+use std::fs::File;
 use std::net::IpAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 use undermesh_tests::lab::{Agent, Pod, PodSpec, Process, binary, eventually, patient};
@@ -218,6 +220,31 @@ fn dial_briefly(client: &Pod, to: IpAddr) -> Result<Dialled> {
     let mut command = Command::new(binary("traffic")?);
     command.args(["dial", &std::net::SocketAddr::new(to, PORT).to_string(), "--limit-ms", "150"]);
     crate::kit::last_line(&client.run(command, SOON)?.success()?)
+}
+
+/// The claim is held as an agent holds it that takes over and comes to nothing.
+#[test]
+fn an_agent_ends_in_its_time_though_the_next_one_never_serves_every_pod() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::start("um-e2e-claimed", 1, &["--drain", "3s"])?;
+    let (client, server) = (mesh.pod(0, "client")?, mesh.pod(0, "server")?);
+    let _server = serve(&server)?;
+    mesh.ready()?;
+    let next = mesh.nodes[0].pins().join("next");
+    let _claim =
+        Flock::lock(File::open(&next)?, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)?;
+    drop(File::open(&next)?);
+    eventually(SOON, "the agent lets go", || {
+        let said = mesh.agents[0].process().log_tail(20);
+        ensure!(said.contains("another agent wants to take over"), "{said}");
+        Ok(())
+    })?;
+    dial(&client, server.ip(), 3)?.all_served()?;
+    let began = Instant::now();
+    mesh.agents[0].terminate(SOON)?;
+    let took = began.elapsed();
+    ensure!((Duration::from_secs(3)..patient(Duration::from_secs(6))).contains(&took), "it took {took:?}");
+    Ok(())
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::thread::sleep;
@@ -15,6 +16,7 @@ use undermesh_tests::require::Feature;
 
 use crate::kernel::programs;
 use crate::kit::{Mesh, SHOP, SOON, Talk, dial, namespace, serve, undermesh};
+use crate::leaks::lets_go;
 
 /// The agent has tidied up after pods that have left.
 const TIDIED: Duration = Duration::from_secs(5);
@@ -109,6 +111,76 @@ pub fn captured<const N: usize>(agent: &Agent, client: &Pod, servers: [&Pod; N])
     let (seen, made) = (opened()? - before, (2 * N) as f64);
     ensure!(seen == 0.0 || seen == made, "{seen} of {made} connections were captured");
     Ok(seen == made)
+}
+
+/// As with `kubectl delete --force`: a pod is forgotten before its processes end.
+#[test]
+fn a_deleted_pod_is_in_the_mesh_until_its_last_process_has_exited() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::start("um-e2e-forced", 2, &[])?;
+    let (client, far, outsider) =
+        (mesh.pod(0, "client")?, mesh.pod(1, "far")?, mesh.outsider(0, "outsider")?);
+    let (_server, runs) = (serve(&far)?, serve(&client)?);
+    mesh.ready()?;
+    let talk = Talk::begin(&client, far.ip6())?;
+    let namespace = fs::metadata(client.netns())?.ino();
+    client.delete()?;
+    let agent = &mesh.agents[0];
+    eventually(SOON, "the pod is not published", || {
+        let published = agent.published()?;
+        ensure!(published == 0, "{published} pods are");
+        Ok(())
+    })?;
+    sleep(TIDIED);
+    mesh.wait_enrolled(0, 1)?;
+    ensure!(captured(agent, &client, [&far])?, "what still runs goes past the agent");
+    // Who may call it is not known any more.
+    ensure!(dial(&outsider, client.ip(), 1)?.served.is_empty(), "it lets somebody new in");
+
+    talk.end()?;
+    drop(runs);
+    mesh.wait_enrolled(0, 0)?;
+    nothing_is_pinned(&mesh)?;
+    eventually(SOON, "the agent lets the namespace go", || lets_go(agent, &BTreeSet::from([namespace])))
+}
+
+#[test]
+fn who_has_the_place_of_a_deleted_pod_that_runs_is_in_the_mesh_instead() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::start("um-e2e-heir", 1, &[])?;
+    let (former, server) = (mesh.pod(0, "former")?, mesh.pod(0, "server")?);
+    let (_server, _runs) = (serve(&server)?, serve(&former)?);
+    mesh.ready()?;
+    former.delete()?;
+    let agent = &mesh.agents[0];
+    let published = |count: usize| {
+        eventually(SOON, "the right pods are published", || {
+            let published = agent.published()?;
+            ensure!(published == count, "{published} pods are");
+            Ok(())
+        })
+    };
+    published(1)?;
+    mesh.wait_enrolled(0, 2)?;
+    former.update(|manifest| {
+        manifest.set("metadata.name", json!("heir"));
+        manifest.set("metadata.uid", json!("heir-1"));
+    })?;
+    published(2)?;
+    mesh.wait_enrolled(0, 2)?;
+    dial(&former, server.ip(), 1)?.all_served()?;
+    let of_heir = agent.metrics()?.sum(OPENED, &[("reporter", "source"), ("source_workload", "heir")]);
+    ensure!(of_heir == 1.0, "{of_heir} connections are the heir's");
+    // Both ways.
+    dial(&server, former.ip(), 1)?.all_served().map(drop)
+}
+
+fn nothing_is_pinned(mesh: &Mesh) -> Result<()> {
+    eventually(SOON, "no pod is pinned", || {
+        let pins = fs::read_dir(mesh.nodes[0].pins().join("pods"))?.count();
+        ensure!(pins == 0, "{pins} pods are");
+        Ok(())
+    })
 }
 
 #[test]

@@ -275,6 +275,8 @@ metadata: {name: mesh, labels: {undermesh.io/mesh: enabled}, annotations: {under
 ---
 {kind: Pod, metadata: {name: d, namespace: mesh}, spec: {runtimeClassName: kata-qemu, containers: []}}
 ---
+{kind: Pod, metadata: {name: d2, namespace: mesh}, spec: {runtimeClassName: runsc, containers: []}}
+---
 {kind: Pod, metadata: {name: e, namespace: mesh}, spec: {os: {name: windows}, containers: []}}
 ---
 {kind: Pod, metadata: {name: f, namespace: mesh, annotations: {kubernetes.io/config.mirror: x}}}
@@ -309,6 +311,7 @@ metadata: {name: mesh, labels: {undermesh.io/mesh: enabled}, annotations: {under
         mesh/b of b: not wanted
         mesh/c of c: the pod uses the host's network and has no network namespace of its own to capture in, strict
         mesh/d of d: the pod's runtime class gives it a kernel of its own, where this node's kernel programs do not run, strict
+        mesh/d2 of d2: the pod's runtime class gives it a kernel of its own, where this node's kernel programs do not run, strict
         mesh/e of e: the pod runs on Windows, which has no eBPF that could capture it, strict
         mesh/f of f: the pod is static: the kubelet runs it from a file, without the API server's say, strict
         mesh/g of g: wanted, strict, /run/netns/g

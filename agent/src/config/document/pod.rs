@@ -152,7 +152,7 @@ fn obstacle(id: &ObjectRef, meta: &ObjectMeta, spec: Option<&core::PodSpec>) -> 
         Some("pods in kube-system stay out of the mesh, which needs them in order to work")
     } else if is_static {
         Some("the pod is static: the kubelet runs it from a file, without the API server's say")
-    } else if runtime.contains("gvisor") || runtime.contains("kata") {
+    } else if ["gvisor", "runsc", "kata"].iter().any(|own_kernel| runtime.contains(own_kernel)) {
         Some(
             "the pod's runtime class gives it a kernel of its own, where this node's kernel programs do not run",
         )

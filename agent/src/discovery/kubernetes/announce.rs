@@ -79,7 +79,7 @@ struct Pods {
 }
 
 impl Announcer {
-    pub(super) fn new(client: Client, node: Name) -> Self {
+    pub(crate) fn new(client: Client, node: Name) -> Self {
         Self { client, node, shared: Arc::default() }
     }
 

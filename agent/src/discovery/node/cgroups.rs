@@ -48,9 +48,51 @@ pub struct Cgroups {
 #[derive(Debug)]
 struct Pod {
     cgroup: PathBuf,
-    place: Option<Place>,
+    seat: Seat,
     /// When something happened in its directory.
     stirred: Instant,
+    /// It is to be looked at once, for something may have happened that no event told of.
+    is_due: bool,
+}
+
+/// What is known of where a pod is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seat {
+    /// Nothing yet.
+    Unknown,
+    /// It is on the host's network, and no pod of ours until something happens in its directory.
+    Host,
+    /// It has a network of its own.
+    At(Place),
+}
+
+impl Pod {
+    fn new(cgroup: PathBuf) -> Self {
+        Self { cgroup, seat: Seat::Unknown, stirred: Instant::now(), is_due: false }
+    }
+
+    fn is_eager(&self, now: Instant) -> bool {
+        now.duration_since(self.stirred) <= EAGER
+    }
+}
+
+impl Seat {
+    fn place(&self) -> Option<&Place> {
+        match self {
+            Self::At(place) => Some(place),
+            Self::Unknown | Self::Host => None,
+        }
+    }
+
+    /// With what a look has found. A pod whose processes have all gone for a moment is where it was, and the first process of a
+    /// container is on the host's network until the runtime has moved it.
+    fn after(&self, found: Self, is_eager: bool) -> Self {
+        match (self, found) {
+            (_, Self::At(place)) => Self::At(place),
+            (Self::Unknown, Self::Host) if !is_eager => Self::Host,
+            (before, _) => before.clone(),
+        }
+    }
 }
 
 impl Cgroups {
@@ -93,16 +135,29 @@ impl Cgroups {
             tokio::select! {
                 stirred = changed(&mut self.inotify) => {
                     let (watches, is_complete) = stirred?;
-                    if !is_complete || watches.iter().any(|watch| !self.stir(watch)) {
-                        self.scan();
-                    }
+                    self.take(&watches, is_complete);
                 }
                 () = sleep(pause) => {}
             }
             if Instant::now() >= rescan {
                 rescan = Instant::now() + RESCAN;
+                self.pods.values_mut().for_each(|pod| pod.is_due = true);
                 self.scan();
             }
+        }
+    }
+
+    /// Takes events in. Where the kernel has lost some, something may have happened in every directory.
+    fn take(&mut self, watches: &[WatchDescriptor], is_complete: bool) {
+        let mut are_of_pods = true;
+        for watch in watches {
+            are_of_pods &= self.stir(watch);
+        }
+        if !is_complete {
+            self.pods.values_mut().for_each(|pod| pod.stirred = Instant::now());
+        }
+        if !(is_complete && are_of_pods) {
+            self.scan();
         }
     }
 
@@ -127,7 +182,7 @@ impl Cgroups {
         for (uid, cgroup) in pods {
             let known = self.pods.get(&uid).is_some_and(|pod| pod.cgroup == cgroup);
             if !known {
-                self.pods.insert(uid, Pod { cgroup, place: None, stirred: Instant::now() });
+                self.pods.insert(uid, Pod::new(cgroup));
             }
         }
     }
@@ -147,33 +202,32 @@ impl Cgroups {
         let gone: Vec<_> =
             self.pods.iter().filter(|(_, pod)| !pod.cgroup.exists()).map(|(uid, _)| uid.clone()).collect();
         for uid in gone {
-            let told = self.pods.remove(&uid).is_some_and(|pod| pod.place.is_some());
+            let told = self.pods.remove(&uid).is_some_and(|pod| pod.seat.place().is_some());
             if told {
                 tell(Sighting::Gone(uid));
             }
         }
         for (uid, pod) in &mut self.pods {
-            if pod.place.is_some() && now.duration_since(pod.stirred) > EAGER {
+            let is_eager = pod.is_eager(now);
+            if !std::mem::take(&mut pod.is_due) && !is_eager && pod.seat != Seat::Unknown {
                 continue;
             }
-            // A pod whose processes have all gone for a moment is where it was.
-            let Some(place) = place(&pod.cgroup, pod.place.as_ref()) else { continue };
-            if pod.place.as_ref() != Some(&place) {
-                pod.place = Some(place.clone());
-                tell(Sighting::Found(uid.clone(), place));
+            let seat = pod.seat.after(seat(&pod.cgroup, pod.seat.place()), is_eager);
+            if seat != pod.seat {
+                if let Seat::At(place) = &seat {
+                    tell(Sighting::Found(uid.clone(), place.clone()));
+                }
+                pod.seat = seat;
             }
         }
     }
 
     fn pause(&self) -> Duration {
         let now = Instant::now();
-        let pauses = self.pods.values().filter_map(|pod| {
-            let is_eager = now.duration_since(pod.stirred) <= EAGER;
-            match (&pod.place, is_eager) {
-                (None, true) => Some(SOON),
-                (None, false) | (Some(_), true) => Some(LATER),
-                (Some(_), false) => None,
-            }
+        let pauses = self.pods.values().filter_map(|pod| match (&pod.seat, pod.is_eager(now)) {
+            (Seat::Unknown, true) => Some(SOON),
+            (Seat::Unknown, false) | (_, true) => Some(LATER),
+            (_, false) => None,
         });
         pauses.min().unwrap_or(RESCAN)
     }
@@ -208,19 +262,32 @@ fn walk(root: &Path) -> Walked {
     Walked { pods, on_the_way }
 }
 
-/// Where the pod lives, once it has a process with a network.
-fn place(cgroup: &Path, before: Option<&Place>) -> Option<Place> {
-    let mut found: Vec<PathBuf> = Vec::new();
+/// Where the pod is, once it has a process with a network.
+fn seat(cgroup: &Path, before: Option<&Place>) -> Seat {
+    let (mut found, mut is_on_host): (Vec<PathBuf>, _) = (Vec::new(), false);
     for pid in processes(cgroup).into_iter().take(PROCESSES) {
-        // One that is gone, or on the host's network, tells nothing.
-        if let Ok(Some(path)) = namespaces::of_process(pid) {
-            let is_pinned = !path.starts_with("/proc");
-            found.push(path);
-            if is_pinned {
-                break;
+        match namespaces::of_process(pid) {
+            Ok(Some(path)) => {
+                let is_pinned = !path.starts_with("/proc");
+                found.push(path);
+                if is_pinned {
+                    break;
+                }
             }
+            Ok(None) => is_on_host = true,
+            // One that is gone tells nothing.
+            Err(_) => {}
         }
     }
+    match place(cgroup, &found, before) {
+        Some(place) => Seat::At(place),
+        None if is_on_host && found.is_empty() => Seat::Host,
+        None => Seat::Unknown,
+    }
+}
+
+/// Where the pod lives, if its processes are found in these namespaces.
+fn place(cgroup: &Path, found: &[PathBuf], before: Option<&Place>) -> Option<Place> {
     let netns = match found.iter().find(|path| !path.starts_with("/proc")) {
         Some(pinned) => pinned.clone(),
         // The path through a process that is still there is as good as that through another.
@@ -282,6 +349,65 @@ mod tests {
     use std::os::fd::AsRawFd as _;
 
     use super::*;
+
+    const PODS: [&str; 2] = ["a3c2e6f4-0e1c-4a57-9f0b-2d8f1c6b7a90", "b3c2e6f4-0e1c-4a57-9f0b-2d8f1c6b7a90"];
+
+    /// Two pods, in whose directories nothing has happened for long, and the directory of both.
+    fn two_pods() -> (tempfile::TempDir, PathBuf, Cgroups) {
+        let root = tempfile::tempdir().unwrap();
+        let kubepods = root.path().join("kubepods");
+        for uid in PODS {
+            fs::create_dir_all(kubepods.join(format!("pod{uid}"))).unwrap();
+        }
+        let mut cgroups = Cgroups::new(root.path()).unwrap();
+        cgroups.scan();
+        let long_ago = Instant::now() - 10 * EAGER;
+        cgroups.pods.values_mut().for_each(|pod| pod.stirred = long_ago);
+        (root, kubepods, cgroups)
+    }
+
+    fn stirred(cgroups: &Cgroups) -> [bool; 2] {
+        PODS.map(|uid| cgroups.pods[&WorkloadUid::from(uid)].is_eager(Instant::now()))
+    }
+
+    #[tokio::test]
+    async fn each_pod_of_which_events_tell_is_looked_at() {
+        let (_root, kubepods, mut cgroups) = two_pods();
+        // The first event is none of a pod's directory, and those of both pods come with it.
+        fs::create_dir(kubepods.join("podc3c2e6f4-0e1c-4a57-9f0b-2d8f1c6b7a90")).unwrap();
+        for uid in PODS {
+            fs::create_dir(kubepods.join(format!("pod{uid}/container"))).unwrap();
+        }
+        let (watches, is_complete) = changed(&mut cgroups.inotify).await.unwrap();
+        assert_eq!((watches.len(), is_complete), (3, true));
+        cgroups.take(&watches, is_complete);
+        assert_eq!((stirred(&cgroups), cgroups.pods.len()), ([true, true], 3));
+    }
+
+    #[tokio::test]
+    async fn every_pod_is_looked_at_where_events_are_lost() {
+        let (_root, _, mut cgroups) = two_pods();
+        cgroups.take(&[], true);
+        assert_eq!(stirred(&cgroups), [false, false]);
+        cgroups.take(&[], false);
+        assert_eq!(stirred(&cgroups), [true, true]);
+    }
+
+    #[tokio::test]
+    async fn a_pod_on_the_hosts_network_is_not_looked_at_for_ever() {
+        let (_root, _, mut cgroups) = two_pods();
+        assert_eq!(cgroups.pause(), LATER, "nothing is known of them yet");
+        assert_eq!(Seat::Unknown.after(Seat::Host, true), Seat::Unknown, "it may be moved yet");
+        assert_eq!(Seat::Unknown.after(Seat::Host, false), Seat::Host);
+        cgroups.pods.values_mut().for_each(|pod| pod.seat = pod.seat.after(Seat::Host, false));
+        assert_eq!(cgroups.pause(), RESCAN);
+        let paths = PodPaths { netns: "/run/netns/a".into(), cgroup: "/cgroup".into() };
+        let at = Seat::At(Place { paths, addresses: vec![[10, 0, 0, 1].into()] });
+        assert_eq!(Seat::Host.after(at.clone(), false), at);
+        for found in [Seat::Host, Seat::Unknown] {
+            assert_eq!(at.after(found, false), at, "it is where it was");
+        }
+    }
 
     #[tokio::test]
     async fn nothing_is_left_to_watch_of_a_pod_that_has_gone() {

@@ -9,6 +9,7 @@ mod namespaces;
 pub mod nri;
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -29,6 +30,8 @@ pub struct Place {
 pub struct Arrival {
     /// The pod.
     pub uid: WorkloadUid,
+    /// Its network namespace. A pod gets another one when its sandbox is made anew, and is the same pod.
+    pub netns: PathBuf,
     /// How long is waited for the decision; then it starts anyway.
     pub patience: Duration,
     /// It may start, or it may not, for this reason.

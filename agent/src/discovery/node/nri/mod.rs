@@ -206,25 +206,24 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// A pod that runs already. One on the host's network is no pod of ours.
-    fn sight(&self, pod: &PodSandbox) -> bool {
+    /// Tells of a pod, and says in which network namespace it is. One on the host's network is no pod of ours.
+    fn sight(&self, pod: &PodSandbox) -> Option<PathBuf> {
         // The runtime's name for a static pod is not that of the API server, which has no say in it.
         if pod.annotations.get(SOURCE).is_some_and(|source| source != "api") {
-            return false;
+            return None;
         }
-        let Some(place) = self.place(pod) else { return false };
-        self.sightings.send(Sighting::Found(pod.uid.as_str().into(), place)).is_ok()
+        let place = self.place(pod)?;
+        let netns = place.paths.netns.clone();
+        self.sightings.send(Sighting::Found(pod.uid.as_str().into(), place)).ok().map(|()| netns)
     }
 
     /// A pod that has just come: the runtime waits until it is in the mesh, or is known not to be meant.
     fn arrive(&self, pod: &PodSandbox, reply: Reply) {
-        if !self.sight(pod) {
-            return reply.done();
-        }
+        let Some(netns) = self.sight(pod) else { return reply.done() };
         let (decide, decided) = oneshot::channel();
         // Time is left for the answer itself: a plugin that is late is not asked any more.
         let patience = self.patience.mul_f64(0.75);
-        let arrival = Arrival { uid: pod.uid.as_str().into(), patience, decide };
+        let arrival = Arrival { uid: pod.uid.as_str().into(), netns, patience, decide };
         if self.arrivals.send(arrival).is_err() {
             return reply.done();
         }

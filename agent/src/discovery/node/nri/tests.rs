@@ -123,6 +123,7 @@ async fn the_runtime_waits_for_what_becomes_of_a_pod() {
     runtime.call(7, "StateChange", &change).await;
     let second = arrivals.recv().await.unwrap();
     assert_eq!((&*first.uid, first.patience), (UID, Duration::from_secs(45)));
+    assert_eq!(first.netns, Path::new("/proc/self/ns/net"));
     // Not in the order in which they came.
     second.decide.send(Err("there is no way".into())).unwrap();
     let (code, why) = runtime.answer(7).await.unwrap_err();
