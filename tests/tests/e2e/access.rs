@@ -20,7 +20,8 @@ const REFUSED: &str = "undermesh_tcp_connections_refused_total";
 const REQUESTS: &str = "undermesh_http_requests_total";
 const CLOSED: &str = "undermesh_tcp_connections_closed_total";
 
-fn policy(name: &str, spec: Value) -> Manifest {
+/// Of the pods of a [`Stage`]'s server, unless it says of what.
+pub fn policy(name: &str, spec: Value) -> Manifest {
     let spec = match spec.get("targetRefs") {
         Some(_) => spec,
         None => {

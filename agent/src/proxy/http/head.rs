@@ -6,6 +6,7 @@ use http::header::{
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, Uri, Version};
+use hyper::ext::Protocol;
 
 use super::talk::Dialect;
 
@@ -25,6 +26,9 @@ pub(super) enum BadHead {
     /// RFC 9113, section 8.3.1.
     #[error("the Host differs from the :authority")]
     TwoAuthorities,
+    /// RFC 9112, section 3.2.3; RFC 9113, section 8.5.
+    #[error("a CONNECT must ask for a host and a port and nothing else, which no other request may")]
+    Target,
     /// RFC 9112, section 6.1: others may be framing to one reader and none to another.
     #[error("the Transfer-Encoding is not `chunked` alone")]
     Coding,
@@ -37,7 +41,29 @@ pub(super) fn read<B>(request: &Request<B>) -> Result<Option<Authority>, BadHead
     if codings.next().is_some() || coding.is_some_and(|it| !it.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         return Err(BadHead::Coding);
     }
+    if !has_target_of_its_method(request) {
+        return Err(BadHead::Target);
+    }
     authority(request)
+}
+
+/// Whether CONNECT, and nothing else, asks for a host and a port: to whoever looks at its path it would be what it is not to a server. An
+/// extended one (RFC 8441) has a path.
+fn has_target_of_its_method<B>(request: &Request<B>) -> bool {
+    let target = request.uri();
+    let is_authority_alone = target.authority().is_some() && target.scheme().is_none();
+    if request.method() != Method::CONNECT {
+        return !is_authority_alone;
+    }
+    match protocol(request) {
+        Some(_) => target.authority().is_some(),
+        None => is_authority_alone && target.port_u16().is_some(),
+    }
+}
+
+/// What an extended CONNECT asks for.
+fn protocol<B>(request: &Request<B>) -> Option<&str> {
+    request.extensions().get().map(Protocol::as_str)
 }
 
 /// Who a request is for: the target's authority, else its `Host`. None: HTTP/1.0 without one.
@@ -110,8 +136,8 @@ fn is_framing(name: &HeaderName) -> bool {
     *name == HOST || *name == TRANSFER_ENCODING || *name == http::header::CONTENT_LENGTH
 }
 
-/// Whether the request asks for another protocol on its connection. HTTP/2 is none that could be asked for so (RFC 9113, section 3.1):
-/// requests would travel in it that nobody looks at.
+/// Whether the request asks for another protocol on its connection. HTTP is none that could be asked for so: requests would travel in it
+/// that nobody looks at.
 pub(super) fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
     let says = |value: &HeaderValue| {
         value
@@ -121,17 +147,26 @@ pub(super) fn asks_for_upgrade<B>(request: &Request<B>) -> bool {
     request.method() == Method::CONNECT
         || request.version() == Version::HTTP_11
             && request.headers().contains_key(UPGRADE)
-            && !request.headers().get_all(UPGRADE).iter().any(is_http)
+            && !request.headers().get_all(UPGRADE).iter().any(names_http)
             && request.headers().get_all(CONNECTION).iter().any(says)
 }
 
-/// Whether an `Upgrade` names HTTP itself: `h2c`, or what cannot be read.
-fn is_http(upgrade: &HeaderValue) -> bool {
-    let is_http = |word: &str| {
-        let name = word.trim().split('/').next().unwrap_or_default();
-        ["h2c", "h2", "http"].iter().any(|http| name.eq_ignore_ascii_case(http))
-    };
+/// Whether its connection, or its stream, is to carry anything at all, requests among it: CONNECT. One that says what it is to carry, and
+/// not that it is HTTP, is to carry that.
+pub(super) fn asks_for_tunnel<B>(request: &Request<B>) -> bool {
+    request.method() == Method::CONNECT && protocol(request).is_none_or(is_http)
+}
+
+/// Whether an `Upgrade` names HTTP itself, or cannot be read.
+fn names_http(upgrade: &HeaderValue) -> bool {
     upgrade.to_str().map_or(true, |value| value.split(',').any(is_http))
+}
+
+/// Whether the protocol is HTTP again: `h2c` and its drafts, `HTTP/2.0`; and `TLS/1.2`, in which HTTP goes on (RFC 2817).
+fn is_http(protocol: &str) -> bool {
+    let begins =
+        |with: &&str| protocol.trim().get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
+    ["h2", "http", "tls"].iter().any(|with| begins(&with))
 }
 
 /// Whether the connection ends with this answer (RFC 9112, section 9.3).
@@ -261,6 +296,55 @@ mod tests {
         check(two, "http://a/b", &["a"], Ok(Some("a")));
         check(two, "http://a/b", &["other"], Err(TwoAuthorities));
         check(two, "http://a@b/", &[], Err(NoHost));
+    }
+
+    #[test]
+    fn a_connect_asks_for_a_host_and_a_port_and_nothing_else_does() {
+        let check = |version, method: Method, target: &str, protocol: Option<&'static str>, expected| {
+            let mut request = request(version, target, &[("host", "a")]);
+            *request.method_mut() = method;
+            if let Some(protocol) = protocol {
+                request.extensions_mut().insert(Protocol::from_static(protocol));
+            }
+            let found = match read(&request) {
+                Err(BadHead::Target) => "refused",
+                _ if asks_for_tunnel(&request) => "a tunnel",
+                _ => "a request",
+            };
+            assert_eq!(found, expected, "{request:?}");
+        };
+        let (one, two) = (Version::HTTP_11, Version::HTTP_2);
+        check(one, Method::CONNECT, "a:443", None, "a tunnel");
+        for target in ["/public", "*", "a", "http://a:443/", "http://a:443"] {
+            check(one, Method::CONNECT, target, None, "refused");
+        }
+        check(one, Method::GET, "a:443", None, "refused");
+        check(one, Method::GET, "a", None, "refused");
+        check(one, Method::OPTIONS, "*", None, "a request");
+        check(two, Method::CONNECT, "a:443", None, "a tunnel");
+        check(two, Method::CONNECT, "/", None, "refused");
+        check(two, Method::CONNECT, "http://a/chat", Some("websocket"), "a request");
+        check(two, Method::CONNECT, "http://a/chat", Some("h2c"), "a tunnel");
+        check(two, Method::CONNECT, "/chat", Some("websocket"), "refused");
+    }
+
+    #[test]
+    fn nobody_upgrades_to_http_itself() {
+        let check = |upgrades: &[&str], expected| {
+            let mut headers = vec![("host", "a"), ("connection", "upgrade")];
+            headers.extend(upgrades.iter().map(|upgrade| ("upgrade", *upgrade)));
+            assert_eq!(asks_for_upgrade(&request(Version::HTTP_11, "/", &headers)), expected, "{upgrades:?}");
+        };
+        for upgrade in ["websocket", "WebSocket", "echo", "SPDY/3.1", "tcp", "connect-udp"] {
+            check(&[upgrade], true);
+        }
+        for upgrade in
+            ["h2c", "H2C", "h2", "h2c-14", "HTTP/2.0", "http/1.1", "http", "TLS/1.0", "TLS/1.2, HTTP/1.1"]
+        {
+            check(&[upgrade], false);
+        }
+        check(&["websocket, h2c"], false);
+        check(&["websocket", " h2c"], false);
     }
 
     #[test]

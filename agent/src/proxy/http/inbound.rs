@@ -241,7 +241,7 @@ impl Application {
         let standing = limit::admitted(admission)?;
         let policies = door.policies(&snapshot).cloned();
         drop(snapshot);
-        let entry = Entry { by_request: true, policies, ..Entry::default() };
+        let entry = Entry { by_request: kept.is_some(), policies, ..Entry::default() };
         let let_in = let_in::Standing::new(door.clone(), visitor.clone(), self.told.security(), entry);
         let let_in = let_in::Standing { request: kept, ..let_in };
         exchange.hold(&here.let_in, proxy, let_in, &mut request);
