@@ -38,6 +38,11 @@ pub(super) async fn request(
     request: &mut Request<RequestBody>,
     is_kept: bool,
 ) -> Result<Option<Kept>, Refusal> {
+    if let Some(authority) = request.uri().authority().cloned() {
+        // It may have been handed over to go elsewhere, which in HTTP/2 is without a Host.
+        head::say_host(request.headers_mut(), &authority)
+            .map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
+    }
     let claims = match door.tokens(snapshot) {
         Some(rules) => {
             request.body_mut().clear_trailers(rules.clone());

@@ -1,8 +1,8 @@
 //! The heads of messages: what must hold for a request to be passed on at all, and what is meant for one hop alone.
 
 use http::header::{
-    CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, InvalidHeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, Uri, Version};
@@ -17,8 +17,8 @@ static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection"
 /// Why a request is not passed on: what RFC 9112 has a server answer with 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BadHead {
-    /// RFC 9112, section 3.2.
-    #[error("an HTTP/1.1 request must have exactly one Host")]
+    /// RFC 9112, section 3.2; RFC 9113, section 8.3.1.
+    #[error("a request must have exactly one Host, or an :authority")]
     Host,
     /// What names no authority.
     #[error("the Host is not a host with or without a port")]
@@ -34,8 +34,9 @@ pub(super) enum BadHead {
     Coding,
 }
 
-/// Who a request is for, if all who read it agree on that and on where it ends.
-pub(super) fn read<B>(request: &Request<B>) -> Result<Option<Authority>, BadHead> {
+/// Who a request is for, if all who read it agree on that and on where it ends. Its `Host` says the same from then on, whatever came, for all
+/// who look at headers: the application sees no other.
+pub(super) fn read<B>(request: &mut Request<B>) -> Result<Option<Authority>, BadHead> {
     let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
     let coding = codings.next();
     if codings.next().is_some() || coding.is_some_and(|it| !it.as_bytes().eq_ignore_ascii_case(b"chunked")) {
@@ -44,7 +45,19 @@ pub(super) fn read<B>(request: &Request<B>) -> Result<Option<Authority>, BadHead
     if !has_target_of_its_method(request) {
         return Err(BadHead::Target);
     }
-    authority(request)
+    let authority = authority(request)?;
+    if let Some(authority) = &authority {
+        say_host(request.headers_mut(), authority).map_err(|_| BadHead::Authority)?;
+    }
+    Ok(authority)
+}
+
+/// Has the `Host` say so.
+pub(super) fn say_host(headers: &mut HeaderMap, authority: &Authority) -> Result<(), InvalidHeaderValue> {
+    if headers.get(HOST).is_none_or(|host| host != authority.as_str()) {
+        headers.insert(HOST, HeaderValue::try_from(authority.as_str())?);
+    }
+    Ok(())
 }
 
 /// Whether CONNECT, and nothing else, asks for a host and a port: to whoever looks at its path it would be what it is not to a server. An
@@ -80,10 +93,10 @@ pub(super) fn authority<B>(request: &Request<B>) -> Result<Option<Authority>, Ba
             return Err(BadHead::TwoAuthorities);
         }
         (Some(target), _) => Some(target.clone()),
-        // A target that names nobody may have an empty Host.
-        (None, Some(host)) if host.is_empty() => None,
+        // A target that names nobody may have an empty Host, but in HTTP/2.
+        (None, Some(host)) if host.is_empty() && request.version() != Version::HTTP_2 => None,
         (None, Some(host)) => Some(read(host)?),
-        (None, None) if request.version() == Version::HTTP_11 => return Err(BadHead::Host),
+        (None, None) if request.version() > Version::HTTP_10 => return Err(BadHead::Host),
         (None, None) => None,
     };
     match found {
@@ -210,14 +223,8 @@ pub(super) fn aim<B>(
         }
         (Dialect::Http2, None) | (Dialect::Http1, _) => builder.build()?,
     };
-    match (dialect, authority) {
-        (Dialect::Http2, _) => drop(request.headers_mut().remove(HOST)),
-        (Dialect::Http1, Some(authority))
-            if request.headers().get(HOST).is_none_or(|host| host != authority.as_str()) =>
-        {
-            request.headers_mut().insert(HOST, HeaderValue::try_from(authority.as_str())?);
-        }
-        (Dialect::Http1, _) => {}
+    if let Some(authority) = authority {
+        say_host(request.headers_mut(), authority)?;
     }
     Ok(())
 }
@@ -291,11 +298,35 @@ mod tests {
         check(one, "/", &[""], Ok(None));
         check(one, "http://a/b", &["other"], Ok(Some("a")));
         check(old, "/", &[], Ok(None));
+        check(two, "/", &[], Err(Host));
+        check(two, "/", &["a"], Ok(Some("a")));
+        check(two, "/", &[""], Err(NoHost));
         check(old, "/", &["a"], Ok(Some("a")));
         check(two, "http://a/b", &[], Ok(Some("a")));
         check(two, "http://a/b", &["a"], Ok(Some("a")));
         check(two, "http://a/b", &["other"], Err(TwoAuthorities));
         check(two, "http://a@b/", &[], Err(NoHost));
+    }
+
+    #[test]
+    fn the_host_says_whom_a_request_is_for_to_all_who_look() {
+        let check = |version, target: &str, host: Option<&'static str>, expected: Option<&str>| {
+            let mut request = request(version, target, &[]);
+            request.headers_mut().extend(host.map(|host| (HOST, HeaderValue::from_static(host))));
+            read(&mut request).unwrap();
+            let found: Vec<_> = request.headers().get_all(HOST).iter().collect();
+            assert_eq!(found, expected.into_iter().collect::<Vec<_>>(), "{target} {host:?}");
+        };
+        let (old, one, two) = (Version::HTTP_10, Version::HTTP_11, Version::HTTP_2);
+        check(one, "/", Some("A:80"), Some("A:80"));
+        check(one, "http://admin/", Some("public"), Some("admin"));
+        check(one, "http://admin/", Some(""), Some("admin"));
+        check(one, "/", Some(""), Some(""));
+        check(old, "http://admin/", None, Some("admin"));
+        check(old, "/", None, None);
+        check(two, "http://admin:8080/", None, Some("admin:8080"));
+        check(two, "http://admin/", Some("ADMIN"), Some("admin"));
+        check(two, "/", Some("admin"), Some("admin"));
     }
 
     #[test]
@@ -306,7 +337,7 @@ mod tests {
             if let Some(protocol) = protocol {
                 request.extensions_mut().insert(Protocol::from_static(protocol));
             }
-            let found = match read(&request) {
+            let found = match read(&mut request) {
                 Err(BadHead::Target) => "refused",
                 _ if asks_for_tunnel(&request) => "a tunnel",
                 _ => "a request",
@@ -352,7 +383,7 @@ mod tests {
         let check = |codings: &[&str], expected| {
             let mut headers = vec![("host", "a")];
             headers.extend(codings.iter().map(|coding| ("transfer-encoding", *coding)));
-            let found = read(&request(Version::HTTP_11, "/", &headers)).map(drop);
+            let found = read(&mut request(Version::HTTP_11, "/", &headers)).map(drop);
             assert_eq!(found, expected, "{codings:?}");
         };
         check(&[], Ok(()));
@@ -438,7 +469,8 @@ mod tests {
         check(one, Method::GET, "/a?b", Some("/c?d"), "/c?d", Some("new:8080"));
         check(one, Method::OPTIONS, "*", None, "*", Some("new:8080"));
         check(one, Method::CONNECT, "there:443", None, "there:443", Some("old"));
-        check(two, Method::GET, "http://old/a?b", None, "http://new:8080/a?b", None);
-        check(two, Method::POST, "https://old/a", Some("/c"), "https://new:8080/c", None);
+        check(two, Method::GET, "http://old/a?b", None, "http://new:8080/a?b", Some("new:8080"));
+        check(two, Method::POST, "https://old/a", Some("/c"), "https://new:8080/c", Some("new:8080"));
+        check(two, Method::GET, "/a", None, "http://new:8080/a", Some("new:8080"));
     }
 }

@@ -223,9 +223,13 @@ impl Application {
         }
     }
 
-    async fn carry(&self, exchange: &mut Exchange, request: Request<Incoming>) -> Result<Passed, Unanswered> {
+    async fn carry(
+        &self,
+        exchange: &mut Exchange,
+        mut request: Request<Incoming>,
+    ) -> Result<Passed, Unanswered> {
         let authority =
-            head::read(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
+            head::read(&mut request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
         exchange.authority = authority.clone();
         let dialect = match request.version() {
             Version::HTTP_2 => Dialect::Http2,
