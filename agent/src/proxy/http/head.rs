@@ -1,7 +1,7 @@
 //! The heads of messages: what must hold for a request to be passed on at all, and what is meant for one hop alone.
 
 use http::header::{
-    CONNECTION, EXPECT, HOST, HeaderMap, HeaderName, InvalidHeaderValue, PROXY_AUTHENTICATE,
+    CONNECTION, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, InvalidHeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -49,7 +49,23 @@ pub(super) fn read<B>(request: &mut Request<B>) -> Result<Option<Authority>, Bad
     if let Some(authority) = &authority {
         say_host(request.headers_mut(), authority).map_err(|_| BadHead::Authority)?;
     }
+    if request.version() == Version::HTTP_2 {
+        join_cookies(request.headers_mut());
+    }
     Ok(authority)
+}
+
+/// Of cookies that HTTP/2 may bring in as many headers it makes the one that they are to everybody else (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<_> = headers.get_all(COOKIE).iter().collect();
+    if crumbs.len() < 2 {
+        return;
+    }
+    let bytes: Vec<_> = crumbs.iter().map(|crumb| crumb.as_bytes()).collect();
+    // What can be sent in parts can be sent as a whole.
+    let Ok(mut whole) = HeaderValue::try_from(bytes.join(&b"; "[..])) else { return };
+    whole.set_sensitive(crumbs.iter().any(|crumb| crumb.is_sensitive()));
+    headers.insert(COOKIE, whole);
 }
 
 /// Has the `Host` say so.
@@ -327,6 +343,23 @@ mod tests {
         check(two, "http://admin:8080/", None, Some("admin:8080"));
         check(two, "http://admin/", Some("ADMIN"), Some("admin"));
         check(two, "/", Some("admin"), Some("admin"));
+    }
+
+    #[test]
+    fn cookies_are_one_header_to_all_who_look() {
+        let check = |version, lines: &[&str], expected: &[&str]| {
+            let mut headers = vec![("host", "a")];
+            headers.extend(lines.iter().map(|line| ("cookie", *line)));
+            let mut request = request(version, "/", &headers);
+            read(&mut request).unwrap();
+            let found: Vec<_> = request.headers().get_all(COOKIE).iter().collect();
+            assert_eq!(found, expected, "{lines:?}");
+        };
+        check(Version::HTTP_2, &[], &[]);
+        check(Version::HTTP_2, &["a=b; c=d"], &["a=b; c=d"]);
+        check(Version::HTTP_2, &["a=b", "c=d", "e=f; g=h"], &["a=b; c=d; e=f; g=h"]);
+        // Of other versions it is left as it came.
+        check(Version::HTTP_11, &["a=b", "c=d"], &["a=b", "c=d"]);
     }
 
     #[test]
