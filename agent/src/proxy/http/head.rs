@@ -1,8 +1,8 @@
 //! The heads of messages: what must hold for a request to be passed on at all, and what is meant for one hop alone.
 
 use http::header::{
-    CONNECTION, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, InvalidHeaderValue, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, COOKIE, EXPECT, HOST, HeaderMap, HeaderName, InvalidHeaderValue, TE, TRANSFER_ENCODING,
+    UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, Uri, Version};
@@ -149,8 +149,6 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, keeps_upgrade: bool) {
     headers.remove(&KEEP_ALIVE);
     headers.remove(&HTTP2_SETTINGS);
     headers.remove(&PROXY_CONNECTION);
-    headers.remove(PROXY_AUTHENTICATE);
-    headers.remove(PROXY_AUTHORIZATION);
     if headers.get(TE).is_some_and(|te| te != "trailers") {
         headers.remove(TE);
     }
@@ -217,8 +215,9 @@ pub(super) fn waits_to_go_on<B>(request: &Request<B>) -> bool {
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// Addresses a request as the upstream is to see it: HTTP/1 gets the path alone and the authority as `Host`. The path is its own
-/// unless another one is given.
+/// Addresses a request as the upstream is to see it, with the authority as `Host`. The path is its own unless another one is given. Of
+/// HTTP/1 the target stays a whole URL if it is one: it is for a proxy that the client has chosen, and others read it as well (RFC 9112,
+/// section 3.2.2).
 pub(super) fn aim<B>(
     request: &mut Request<B>,
     dialect: Dialect,
@@ -229,25 +228,28 @@ pub(super) fn aim<B>(
     if request.method() == Method::CONNECT && path.is_none() {
         return Ok(());
     }
-    let path =
-        path.or_else(|| target.path_and_query().cloned()).unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let builder = Uri::builder().path_and_query(path);
-    *request.uri_mut() = match (dialect, authority) {
-        (Dialect::Http2, Some(authority)) => {
-            let scheme = target.scheme_str().unwrap_or("http");
-            builder.scheme(scheme).authority(authority.clone()).build()?
-        }
-        (Dialect::Http2, None) | (Dialect::Http1, _) => builder.build()?,
-    };
+    let is_whole = dialect == Dialect::Http2 || target.scheme().is_some();
+    if path.is_some() || is_whole && target.authority() != authority {
+        let own_path = || target.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let builder = Uri::builder().path_and_query(path.unwrap_or_else(own_path));
+        *request.uri_mut() = match authority.filter(|_| is_whole) {
+            Some(authority) => {
+                let scheme = target.scheme_str().unwrap_or("http");
+                builder.scheme(scheme).authority(authority.clone()).build()?
+            }
+            None => builder.build()?,
+        };
+    }
     if let Some(authority) = authority {
         say_host(request.headers_mut(), authority)?;
     }
     Ok(())
 }
 
-/// Says of a request that it travels in TLS, where it says how it travels: in HTTP/2 (RFC 9113, section 8.3.1).
+/// Says of a request that it travels in TLS, where it says how it travels: in HTTP/2 (RFC 9113, section 8.3.1). What HTTP/1 tells a proxy
+/// is how to go on from there.
 pub(super) fn encrypted<B>(request: &mut Request<B>) {
-    if request.uri().scheme().is_some() {
+    if request.version() == Version::HTTP_2 && request.uri().scheme().is_some() {
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
         parts.scheme = Some(Scheme::HTTPS);
         // What had a scheme has all that one needs.
@@ -442,6 +444,9 @@ mod tests {
             encrypted(&mut request);
             assert_eq!(request.uri().to_string(), expected);
         }
+        let mut to_proxy = request(Version::HTTP_11, "http://a/", &[]);
+        encrypted(&mut to_proxy);
+        assert_eq!(to_proxy.uri().to_string(), "http://a/");
     }
 
     #[test]
@@ -459,6 +464,10 @@ mod tests {
             false,
             &[("x-yours", "2")],
         );
+        // Who asks for a proxy has not asked for this one.
+        let proxied = [("proxy-authorization", "Basic YTpi"), ("proxy-authenticate", "Basic")];
+        check(&proxied, false, &proxied);
+        check(&[proxied[0], ("connection", "proxy-authorization")], false, &[]);
         check(&[("te", "trailers"), ("connection", "te")], false, &[("te", "trailers")]);
         check(&[("te", "gzip")], false, &[]);
         check(&[("upgrade", "h2c"), ("connection", "upgrade")], false, &[]);
@@ -498,7 +507,9 @@ mod tests {
         };
         let (one, two) = (Dialect::Http1, Dialect::Http2);
         check(one, Method::GET, "/a?b", None, "/a?b", Some("new:8080"));
-        check(one, Method::GET, "http://old/a?b", None, "/a?b", Some("new:8080"));
+        check(one, Method::GET, "http://old/a?b", None, "http://new:8080/a?b", Some("new:8080"));
+        check(one, Method::GET, "http://new:8080/a?b", None, "http://new:8080/a?b", Some("new:8080"));
+        check(one, Method::GET, "https://old", Some("/c?d"), "https://new:8080/c?d", Some("new:8080"));
         check(one, Method::GET, "/a?b", Some("/c?d"), "/c?d", Some("new:8080"));
         check(one, Method::OPTIONS, "*", None, "*", Some("new:8080"));
         check(one, Method::CONNECT, "there:443", None, "there:443", Some("old"));
