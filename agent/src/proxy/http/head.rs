@@ -149,13 +149,25 @@ pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap, keeps_upgrade: bool) {
     headers.remove(&KEEP_ALIVE);
     headers.remove(&HTTP2_SETTINGS);
     headers.remove(&PROXY_CONNECTION);
-    if headers.get(TE).is_some_and(|te| te != "trailers") {
-        headers.remove(TE);
+    let mut codings = headers.get_all(TE).iter();
+    if codings.next().is_some_and(|first| first != "trailers") || codings.next().is_some() {
+        leave_trailers(headers);
     }
     if keeps_upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
     } else {
         headers.remove(UPGRADE);
+    }
+}
+
+/// Of what the client takes for codings it leaves that it takes trailers.
+fn leave_trailers(headers: &mut HeaderMap) {
+    let codings = headers.get_all(TE).iter().filter_map(|value| value.to_str().ok());
+    let takes_trailers =
+        codings.flat_map(|value| value.split(',')).any(|it| it.trim().eq_ignore_ascii_case("trailers"));
+    headers.remove(TE);
+    if takes_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
     }
 }
 
@@ -470,6 +482,9 @@ mod tests {
         check(&[proxied[0], ("connection", "proxy-authorization")], false, &[]);
         check(&[("te", "trailers"), ("connection", "te")], false, &[("te", "trailers")]);
         check(&[("te", "gzip")], false, &[]);
+        check(&[("te", "trailers"), ("te", "gzip")], false, &[("te", "trailers")]);
+        check(&[("te", "gzip;q=0.5, Trailers")], false, &[("te", "trailers")]);
+        check(&[("te", "gzip"), ("te", "deflate")], false, &[]);
         check(&[("upgrade", "h2c"), ("connection", "upgrade")], false, &[]);
         check(
             &[("upgrade", "websocket"), ("connection", "keep-alive, Upgrade")],
