@@ -29,7 +29,8 @@ pub(in crate::proxy) struct Kept {
 /// of those.
 ///
 /// # Errors
-/// When they deny it, or what it asks to become, when it shows a token that does not hold, or when its path could be understood in more than one way.
+/// When they deny it, or what it asks to become, when it shows a token that does not hold, or when its path could be understood in more
+/// than one way.
 pub(super) async fn request(
     proxy: &Proxy,
     snapshot: &Snapshot,

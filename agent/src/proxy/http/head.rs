@@ -204,8 +204,8 @@ fn names_http(upgrade: &HeaderValue) -> bool {
 /// Whether the protocol is HTTP again: `h2c` and its drafts, `HTTP/2.0`; and `TLS/1.2`, in which HTTP goes on (RFC 2817).
 fn is_http(protocol: &str) -> bool {
     let begins =
-        |with: &&str| protocol.trim().get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
-    ["h2", "http", "tls"].iter().any(|with| begins(&with))
+        |with: &str| protocol.trim().get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
+    ["h2", "http", "tls"].into_iter().any(begins)
 }
 
 /// Whether the connection ends with this answer (RFC 9112, section 9.3).
