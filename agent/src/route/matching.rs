@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use http::header::COOKIE;
 use http::{HeaderMap, HeaderName, Method};
 use regex::{Regex, RegexBuilder};
 
@@ -49,7 +50,8 @@ pub enum PathMatch {
     Regex(Pattern),
 }
 
-/// What a header must be. Several lines of one header are one value, joined by commas (RFC 9110, section 5.3).
+/// What a header must be. Several lines of one header are one value, joined by commas (RFC 9110, section 5.3), those of `Cookie` as
+/// cookies are (RFC 6265, section 4.2.1).
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeaderMatch {
     /// The header's name.
@@ -148,8 +150,9 @@ impl HeaderMatch {
         let mut lines = headers.get_all(&self.name).iter();
         let Some(first) = lines.next() else { return false };
         let mut value = Cow::Borrowed(first.as_bytes());
+        let separator = if self.name == COOKIE { "; " } else { "," };
         for line in lines {
-            value.to_mut().push(b',');
+            value.to_mut().extend_from_slice(separator.as_bytes());
             value.to_mut().extend_from_slice(line.as_bytes());
         }
         str::from_utf8(&value).is_ok_and(|value| self.value.matches(value))
@@ -305,14 +308,15 @@ mod tests {
 
     #[test]
     fn headers() {
-        let check = |value: ValueMatch, lines: &[&str], expected: bool| {
+        let check_of = |name: &'static str, value: ValueMatch, lines: &[&str], expected: bool| {
             let mut headers = HeaderMap::new();
             for line in lines {
-                headers.append("version", HeaderValue::from_str(line).unwrap());
+                headers.append(name, HeaderValue::from_str(line).unwrap());
             }
-            let header = HeaderMatch { name: HeaderName::from_static("version"), value };
+            let header = HeaderMatch { name: HeaderName::from_static(name), value };
             assert_eq!(header.matches(&headers), expected, "{header:?} {lines:?}");
         };
+        let check = |value, lines: &[&str], expected| check_of("version", value, lines, expected);
         let exact = |text: &str| ValueMatch::Exact(text.into());
         let regex = |text: &str| ValueMatch::Regex(Pattern::new(text).unwrap());
         check(exact("two"), &["two"], true);
@@ -324,6 +328,8 @@ mod tests {
         check(regex("t.o"), &["two"], true);
         check(regex("t.o"), &["two "], false);
         check(regex("one,.*"), &["one", "two"], true);
+        check_of("cookie", exact("a=b; c=d"), &["a=b", "c=d"], true);
+        check_of("cookie", exact("a=b,c=d"), &["a=b", "c=d"], false);
     }
 
     #[test]

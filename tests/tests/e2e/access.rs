@@ -20,7 +20,8 @@ const REFUSED: &str = "undermesh_tcp_connections_refused_total";
 const REQUESTS: &str = "undermesh_http_requests_total";
 const CLOSED: &str = "undermesh_tcp_connections_closed_total";
 
-fn policy(name: &str, spec: Value) -> Manifest {
+/// Of the pods of a [`Stage`]'s server, unless it says of what.
+pub fn policy(name: &str, spec: Value) -> Manifest {
     let spec = match spec.get("targetRefs") {
         Some(_) => spec,
         None => {
@@ -184,6 +185,28 @@ fn requests_are_let_in_by_what_they_ask_for() -> Result<()> {
     }
     let lower = stage.each("/", &["--http2", "--method", "delete"])?;
     ensure!(lower.iter().all(|got| got == "400"), "a method in lower case: {lower:?}");
+    // Whom a request is for is what its application sees, wherever it says so.
+    let admin = json!({ "header": { "name": "host", "values": ["admin.internal"] } });
+    in_force(&stage, &policy("admin", json!({ "action": "Deny", "rules": [{ "when": [admin] }] })))?;
+    for (args, expected) in [
+        (&["--host", "admin.internal"][..], "403"),
+        (&["--host", "public"], "200"),
+        (&["--host", "public", "--target", "http://admin.internal/"], "403"),
+        (&["--host", "admin.internal", "--target", "http://public/"], "200"),
+        (&["--http2", "--host", "admin.internal"], "403"),
+        (&["--http2", "--target", "/", "--header", "host: admin.internal"], "403"),
+        (&["--http2", "--host", "public"], "200"),
+        // What says it nowhere is no request.
+        (&["--http2", "--target", "/"], "400"),
+        // Of an answer to HEAD there is no body.
+        (&["--http2", "--method", "HEAD", "--host", "admin.internal"], "403"),
+    ] {
+        eventually(Duration::from_secs(1), "the policy holds", || {
+            let got = stage.each("/", args)?;
+            ensure!(got.iter().all(|got| got == expected), "{args:?}: {got:?}");
+            Ok(())
+        })?;
+    }
     // A Service's policies are its endpoints' at the ports that it leads to, and at no other.
     stage.mesh.lab.delete(&policy("admin", json!({})))?;
     let target = json!([{ "group": "", "kind": "Service", "name": "web" }]);

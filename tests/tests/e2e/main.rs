@@ -8,6 +8,7 @@ mod attacks;
 mod backend_tls;
 mod commands;
 mod conformance;
+mod connect;
 mod crash;
 mod endings;
 mod enrolment;

@@ -163,6 +163,13 @@ fn callers_are_asked_for_tokens_that_hold_wherever_they_are() -> Result<()> {
             ensure!(saw == json!({ "x-other": ["1"] }), "{} {version:?}: {saw}", client.name());
         }
     }
+    // What a connection becomes by CONNECT may be requests with whatever tokens.
+    for version in [&[][..], &["--http2"]] {
+        for (client, url) in stage.clients() {
+            let args = [&["--method", "CONNECT", "--target", "a:80"], version].concat();
+            asked(client, &url, &[], &args)?.answered(405).with_context(|| client.name().to_owned())?;
+        }
+    }
     for (why, token) in [
         ("a stranger's", stranger.token(&claims(json!({}))?)?),
         ("for another", key.token(&claims(json!({ "aud": "bank" }))?)?),

@@ -1,7 +1,7 @@
 //! Whether policies let a request in: asked at the endpoint's own node, of the request as the application would get it; and asked again
 //! while it is under way.
 
-use http::Request;
+use http::{Request, StatusCode};
 use serde_json::{Map, Value};
 
 use super::answer::Refusal;
@@ -25,10 +25,12 @@ pub(in crate::proxy) struct Kept {
 }
 
 /// Asks the policies of the pod; the exchange has what they say. The request becomes what the application is to get; its head is kept
-/// where policies want to see requests, or whatever they say if it `is_kept`.
+/// where policies want to see requests, or whatever they say if it `is_kept`. Of what becomes bytes none is: it is held to what policies say
+/// of those.
 ///
 /// # Errors
-/// When they deny it, when it shows a token that does not hold, or when its path could be understood in more than one way.
+/// When they deny it, or what it asks to become, when it shows a token that does not hold, or when its path could be understood in more
+/// than one way.
 pub(super) async fn request(
     proxy: &Proxy,
     snapshot: &Snapshot,
@@ -37,6 +39,11 @@ pub(super) async fn request(
     request: &mut Request<RequestBody>,
     is_kept: bool,
 ) -> Result<Option<Kept>, Refusal> {
+    if let Some(authority) = request.uri().authority().cloned() {
+        // It may have been handed over to go elsewhere, which in HTTP/2 is without a Host.
+        head::say_host(request.headers_mut(), &authority)
+            .map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
+    }
     let claims = match door.tokens(snapshot) {
         Some(rules) => {
             request.body_mut().clear_trailers(rules.clone());
@@ -56,8 +63,33 @@ pub(super) async fn request(
             return Err(refused(proxy, &exchange.ruling));
         }
     }
+    if head::asks_for_tunnel(request) {
+        return tunnel(proxy, snapshot, (door, visitor), exchange).map(|()| None);
+    }
     let is_kept = is_kept || policies.is_some_and(|policies| policies.needs_requests(port));
     Ok(is_kept.then(|| Kept { head: head::bare(request), claims, is_grpc, paths }))
+}
+
+/// Whether a connection may become bytes by CONNECT. There may be requests among them, to a server that agrees to anything, and nobody
+/// would look at these: so they are let in where bytes are, and nobody's tokens are looked at.
+fn tunnel(
+    proxy: &Proxy,
+    snapshot: &Snapshot,
+    (door, visitor): (&Door, &Caller),
+    exchange: &mut Exchange,
+) -> Result<(), Refusal> {
+    let ruling = match door.tokens(snapshot) {
+        Some(rules) => {
+            Some(admission::denied(&rules.policy, "in what a CONNECT becomes nobody looks at tokens"))
+        }
+        None => door.of_bytes(snapshot, visitor),
+    };
+    if !ruling.as_ref().is_some_and(|ruling| ruling.is_denied) {
+        return Ok(());
+    }
+    exchange.ruling = ruling;
+    let refusal = refused(proxy, &exchange.ruling);
+    Err(Refusal { status: Some(StatusCode::METHOD_NOT_ALLOWED), ..refusal })
 }
 
 /// What a client is told whose request policies deny.

@@ -77,11 +77,11 @@ async fn carry(
     talk: &Arc<Talk>,
     snapshot: &Arc<Snapshot>,
     exchange: &mut Exchange,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
     dialect: Dialect,
 ) -> Result<Outcome, Refusal> {
     let authority =
-        head::read(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
+        head::read(&mut request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
     exchange.authority = authority.clone();
     let service = talk.captured.service(snapshot);
     exchange.service = service.map(|service| service.id.clone());

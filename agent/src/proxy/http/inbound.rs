@@ -223,9 +223,13 @@ impl Application {
         }
     }
 
-    async fn carry(&self, exchange: &mut Exchange, request: Request<Incoming>) -> Result<Passed, Unanswered> {
+    async fn carry(
+        &self,
+        exchange: &mut Exchange,
+        mut request: Request<Incoming>,
+    ) -> Result<Passed, Unanswered> {
         let authority =
-            head::read(&request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
+            head::read(&mut request).map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
         exchange.authority = authority.clone();
         let dialect = match request.version() {
             Version::HTTP_2 => Dialect::Http2,
@@ -241,7 +245,7 @@ impl Application {
         let standing = limit::admitted(admission)?;
         let policies = door.policies(&snapshot).cloned();
         drop(snapshot);
-        let entry = Entry { by_request: true, policies, ..Entry::default() };
+        let entry = Entry { by_request: kept.is_some(), policies, ..Entry::default() };
         let let_in = let_in::Standing::new(door.clone(), visitor.clone(), self.told.security(), entry);
         let let_in = let_in::Standing { request: kept, ..let_in };
         exchange.hold(&here.let_in, proxy, let_in, &mut request);

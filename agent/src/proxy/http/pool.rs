@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::future::Either;
+use http::header::HOST;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
@@ -70,11 +71,15 @@ impl Sender {
     /// Hands the request over. Its answer may be waited for while others are handed over.
     pub(super) fn send(
         &mut self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
     ) -> impl Future<Output = Result<Response<Incoming>, Unsent>> + use<> {
         match self {
             Self::Http1(sender) => Either::Left(sender.try_send_request(request)),
-            Self::Http2(sender) => Either::Right(sender.try_send_request(request)),
+            Self::Http2(sender) => {
+                // There it is the `:authority` that says it (RFC 9113, section 8.3.1).
+                request.headers_mut().remove(HOST);
+                Either::Right(sender.try_send_request(request))
+            }
         }
     }
 }

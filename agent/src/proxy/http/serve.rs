@@ -4,7 +4,8 @@ use std::error::Error;
 use std::fmt::Display;
 use std::sync::Arc;
 
-use http::{Request, Response};
+use futures_util::TryFutureExt as _;
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -81,6 +82,10 @@ pub(super) async fn http2<S, F, E>(
     F: Future<Output = Result<Response<ResponseBody>, E>> + Send + 'static,
     E: Into<Box<dyn Error + Send + Sync>>,
 {
+    let answer = service_fn(|request: Request<Incoming>| {
+        let is_head = request.method() == Method::HEAD;
+        answer(request).map_ok(move |response| if is_head { without_body(response) } else { response })
+    });
     // The requests end with their connection.
     let connection = http2::Builder::new(Tasks::default())
         .max_concurrent_streams(HTTP2_STREAMS)
@@ -89,7 +94,7 @@ pub(super) async fn http2<S, F, E>(
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
         .auto_date_header(false)
         .enable_connect_protocol()
-        .serve_connection(TokioIo::new(client), service_fn(answer));
+        .serve_connection(TokioIo::new(client), answer);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         result = &mut connection => return ended(result),
@@ -97,6 +102,14 @@ pub(super) async fn http2<S, F, E>(
     }
     connection.as_mut().graceful_shutdown();
     ended(connection.await);
+}
+
+/// An answer to HEAD has no body (RFC 9110, section 9.3.2), and still says how long it would be. In HTTP/1 hyper leaves it out itself.
+fn without_body(response: Response<ResponseBody>) -> Response<ResponseBody> {
+    response.map(|body| match body {
+        ResponseBody::Own(_) => ResponseBody::Own(None),
+        upstream @ ResponseBody::Upstream { .. } => upstream,
+    })
 }
 
 /// Any client can provoke it, so it is not for the log of a node. What was asked has been answered or told of.

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -46,6 +47,9 @@ impl Passed {
                 let bridge = client.meets(&mut response);
                 let is_switching = response.status() == StatusCode::SWITCHING_PROTOCOLS;
                 head::strip_hop_by_hop(response.headers_mut(), is_switching);
+                // It has no body, whatever it says (RFC 9110, section 9.3.6).
+                response.headers_mut().remove(CONTENT_LENGTH);
+                response.headers_mut().remove(TRANSFER_ENCODING);
                 Self::Upgraded(response, bridge)
             }
             None => {

@@ -31,6 +31,9 @@ pub struct Ask {
     /// The host that it asks for, instead of the address.
     #[arg(long)]
     host: Option<String>,
+    /// What it asks for, as it is, instead of the URL's path.
+    #[arg(long)]
+    target: Option<Uri>,
     /// Speaks HTTP/2.
     #[arg(long)]
     http2: bool,
@@ -196,7 +199,10 @@ impl Ask {
         let host = self.host.as_deref().or(self.url.authority().map(|authority| authority.as_str()));
         let host = host.unwrap_or_default();
         let mut request = Request::builder().method(self.method.clone());
-        request = if self.http2 {
+        request = if let Some(target) = &self.target {
+            let request = request.uri(target.clone());
+            if self.http2 { request } else { request.header("host", host) }
+        } else if self.http2 {
             request.uri(format!("http://{host}{path}"))
         } else {
             request.uri(path).header("host", host)
