@@ -6,6 +6,7 @@ mod named;
 mod optional;
 mod pages;
 mod resume;
+mod silence;
 #[cfg(test)]
 pub(crate) mod testkit;
 
