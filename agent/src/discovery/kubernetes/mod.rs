@@ -8,6 +8,7 @@ mod announce;
 mod last_known;
 mod optional;
 mod policies;
+mod published;
 mod version;
 mod watch;
 mod world;
