@@ -51,7 +51,7 @@ impl Telling {
             Self::Api(announcer, _) => {
                 let is_news = announcer.withdraw(uids);
                 if is_news {
-                    announcer.settled(HEARS).await;
+                    announcer.settled(uids, HEARS).await;
                 }
                 is_news
             }

@@ -31,7 +31,11 @@ struct Silent;
 pub(super) type Heard = StreamBody<BoxStream<'static, kube::Result<Frame<Bytes>>>>;
 
 /// Sends the request. Of an answer that breaks off with silence a watch ends, and anything else fails.
-pub(super) async fn send(client: &Client, request: Request<Body>, is_watch: bool) -> kube::Result<Response<Heard>> {
+pub(super) async fn send(
+    client: &Client,
+    request: Request<Body>,
+    is_watch: bool,
+) -> kube::Result<Response<Heard>> {
     let answer = timeout(SILENCE, client.send(request)).await;
     let (head, body) = answer.map_err(|_| silent())??.into_parts();
     let frames = stream::unfold(Some(body), move |body| async move {
@@ -73,7 +77,9 @@ mod tests {
         match query {
             _ if query.contains("sendInitialEvents") => failure(422, "Invalid"),
             _ if query.contains("watch=true") => None,
-            _ => Some((200, json!({ "kind": "PodList", "metadata": { "resourceVersion": "7" }, "items": [] }))),
+            _ => {
+                Some((200, json!({ "kind": "PodList", "metadata": { "resourceVersion": "7" }, "items": [] })))
+            }
         }
     }
 

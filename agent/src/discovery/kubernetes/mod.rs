@@ -32,6 +32,7 @@ use tracing::{info, warn};
 use super::Publication;
 use super::node::Sighting;
 use crate::config::Defaults;
+use crate::config::document::EnrolledCondition;
 use crate::kubernetes::{self, NoClient};
 use crate::model::{Name, NodeInfo, ObjectRef, PublishedPod, SpiffeId, WorkloadUid};
 
@@ -70,6 +71,10 @@ pub struct Told {
     pub pod: ObjectRef,
     /// Its annotation `undermesh.io/enrolled`, if it has one.
     pub enrolled: Option<Name>,
+    /// Its condition of the same name.
+    pub condition: Option<EnrolledCondition>,
+    /// Which version of its specification that is.
+    pub generation: Option<i64>,
 }
 
 /// The API server, which has answered once, or whose last word there is.

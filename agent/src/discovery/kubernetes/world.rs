@@ -266,6 +266,11 @@ impl World {
     fn take_pod(&mut self, mut pod: Arc<Pod>) {
         // Of the same name may have been another one, on another node.
         self.forget_pod(&pod.id);
+        // What is said of a pod changes nothing of the world.
+        let (condition, generation) = {
+            let pod = Arc::make_mut(&mut pod);
+            (pod.condition.take(), pod.generation.take())
+        };
         if pod.node.as_ref() != Some(&self.node.name) {
             self.has_new_statements |= self.takers.put(&pod);
             let elsewhere = Arc::make_mut(&mut pod);
@@ -282,7 +287,7 @@ impl World {
             self.names.insert(uid.clone(), pod.id.clone());
             let enrolled = pod.published.map(|published| Name::from(published.as_str()));
             self.has_new_statements = true;
-            self.told.insert(uid.clone(), Told { pod: pod.id.clone(), enrolled });
+            self.told.insert(uid.clone(), Told { pod: pod.id.clone(), enrolled, condition, generation });
         }
         self.changes.push(Change::Put(Document::Pod(self.placed(&pod))));
         self.own.insert(pod.id.clone(), pod);
