@@ -53,9 +53,10 @@ impl Telling {
             Self::Folder(publisher) => (publisher.withdraw(uids), None),
             Self::Api(announcer, _) => (announcer.withdraw(uids), Some(announcer.clone())),
         };
+        let uids = uids.to_vec();
         is_news.then_some(async move {
             if let Some(announcer) = announcer {
-                announcer.settled(HEARS).await;
+                announcer.settled(&uids, HEARS).await;
             }
             tokio::time::sleep(NOTICE).await;
         })

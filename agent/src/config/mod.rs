@@ -9,6 +9,7 @@ mod referred;
 mod rejection;
 pub mod resolve;
 
+pub(crate) use compiler::claims::{Claimant, Claims, Rank};
 pub use compiler::{Change, Compiler, Defaults};
 pub use document::{Custom, Document, Key, Kind};
 pub use referred::Referred;

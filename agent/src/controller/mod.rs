@@ -100,7 +100,7 @@ pub async fn run(settings: ControllerSettings) -> anyhow::Result<()> {
         )
     };
     let elected = election::run(&client, &settings, &telemetry, leads, until_stopped());
-    let serving = ca::server::serve(listener, ca.clone(), until_stopped());
+    let serving = ca::server::serve(listener, ca.clone(), ca::server::BOUNDS, until_stopped());
     let checking = async {
         match webhook {
             Some((listener, tls)) => webhook::serve(listener, tls, telemetry.clone(), until_stopped()).await,

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::api;
 use super::slim::SlimPod;
+use crate::kubernetes::PODS_NOT_OVER;
 use crate::telemetry::ControllerTelemetry;
 
 /// The pods of the cluster, shared by whoever asks.
@@ -44,7 +45,7 @@ pub(super) struct Account(Arc<(Box<str>, Box<str>)>);
 /// Follows the pods of the whole cluster.
 pub(super) async fn follow(client: &Client, pods: &Pods, telemetry: &ControllerTelemetry) {
     // Those that are over need not come at all.
-    let selection = watcher::Config::default().fields("status.phase!=Succeeded,status.phase!=Failed");
+    let selection = watcher::Config::default().fields(PODS_NOT_OVER);
     let mut coming = None;
     api::follow(Api::<SlimPod>::all(client.clone()), selection, "pods", |event| {
         match event {

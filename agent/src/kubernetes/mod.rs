@@ -1,11 +1,13 @@
 //! The Kubernetes API as its clients see it: how it is reached, asked and followed, and what its errors say. Of objects it knows pods
 //! that serve pages, and no other; it decides nothing.
 
+mod failures;
 mod follow;
 mod named;
 mod optional;
 mod pages;
 mod resume;
+mod silence;
 #[cfg(test)]
 pub(crate) mod testkit;
 
@@ -14,12 +16,16 @@ use std::time::Duration;
 use kube::{Client, Config};
 use tokio::time::timeout;
 
+pub(crate) use failures::Failures;
 pub(crate) use follow::follow;
 pub(crate) use named::{follow_named, want};
 pub(crate) use optional::{Optional, Untold};
 pub(crate) use pages::{Server, Servers};
 
 use crate::sentence::in_one_sentence;
+
+/// The pods that are not over, as a field selector: those that have run to their end are records, and a cluster may keep many.
+pub(crate) const PODS_NOT_OVER: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
 /// A write or a question that takes longer has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);

@@ -20,6 +20,7 @@ use tonic::codegen::{BoxFuture, Service};
 use tracing::warn;
 
 use super::PATIENCE;
+use super::silence::{self, Heard};
 
 /// Where a revision is asked for: one object by its name, which costs an API server next to nothing, whether it is there or not. All
 /// who watch may list pods.
@@ -38,7 +39,7 @@ pub(super) fn checked(client: Client) -> Client {
 struct Checked(Client);
 
 impl Service<Request<Body>> for Checked {
-    type Response = Response<Body>;
+    type Response = Response<Heard>;
     type Error = kube::Error;
     type Future = BoxFuture<Self::Response, Self::Error>;
 
@@ -47,7 +48,7 @@ impl Service<Request<Body>> for Checked {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let client = self.0.clone();
+        let (client, is_watch) = (self.0.clone(), is_watch(request.uri()));
         Box::pin(async move {
             if let Some(watch) = Resumed::read(request.uri())
                 && let Some(now) = watch.earlier_revision(&client).await?
@@ -62,7 +63,7 @@ impl Service<Request<Body>> for Checked {
                 sleep(SPREAD.mul_f64(fastrand::f64())).await;
                 return Ok(expired(now, revision));
             }
-            client.send(request).await
+            silence::send(&client, request, is_watch).await
         })
     }
 }
@@ -80,12 +81,8 @@ struct Resumed {
 impl Resumed {
     /// None if it is another request, or a watch that begins: it knows of nothing.
     fn read(uri: &Uri) -> Option<Self> {
-        let query = uri.query()?;
-        let value = |name: &str| {
-            let mut pairs = form_urlencoded::parse(query.as_bytes());
-            pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
-        };
-        if value("watch").as_deref() != Some("true") || value("sendInitialEvents").is_some() {
+        let value = |name| asked_for(uri, name);
+        if !is_watch(uri) || value("sendInitialEvents").is_some() {
             return None;
         }
         let revision = value("resourceVersion")?.parse().ok().filter(|revision| *revision != 0)?;
@@ -108,6 +105,16 @@ impl Resumed {
     }
 }
 
+fn is_watch(uri: &Uri) -> bool {
+    asked_for(uri, "watch").as_deref() == Some("true")
+}
+
+/// The value of a parameter.
+fn asked_for(uri: &Uri, name: &str) -> Option<String> {
+    let mut pairs = form_urlencoded::parse(uri.query()?.as_bytes());
+    pairs.find_map(|(key, value)| (key == name).then(|| value.into_owned()))
+}
+
 /// At which revision the API server lists these.
 async fn revision(client: &Client, path: &str, selection: &ListParams) -> kube::Result<u64> {
     /// Of a list.
@@ -126,7 +133,7 @@ async fn revision(client: &Client, path: &str, selection: &ListParams) -> kube::
 }
 
 /// As an API server says that it does not have the history after a revision.
-fn expired(now: u64, known: u64) -> Response<Body> {
+fn expired(now: u64, known: u64) -> Response<Heard> {
     let message = format!(
         "the API server is at revision {now}, and {known} was known: it was put back to an earlier state"
     );
@@ -135,7 +142,7 @@ fn expired(now: u64, known: u64) -> Response<Body> {
         "message": message, "reason": "Expired", "code": 410,
     });
     let event = json!({ "type": "ERROR", "object": status });
-    Response::new(Body::from(format!("{event}\n").into_bytes()))
+    Response::new(silence::said(format!("{event}\n")))
 }
 
 /// Whether it is only asked at which revision it is.

@@ -1,9 +1,14 @@
 //! An API server in the same process, for tests.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use kube::Client;
 use kube::client::Body;
 use serde_json::{Value, json};
@@ -20,8 +25,11 @@ pub(crate) struct Question {
     pub(crate) body: Value,
 }
 
-/// What it answers: a status code and a body, in lines where it is a list, plain where it is a text; none: it never answers.
+/// What it answers: a status code and a body, in lines where it is a list, plain where it is a text; none: it never answers, or if it
+/// is asked to watch, says that it does and tells nothing.
 pub(crate) type Answer = Option<(u16, Value)>;
+
+type Frames = BoxStream<'static, Result<Frame<Bytes>, std::io::Error>>;
 
 type Answers = dyn Fn(&Question) -> Answer + Send + Sync;
 
@@ -31,6 +39,8 @@ pub(crate) struct FakeApi {
     answers: Arc<Answers>,
     /// Its revision, as whoever goes on with a watch is told it.
     pub(crate) revision: Arc<AtomicU64>,
+    /// It takes what is asked and says nothing, whatever it is.
+    pub(crate) is_silent: Arc<AtomicBool>,
     /// What it was asked beside that.
     pub(crate) asked: Arc<Mutex<Vec<Question>>>,
 }
@@ -38,7 +48,7 @@ pub(crate) struct FakeApi {
 impl FakeApi {
     pub(crate) fn new(answers: impl Fn(&Question) -> Answer + Send + Sync + 'static) -> Self {
         let revision = Arc::new(AtomicU64::new(1_000_000));
-        Self { answers: Arc::new(answers), revision, asked: Arc::default() }
+        Self { answers: Arc::new(answers), revision, is_silent: Arc::default(), asked: Arc::default() }
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -56,7 +66,7 @@ impl FakeApi {
 }
 
 impl Service<http::Request<Body>> for FakeApi {
-    type Response = http::Response<Body>;
+    type Response = http::Response<StreamBody<Frames>>;
     type Error = std::io::Error;
     type Future = BoxFuture<Self::Response, Self::Error>;
 
@@ -75,6 +85,9 @@ impl Service<http::Request<Body>> for FakeApi {
                 query: head.uri.query().unwrap_or_default().to_owned(),
                 body: serde_json::from_slice(&body).unwrap_or_default(),
             };
+            if this.is_silent.load(Ordering::SeqCst) {
+                return std::future::pending().await;
+            }
             match this.answer(&question) {
                 Some((status, body)) => {
                     let body = match &body {
@@ -82,8 +95,11 @@ impl Service<http::Request<Body>> for FakeApi {
                         Value::String(text) => text.clone(),
                         one => one.to_string(),
                     };
-                    let body = Body::from(body.into_bytes());
-                    Ok(http::Response::builder().status(status).body(body).unwrap())
+                    let body = stream::iter([Ok(Frame::data(Bytes::from(body)))]).boxed();
+                    Ok(http::Response::builder().status(status).body(StreamBody::new(body)).unwrap())
+                }
+                None if question.query.contains("watch=true") => {
+                    Ok(http::Response::new(StreamBody::new(stream::pending().boxed())))
                 }
                 None => std::future::pending().await,
             }

@@ -8,14 +8,15 @@ use undermesh_tests::cluster::{Cluster, Kube};
 use crate::installed::{self, SYSTEM};
 
 /// The folders that users apply.
-const FOLDERS: [&str; 3] = ["base", "overlays/minimal", "overlays/kind"];
+const FOLDERS: [&str; 3] =
+    ["deploy/kustomize", "deploy/kustomize/overlays/minimal", "deploy/kustomize/overlays/kind"];
 
 /// Whether the API server would take every object of every folder, on a cluster that has nothing of the mesh.
 pub(crate) fn every_folder_is_taken(cluster: &Kube) -> Result<()> {
     // Without it there would be no place for what is in it, for nothing is made here.
     cluster.kubectl(&["create", "namespace", SYSTEM])?;
     for folder in FOLDERS {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kustomize/").to_owned() + folder;
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../").to_owned() + folder;
         let objects = cluster.kubectl(&["kustomize", &folder])?;
         let objects = objects.lines().filter(|line| line.starts_with("kind: ")).count();
         let said = cluster.try_kubectl(&["apply", "--server-side", "--dry-run=server", "-k", &folder])?;

@@ -30,7 +30,11 @@ const GENERATED: &str = "\
 ";
 
 /// What Kustomize builds, and how many objects that is.
-const KUSTOMIZATIONS: [(&str, usize); 3] = [("base", 26), ("overlays/minimal", 25), ("overlays/kind", 25)];
+const KUSTOMIZATIONS: [(&str, usize); 3] = [
+    ("deploy/kustomize", 26),
+    ("deploy/kustomize/overlays/minimal", 25),
+    ("deploy/kustomize/overlays/kind", 25),
+];
 
 /// Values that the chart refuses, and what of its words says why.
 const REFUSED: &[(&str, &str)] = &[
@@ -129,12 +133,12 @@ fn check_with(tools: &Tools) -> Result<()> {
         }
     }
     for (folder, objects) in KUSTOMIZATIONS {
-        let Some(built) = tools.kustomize(&paths::workspace().join("deploy/kustomize").join(folder))? else {
+        let Some(built) = tools.kustomize(&paths::workspace().join(folder))? else {
             say::step("Kustomize: skipped, there is no kubectl");
             break;
         };
         let found = built.lines().filter(|line| line.starts_with("kind: ")).count();
-        ensure!(found == objects, "deploy/kustomize/{folder} makes {found} objects, not {objects}");
+        ensure!(found == objects, "{folder} makes {found} objects, not {objects}");
     }
     Ok(())
 }

@@ -5,16 +5,17 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
+use crate::config::document::Pod;
 use crate::model::ObjectRef;
 
 /// Everyone who claims an address. Its owner is the first by this order: Services before pods, then the higher rank,
 /// then the name.
 #[derive(Debug, Default)]
-pub(super) struct Claims(HashMap<IpAddr, Vec<(Claimant, Rank)>>);
+pub(crate) struct Claims(HashMap<IpAddr, Vec<(Claimant, Rank)>>);
 
 /// An object that says it has an address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Claimant {
+pub(crate) enum Claimant {
     Service(ObjectRef),
     Pod(ObjectRef),
 }
@@ -22,13 +23,19 @@ pub(super) enum Claimant {
 /// Which of two pods has the address: the newer one, to which the network gave it again before the end of the older
 /// one was heard of; of two as old, the one that is not about to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Rank {
+pub(crate) struct Rank {
     pub(super) created: Option<Timestamp>,
     pub(super) stays: bool,
 }
 
+impl Rank {
+    pub(crate) fn of(pod: &Pod) -> Self {
+        Self { created: pod.created, stays: !pod.terminating }
+    }
+}
+
 impl Claims {
-    pub(super) fn claim(&mut self, address: IpAddr, claimant: Claimant, rank: Rank) {
+    pub(crate) fn claim(&mut self, address: IpAddr, claimant: Claimant, rank: Rank) {
         let claims = self.0.entry(address).or_default();
         claims.retain(|(other, _)| *other != claimant);
         claims.push((claimant, rank));
@@ -38,7 +45,7 @@ impl Claims {
         });
     }
 
-    pub(super) fn release(&mut self, address: IpAddr, claimant: &Claimant) {
+    pub(crate) fn release(&mut self, address: IpAddr, claimant: &Claimant) {
         if let Some(claims) = self.0.get_mut(&address) {
             claims.retain(|(other, _)| other != claimant);
             if claims.is_empty() {
@@ -52,7 +59,7 @@ impl Claims {
     }
 
     /// The pods that claim the address; the first of them has it, unless a Service does.
-    pub(super) fn pods(&self, address: IpAddr) -> impl Iterator<Item = &ObjectRef> {
+    pub(crate) fn pods(&self, address: IpAddr) -> impl Iterator<Item = &ObjectRef> {
         self.0.get(&address).into_iter().flatten().filter_map(|(claimant, _)| match claimant {
             Claimant::Pod(id) => Some(id),
             Claimant::Service(_) => None,

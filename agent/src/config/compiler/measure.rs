@@ -38,6 +38,8 @@ fn one_change_in_a_large_cluster_is_cheap() {
             finished: false,
             paths: None,
             published: None,
+            condition: None,
+            generation: None,
         })))
     };
     let service = |number: usize| {

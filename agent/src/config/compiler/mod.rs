@@ -2,7 +2,7 @@
 //! snapshot is shared with the one before: the cost of a change does not grow with the cluster.
 
 mod access;
-mod claims;
+pub(super) mod claims;
 mod endpoints;
 mod fronts;
 mod here;

@@ -76,7 +76,7 @@ impl Pods {
     }
 
     pub(super) fn rank(&self, id: &ObjectRef) -> Rank {
-        self.get(id).map(|pod| Rank { created: pod.created, stays: !pod.terminating }).unwrap_or_default()
+        self.get(id).map(|pod| Rank::of(pod)).unwrap_or_default()
     }
 
     /// Works the pod's workload out again: what it was, and what it is. Both are the same `Arc` if nothing changed.

@@ -27,7 +27,7 @@ pub use endpoint_slice::{EndpointSlice, SliceEndpoint, SlicePort};
 pub use marks::{Marks, MeshLabel};
 pub use mesh_policy::{MeshPolicy, Mtls};
 pub use namespace::Namespace;
-pub use pod::{ContainerPort, ENROLLED, Pod, Published};
+pub use pod::{ContainerPort, ENROLLED, EnrolledCondition, Pod, Published};
 pub use policy::{AuthorityRefs, Policy, PolicySpec, Says, Target, TlsValidation};
 pub use reference_grant::ReferenceGrant;
 pub use route::{BackendRef, Parent, Reference, Route, RouteRule, RouteSpec, RuleFilters};

@@ -72,6 +72,25 @@ pub struct Pod {
     pub paths: Option<PodPaths>,
     /// Its node's agent says that it is enrolled.
     pub published: Option<Published>,
+    /// The condition of the same name, for whoever writes it.
+    #[serde(skip)]
+    pub condition: Option<EnrolledCondition>,
+    /// `metadata.generation`, for the same.
+    #[serde(skip)]
+    pub generation: Option<i64>,
+}
+
+/// The condition `undermesh.io/enrolled` as the API server has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnrolledCondition {
+    /// `status` is `True`.
+    pub is_true: bool,
+    /// `reason`.
+    pub reason: String,
+    /// `message`.
+    pub message: String,
+    /// `lastTransitionTime`.
+    pub since: Option<Timestamp>,
 }
 
 /// What the agent of a pod's node says of it, in the annotation `undermesh.io/enrolled`: the pod takes tunnels.
@@ -105,6 +124,18 @@ impl Published {
     }
 }
 
+impl EnrolledCondition {
+    fn read(status: &core::PodStatus) -> Option<Self> {
+        let condition = status.conditions.iter().flatten().find(|condition| condition.type_ == ENROLLED)?;
+        Some(Self {
+            is_true: condition.status == "True",
+            reason: condition.reason.clone().unwrap_or_default(),
+            message: condition.message.clone().unwrap_or_default(),
+            since: condition.last_transition_time.as_ref().map(|time| time.0),
+        })
+    }
+}
+
 impl Pod {
     pub(super) fn read(object: &core::Pod, problems: &mut Vec<Problem>) -> Result<Self, Problem> {
         let meta = &object.metadata;
@@ -135,6 +166,8 @@ impl Pod {
             finished: matches!(phase, Some("Succeeded" | "Failed")),
             paths: paths(meta, problems),
             published: Published::read(meta),
+            condition: status.and_then(EnrolledCondition::read),
+            generation: meta.generation,
             id,
         })
     }

@@ -5,11 +5,13 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
 
-use super::super::listener::incoming;
+use super::super::listener::{Bounds, incoming};
 use super::Ca;
 
-/// Connections at one time: agents keep theirs.
-const CONNECTIONS: usize = 8192;
+/// Agents keep their connection, one of each node, two in an update. A caller that was not given anything yet has ten seconds for each
+/// attempt; what it asks for may take longer.
+pub(in super::super) const BOUNDS: Bounds =
+    Bounds { connections: 8192, of_one_address: 32, request: Duration::from_secs(10) };
 /// Requests of one connection at one time: an agent asks for one certificate after the other, or for a few at once.
 const STREAMS: u32 = 64;
 /// A connection lives this long, give or take what tonic scatters: then its caller meets the other replica, perhaps, and
@@ -22,6 +24,7 @@ const AGE_GRACE: Duration = Duration::from_secs(30);
 pub(in super::super) async fn serve(
     listener: TcpListener,
     ca: Ca,
+    bounds: Bounds,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let tls = ca.tls(b"h2")?;
@@ -31,7 +34,7 @@ pub(in super::super) async fn serve(
         .max_connection_age_grace(AGE_GRACE)
         .http2_keepalive_interval(Some(Duration::from_secs(60)))
         .http2_max_header_list_size(16 * 1024)
-        .serve_with_incoming_shutdown(ca, incoming(listener, tls, CONNECTIONS), shutdown)
+        .serve_with_incoming_shutdown(ca, incoming(listener, tls, bounds), shutdown)
         .await?;
     Ok(())
 }

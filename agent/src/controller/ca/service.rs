@@ -9,6 +9,8 @@ use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 use zeroize::Zeroizing;
 
+use super::super::listener::Seat;
+use super::server::BOUNDS;
 use super::{Asked, Ca};
 use crate::identity::ca::grpc::message::{
     CREATE_CERTIFICATE, IstioCertificateRequest, IstioCertificateResponse, impersonated,
@@ -23,8 +25,15 @@ impl UnaryService<IstioCertificateRequest> for Ca {
 
     fn call(&mut self, request: Request<IstioCertificateRequest>) -> Self::Future {
         let ca = self.clone();
+        // It has said what it wants. As long as nothing of that was granted, it is given no more time than at first.
+        let seat = request.extensions().get::<Seat>().cloned().unwrap_or_default();
+        let is_unproven = seat.keep();
         Box::pin(async move {
-            let cert_chain = ca.answer(asked(request)).await.map_err(|refusal| refusal.status())?;
+            let answer = ca.answer(asked(request)).await;
+            if answer.is_err() && is_unproven {
+                seat.limit(BOUNDS.request);
+            }
+            let cert_chain = answer.map_err(|refusal| refusal.status())?;
             Ok(Response::new(IstioCertificateResponse { cert_chain }))
         })
     }

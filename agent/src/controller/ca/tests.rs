@@ -7,11 +7,12 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use undermesh_tests::issuer::{SigningKey, key_set};
 
+use super::super::listener::Bounds;
 use super::super::pods::Index;
 use super::super::settings::ControllerSettings;
 use super::super::testkit::{finished, pod, settings};
@@ -104,7 +105,7 @@ impl Fixture {
         let ca = Ca::new(settings, api.client(), pods.clone(), root.clone(), telemetry);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(server::serve(listener, ca.clone(), std::future::pending()));
+        tokio::spawn(server::serve(listener, ca.clone(), server::BOUNDS, std::future::pending()));
         let folder = tempfile::tempdir().unwrap();
         let client = client(&folder, address);
         Self { folder, address, ca, pods, root, api, api_is_down, token_key, ahead, client }
@@ -181,6 +182,36 @@ fn told(answer: &Result<Issued, CaError>) -> String {
     let san = leaf.subject_alternative_name().unwrap().unwrap();
     let life = leaf.validity().not_after.timestamp() - leaf.validity().not_before.timestamp() - 600;
     format!("{:?}, {life} s, {} roots", san.value.general_names, issued.roots.len())
+}
+
+/// An agent has one connection for half an hour, and may be silent on it; who was given nothing has none.
+#[tokio::test]
+async fn who_was_given_something_stays() {
+    let fixture = Fixture::start().await;
+    let [listener, relay] =
+        [TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap()];
+    let (address, relayed) = (listener.local_addr().unwrap(), relay.local_addr().unwrap());
+    let bounds = Bounds { request: Duration::from_millis(300), ..server::BOUNDS };
+    tokio::spawn(server::serve(listener, fixture.ca.clone(), bounds, std::future::pending()));
+    let connections = Arc::new(AtomicU64::new(0));
+    let (count, ended) = (connections.clone(), Arc::new(AtomicU64::new(0)));
+    let end = ended.clone();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = relay.accept().await {
+            count.fetch_add(1, Ordering::SeqCst);
+            let (mut far, end) = (TcpStream::connect(address).await.unwrap(), end.clone());
+            tokio::spawn(async move {
+                _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                end.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+    });
+    let agent = client(&fixture.folder, relayed);
+    for _ in 0..2 {
+        ask(&agent, "shop/web", Duration::from_secs(600)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(900)).await;
+    }
+    assert_eq!((connections.load(Ordering::SeqCst), ended.load(Ordering::SeqCst)), (1, 0));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ mod status;
 mod world;
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -28,7 +28,7 @@ use tracing::{debug, warn};
 use super::api::{self, FIELD_MANAGER};
 use super::while_leading;
 use crate::config::{Custom, Key};
-use crate::kubernetes::{self, AskError, Optional};
+use crate::kubernetes::{self, AskError, Failures, Optional, PODS_NOT_OVER};
 use crate::model::ObjectRef;
 use world::{World, Write};
 
@@ -36,13 +36,6 @@ use world::{World, Write};
 const SETTLE: Duration = Duration::from_millis(50);
 /// Objects that are written at one time.
 const AT_ONCE: usize = 16;
-/// After the first write that has failed; twice as long after each further one.
-const FIRST_PAUSE: Duration = Duration::from_secs(2);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// Objects whose writes have failed: how often, and until when they are left alone.
-#[derive(Default)]
-struct Failures(HashMap<Key, (u32, Instant)>);
 
 /// Keeps every status right, while this replica leads. The mesh is installed in the namespace.
 pub(super) async fn lead(client: &Client, namespace: &str, leader: watch::Receiver<bool>) {
@@ -55,8 +48,7 @@ pub(super) async fn lead(client: &Client, namespace: &str, leader: watch::Receiv
             news.notify_one();
         });
         // Their labels are all that is asked for. Those that are over need not come at all.
-        let pods =
-            watcher::Config::default().any_semantic().fields("status.phase!=Succeeded,status.phase!=Failed");
+        let pods = watcher::Config::default().any_semantic().fields(PODS_NOT_OVER);
         let pods = api::follow(Api::<PartialObjectMeta<Pod>>::all(client.clone()), pods, "pods", |event| {
             world.borrow_mut().take_pod(event);
             news.notify_one();
@@ -95,7 +87,7 @@ async fn write(
     want: &watch::Sender<BTreeSet<ObjectRef>>,
     news: &Notify,
 ) {
-    let mut failures = Failures::default();
+    let mut failures = Failures::<Key>::default();
     loop {
         match failures.next() {
             Some(moment) => _ = timeout_at(moment, news.notified()).await,
@@ -104,7 +96,8 @@ async fn write(
         sleep(SETTLE).await;
         let now = Instant::now();
         let writes = world.borrow_mut().writes(Timestamp::now(), |key| failures.is_left_alone(key, now));
-        failures.keep(&writes, now);
+        let tried: HashSet<&Key> = writes.iter().map(|write| &write.key).collect();
+        failures.keep(|key| tried.contains(key), now);
         kubernetes::want(want, world.borrow().config_maps());
         let attempts = writes.into_iter().map(async |write| {
             let outcome = send(client, &write).await;
@@ -114,7 +107,7 @@ async fn write(
         while let Some((key, outcome)) = attempts.next().await {
             match outcome {
                 Ok(()) => {
-                    failures.0.remove(&key);
+                    failures.remove(&key);
                     debug!(object = %key, "the status was written");
                 }
                 // The watch brings what the object has become, or that it has gone.
@@ -143,31 +136,6 @@ async fn send(client: &Client, write: &Write) -> Result<(), AskError> {
     let patch = json!({ "metadata": { "resourceVersion": resource_version }, "status": { *list: entries } });
     kubernetes::ask(objects.patch_status(&key.name, &options, &Patch::Merge(patch))).await?;
     Ok(())
-}
-
-impl Failures {
-    /// Notes a further one. The answer is how long the object is left alone.
-    fn add(&mut self, key: &Key, now: Instant) -> Duration {
-        let (count, until) = self.0.entry(key.clone()).or_insert((0, now));
-        let pause = FIRST_PAUSE.saturating_mul(1 << (*count).min(10)).min(LONGEST_PAUSE);
-        (*count, *until) = (*count + 1, now + pause);
-        pause
-    }
-
-    fn is_left_alone(&self, key: &Key, now: Instant) -> bool {
-        self.0.get(key).is_some_and(|(_, until)| *until > now)
-    }
-
-    /// Forgets those of objects that are neither left alone nor tried again: there is nothing to write any more.
-    fn keep(&mut self, tried: &[Write], now: Instant) {
-        let tried: HashSet<&Key> = tried.iter().map(|write| &write.key).collect();
-        self.0.retain(|key, (_, until)| *until > now || tried.contains(key));
-    }
-
-    /// When one is to be tried again.
-    fn next(&self) -> Option<Instant> {
-        self.0.values().map(|(_, until)| *until).min()
-    }
 }
 
 #[cfg(test)]

@@ -359,21 +359,6 @@ async fn a_status_is_written_in_the_version_that_the_object_was_read_in() {
     send(&api.client(), &write).await.unwrap();
 }
 
-#[test]
-fn a_route_is_left_alone_for_longer_each_time() {
-    let (mut failures, now) = (Failures::default(), Instant::now());
-    let route = Key { kind: Kind::HttpRoute, namespace: "shop".into(), name: "web".into() };
-    let pauses: Vec<u64> = (0..7).map(|_| failures.add(&route, now).as_secs()).collect();
-    assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60]);
-    let later = now + Duration::from_secs(60);
-    assert!(failures.is_left_alone(&route, now) && !failures.is_left_alone(&route, later));
-    assert_eq!(failures.next(), Some(later));
-    failures.keep(&[], now);
-    assert_eq!(failures.next(), Some(later));
-    failures.keep(&[], later);
-    assert_eq!(failures.next(), None);
-}
-
 /// HTTPRoutes alone are installed, one write is refused and one comes too late.
 #[tokio::test(start_paused = true)]
 async fn a_status_is_written_onto_the_route_as_it_is_and_again_after_a_failure() {

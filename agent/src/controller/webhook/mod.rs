@@ -6,17 +6,20 @@
 
 mod review;
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::StatusCode;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::post;
 use axum::{Json, Router};
 use futures_util::StreamExt as _;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use kube::core::DynamicObject;
@@ -26,14 +29,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::debug;
 
-use super::listener::{Connection, incoming};
+use super::listener::{Bounds, Connection, incoming};
 use crate::telemetry::{Checked, ControllerTelemetry};
 use review::{Review, judge};
 
-/// Connections at one time: an API server keeps a few.
-const CONNECTIONS: usize = 256;
-/// How long a connection may be idle, or a request's head on its way. API servers close theirs after 90 s.
-const IDLE: Duration = Duration::from_secs(120);
+/// An API server keeps a few connections, and gives up after two seconds.
+const BOUNDS: Bounds = Bounds { connections: 256, of_one_address: 32, request: Duration::from_secs(5) };
+/// How long a connection may be idle. An API server makes another one.
+const IDLE: Duration = Duration::from_secs(30);
 /// An object has 1.5 MiB at most (etcd's limit), and comes with the one before it.
 const MOST_BYTES: usize = 8 << 20;
 
@@ -50,7 +53,7 @@ pub(super) async fn serve(
         .with_state(telemetry);
     let (stop, stopped) = watch::channel(());
     let mut open = JoinSet::new();
-    let (mut connections, mut shutdown) = (pin!(incoming(listener, tls, CONNECTIONS)), pin!(shutdown));
+    let (mut connections, mut shutdown) = (pin!(incoming(listener, tls, BOUNDS)), pin!(shutdown));
     loop {
         tokio::select! {
             connection = connections.next() => match connection {
@@ -68,7 +71,22 @@ pub(super) async fn serve(
 
 /// API servers speak HTTP/1.1 to webhooks, so that their requests are spread over the replicas.
 async fn serve_one(connection: Connection, router: Router, mut stopped: watch::Receiver<()>) {
-    let service = TowerToHyperService::new(router);
+    let (seat, router) = (connection.seat.clone(), TowerToHyperService::new(router));
+    let service = service_fn(move |request| {
+        // Its body as well must come in time.
+        seat.limit(BOUNDS.request);
+        let (seat, answer) = (seat.clone(), router.call(request));
+        async move {
+            let mut answer = answer.await?;
+            match answer.status() {
+                // The idle time is hyper's to measure from here on.
+                StatusCode::OK => drop(seat.keep()),
+                // Who asks for something else is no API server.
+                _ => drop(answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"))),
+            }
+            Ok::<_, Infallible>(answer)
+        }
+    });
     let serve = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE)

@@ -4,7 +4,7 @@
 //! an event says when that changes. What is to be said is kept here until the API server has it; who decides it is not
 //! known here.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,25 +16,22 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use super::Told;
 use crate::config::document::ENROLLED;
-use crate::kubernetes::{self, AskError};
+use crate::kubernetes::{self, AskError, Failures};
 use crate::model::{Name, ObjectRef, WorkloadUid};
 
 /// What Istio's agents go by: to them, too, the pod takes tunnels.
 const REDIRECTION: &str = "ambient.istio.io/redirection";
 
-/// How long after a failure it is tried again, and a little longer for each agent.
-const RETRY: Duration = Duration::from_secs(2);
-
 /// Pods of which it is told at one time.
 const AT_ONCE: usize = 8;
 
 /// What is to be told of one pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Announcement {
     pod: ObjectRef,
     /// The annotation; none while the pod takes no tunnels.
@@ -43,8 +40,18 @@ struct Announcement {
     condition: Option<Condition>,
 }
 
+/// What the API server has of a pod, as far as we know.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    enrolled: Option<Name>,
+    condition: Option<Condition>,
+    /// Since when the condition has its status.
+    since: Option<Timestamp>,
+    generation: Option<i64>,
+}
+
 /// The condition `undermesh.io/enrolled` of a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Condition {
     /// The pod is in the mesh.
     pub is_enrolled: bool,
@@ -74,8 +81,10 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Pods {
     wanted: HashMap<WorkloadUid, Announcement>,
-    /// What the API server has, as far as we know.
-    has: HashMap<WorkloadUid, Announcement>,
+    /// Those that it has told us of or that we have told it of.
+    has: HashMap<WorkloadUid, (ObjectRef, Known)>,
+    /// What it would not take. Of a pod of which something else is to be told by now, that is tried at once.
+    failures: Failures<(WorkloadUid, Announcement)>,
 }
 
 impl Announcer {
@@ -83,15 +92,18 @@ impl Announcer {
         Self { client, node, shared: Arc::default() }
     }
 
-    /// Takes in what the API server has. What somebody else has changed of it is told again; of pods that are gone nothing
+    /// Takes in what the API server has. What somebody else has changed of annotations is told again; of pods that are gone nothing
     /// is told any more.
     pub fn observe(&self, told: &imbl::HashMap<WorkloadUid, Told>) {
         self.update(|pods| {
             pods.wanted.retain(|uid, _| told.contains_key(uid));
             pods.has.retain(|uid, _| told.contains_key(uid));
-            for (uid, Told { pod, enrolled }) in told {
-                let has = pods.has.entry(uid.clone()).or_insert_with(|| Announcement::nothing(pod));
-                has.enrolled.clone_from(enrolled);
+            for (uid, told) in told {
+                // The condition as an agent before this one has left it; later it is ours, and what comes may be older than that.
+                let (_, has) =
+                    pods.has.entry(uid.clone()).or_insert_with(|| (told.pod.clone(), Known::read(told)));
+                has.enrolled.clone_from(&told.enrolled);
+                has.generation = told.generation;
             }
         });
     }
@@ -144,12 +156,12 @@ impl Announcer {
         });
     }
 
-    /// Returns when the API server has been told all that is due now, or after the time limit.
-    pub async fn settled(&self, limit: Duration) {
+    /// Returns when the API server has been told all that is due of these now, or after the time limit.
+    pub async fn settled(&self, uids: &[WorkloadUid], limit: Duration) {
         let told = async {
             loop {
                 let told = self.shared.told.notified();
-                if self.lock().due().is_empty() {
+                if !self.lock().due().any(|(uid, _)| uids.contains(uid)) {
                     return;
                 }
                 told.await;
@@ -165,24 +177,25 @@ impl Announcer {
         let recorder = Recorder::new(self.client.clone(), reporter);
         loop {
             let more = self.shared.due.notified();
-            let due = self.lock().due();
-            let tell = |(uid, announcement)| self.tell(&recorder, uid, announcement);
-            let all_told = stream::iter(due).map(tell).buffer_unordered(AT_ONCE).all(async |told| told).await;
-            self.shared.told.notify_waiters();
-            if all_told {
-                more.await;
-            } else {
-                sleep(RETRY + Duration::from_millis(fastrand::u64(..1000))).await;
+            let (due, again) = self.lock().next(Instant::now());
+            if due.is_empty() {
+                match again {
+                    Some(moment) => _ = timeout_at(moment, more).await,
+                    None => more.await,
+                }
+                continue;
             }
+            let tell = |(uid, announcement)| self.tell(&recorder, uid, announcement);
+            stream::iter(due).for_each_concurrent(AT_ONCE, tell).await;
         }
     }
 
-    /// Tells of one pod. False if it is to be tried again.
-    async fn tell(&self, recorder: &Recorder, uid: WorkloadUid, announcement: Announcement) -> bool {
+    /// Tells of one pod.
+    async fn tell(&self, recorder: &Recorder, uid: WorkloadUid, announcement: Announcement) {
         let ObjectRef { namespace, name } = &announcement.pod;
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let before = self.lock().has.get(&uid).cloned();
-        let patch = announcement.patch(&uid);
+        let before = self.lock().has.get(&uid).map(|(_, has)| has.clone()).unwrap_or_default();
+        let (patch, known) = announcement.patch(&uid, &before, Timestamp::now());
         match kubernetes::ask(api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch))).await
         {
             Ok(_) => {}
@@ -192,17 +205,15 @@ impl Announcer {
                 let mut pods = self.lock();
                 pods.wanted.remove(&uid);
                 pods.has.remove(&uid);
-                return true;
+                drop(pods);
+                return self.shared.told.notify_waiters();
             }
             Err(error) => {
-                warn!(pod = %announcement.pod, %error, "the API server cannot be told of the pod; trying again");
-                return false;
+                let again_in = self.failed(&uid, &announcement, &error);
+                return warn!(pod = %announcement.pod, %error, ?again_in, "the API server cannot be told of the pod; trying again");
             }
         }
-        let is_news = |condition: &Condition| {
-            before.and_then(|before| before.condition).is_none_or(|before| before.reason != condition.reason)
-        };
-        if let Some(event) = announcement.condition.as_ref().filter(|condition| is_news(condition)) {
+        if let Some(event) = announcement.news_since(&before) {
             // People are told; nothing hangs on it.
             if let Err(error) =
                 kubernetes::ask(recorder.publish(&event.event(), &announcement.reference(&uid))).await
@@ -210,14 +221,28 @@ impl Announcer {
                 debug!(pod = %announcement.pod, %error, "no event about the pod");
             }
         }
-        self.lock().has.insert(uid, announcement);
-        true
+        self.lock().has.insert(uid, (announcement.pod, known));
+        self.shared.told.notify_waiters();
+    }
+
+    /// Who refuses this pod may go on to; who cannot be asked is soon asked again. A little later for each agent, for they all lose
+    /// the API server at one time.
+    fn failed(&self, uid: &WorkloadUid, announcement: &Announcement, error: &AskError) -> Duration {
+        let (what, at) = (
+            (uid.clone(), announcement.clone()),
+            Instant::now() + Duration::from_millis(fastrand::u64(..1000)),
+        );
+        let failures = &mut self.lock().failures;
+        match error {
+            AskError::Away(_) => failures.put_off(&what, at),
+            _ => failures.add(&what, at),
+        }
     }
 
     fn update(&self, change: impl FnOnce(&mut Pods)) {
         let mut pods = self.lock();
         change(&mut pods);
-        if !pods.due().is_empty() {
+        if pods.due().next().is_some() {
             self.shared.due.notify_one();
         }
     }
@@ -233,18 +258,45 @@ impl Pods {
     }
 
     fn withdraw(&mut self, uid: &WorkloadUid) -> bool {
-        let Some(pod) = self.has.get(uid).or(self.wanted.get(uid)).map(|it| it.pod.clone()) else {
+        let has = self.has.get(uid);
+        let Some(pod) = has.map(|(pod, _)| pod).or(self.wanted.get(uid).map(|it| &it.pod)).cloned() else {
             return false;
         };
-        let told = self.has.get(uid).is_some_and(|has| has.enrolled.is_some());
+        let told = has.is_some_and(|(_, has)| has.enrolled.is_some());
         self.want(uid, &pod).enrolled.take().is_some() || told
     }
 
-    fn due(&self) -> Vec<(WorkloadUid, Announcement)> {
-        let is_due =
-            |uid: &WorkloadUid, wanted: &Announcement| self.has.get(uid).is_none_or(|has| has != wanted);
-        let due = self.wanted.iter().filter(|(uid, wanted)| is_due(uid, wanted));
-        due.map(|(uid, wanted)| (uid.clone(), wanted.clone())).collect()
+    /// What the API server does not have.
+    fn due(&self) -> impl Iterator<Item = (&WorkloadUid, &Announcement)> {
+        let is_due = |uid: &WorkloadUid, wanted: &Announcement| {
+            self.has.get(uid).is_none_or(|(_, has)| !has.says_all_of(wanted))
+        };
+        self.wanted.iter().filter(move |(uid, wanted)| is_due(uid, wanted))
+    }
+
+    /// What is to be told now; and when something is to be tried again.
+    fn next(&mut self, now: Instant) -> (Vec<(WorkloadUid, Announcement)>, Option<Instant>) {
+        let mut due: HashSet<_> = self.due().map(|(uid, wanted)| (uid.clone(), wanted.clone())).collect();
+        self.failures.keep(|what| due.contains(what), now);
+        due.retain(|what| !self.failures.is_left_alone(what, now));
+        (due.into_iter().collect(), self.failures.next())
+    }
+}
+
+impl Known {
+    fn read(told: &Told) -> Self {
+        let condition = told.condition.as_ref().map(|condition| Condition {
+            is_enrolled: condition.is_true,
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+        });
+        let since = told.condition.as_ref().and_then(|condition| condition.since);
+        Self { enrolled: told.enrolled.clone(), condition, since, generation: told.generation }
+    }
+
+    fn says_all_of(&self, wanted: &Announcement) -> bool {
+        self.enrolled == wanted.enrolled
+            && wanted.condition.as_ref().is_none_or(|condition| self.condition.as_ref() == Some(condition))
     }
 }
 
@@ -253,20 +305,35 @@ impl Announcement {
         Self { pod: pod.clone(), enrolled: None, condition: None }
     }
 
-    /// With the uid, so that it is refused for another pod of the same name.
-    fn patch(&self, uid: &WorkloadUid) -> Value {
+    /// With the uid, so that it is refused for another pod of the same name; and what the API server has after it.
+    fn patch(&self, uid: &WorkloadUid, before: &Known, now: Timestamp) -> (Value, Known) {
         let redirection = self.enrolled.as_ref().map(|_| "enabled");
         let annotations = json!({ ENROLLED: self.enrolled.as_deref(), REDIRECTION: redirection });
         let mut patch = json!({ "metadata": { "uid": uid, "annotations": annotations } });
-        if let Some(Condition { is_enrolled, reason, message }) = &self.condition {
-            let status = if *is_enrolled { "True" } else { "False" };
-            let now = Timestamp::now().round(Unit::Second).unwrap_or_default().to_string();
-            patch["status"] = json!({ "conditions": [{
-                "type": ENROLLED, "status": status, "reason": reason, "message": message,
-                "lastTransitionTime": now, "lastProbeTime": null,
-            }]});
+        let mut after = Known { enrolled: self.enrolled.clone(), ..before.clone() };
+        if let Some(condition) = &self.condition {
+            let status = |condition: &Condition| if condition.is_enrolled { "True" } else { "False" };
+            let is_same = before.condition.as_ref().is_some_and(|it| it.is_enrolled == condition.is_enrolled);
+            let since = before.since.filter(|_| is_same);
+            let since = since.unwrap_or_else(|| now.round(Unit::Second).unwrap_or_default());
+            let mut said = json!({
+                "type": ENROLLED, "status": status(condition), "reason": condition.reason, "message": condition.message,
+                "lastTransitionTime": since.to_string(), "lastProbeTime": null,
+            });
+            // Pods have a generation where their conditions have this field. It is no reason to tell anything again.
+            if let Some(generation) = before.generation {
+                said["observedGeneration"] = generation.into();
+            }
+            patch["status"] = json!({ "conditions": [said] });
+            after = Known { condition: Some(condition.clone()), since: Some(since), ..after };
         }
-        patch
+        (patch, after)
+    }
+
+    /// The condition, if it has another reason than before.
+    fn news_since(&self, before: &Known) -> Option<&Condition> {
+        let reason = before.condition.as_ref().map(|before| &before.reason);
+        self.condition.as_ref().filter(|condition| reason != Some(&condition.reason))
     }
 
     fn reference(&self, uid: &WorkloadUid) -> ObjectReference {
@@ -303,75 +370,4 @@ impl std::fmt::Debug for Announcer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pods() -> (Pods, ObjectRef, WorkloadUid) {
-        (Pods::default(), ObjectRef::new("shop", "web"), "uid".into())
-    }
-
-    /// As if the API server had been told.
-    fn told(pods: &mut Pods) -> Vec<Announcement> {
-        let due = pods.due();
-        pods.has.extend(due.iter().cloned());
-        due.into_iter().map(|(_, announcement)| announcement).collect()
-    }
-
-    #[test]
-    fn what_the_api_server_has_is_not_told_again() {
-        let (mut pods, web, uid) = pods();
-        assert!(pods.due().is_empty());
-        pods.want(&uid, &web).enrolled = Some("open".into());
-        assert_eq!(told(&mut pods).len(), 1);
-        assert!(pods.due().is_empty());
-        // Somebody has taken it away.
-        pods.has.get_mut(&uid).unwrap().enrolled = None;
-        assert_eq!(told(&mut pods)[0].enrolled.as_deref(), Some("open"));
-        assert!(pods.due().is_empty());
-    }
-
-    #[test]
-    fn what_is_withdrawn_is_told_once_also_of_what_another_agent_has_told() {
-        let (mut pods, web, uid) = pods();
-        assert!(!pods.withdraw(&uid), "nothing is known of it");
-        // By an agent before this one.
-        pods.has.insert(
-            uid.clone(),
-            Announcement { enrolled: Some("closed".into()), ..Announcement::nothing(&web) },
-        );
-        assert!(pods.withdraw(&uid));
-        assert_eq!(told(&mut pods)[0].enrolled, None);
-        assert!(!pods.withdraw(&uid));
-        assert!(pods.due().is_empty());
-    }
-
-    #[test]
-    fn a_patch_is_for_one_pod_and_says_all_or_takes_all_back() {
-        let (_, web, uid) = pods();
-        let condition =
-            Condition { is_enrolled: true, reason: "Enrolled".into(), message: "it is in".into() };
-        let enrolled = Announcement {
-            enrolled: Some("open".into()),
-            condition: Some(condition),
-            ..Announcement::nothing(&web)
-        };
-        let mut patch = enrolled.patch(&uid);
-        let time = patch["status"]["conditions"][0]["lastTransitionTime"].take();
-        assert!(time.as_str().is_some_and(|time| time.ends_with('Z') && !time.contains('.')), "{time}");
-        let expected = json!({
-            "metadata": { "uid": "uid", "annotations": {
-                "undermesh.io/enrolled": "open", "ambient.istio.io/redirection": "enabled",
-            } },
-            "status": { "conditions": [{
-                "type": "undermesh.io/enrolled", "status": "True", "reason": "Enrolled", "message": "it is in",
-                "lastTransitionTime": null, "lastProbeTime": null,
-            }] },
-        });
-        assert_eq!(patch, expected);
-        let left = Announcement::nothing(&web).patch(&uid);
-        let expected = json!({ "metadata": { "uid": "uid", "annotations": {
-            "undermesh.io/enrolled": null, "ambient.istio.io/redirection": null,
-        } } });
-        assert_eq!(left, expected);
-    }
-}
+mod tests;

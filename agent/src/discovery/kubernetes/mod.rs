@@ -8,6 +8,7 @@ mod announce;
 mod last_known;
 mod optional;
 mod policies;
+mod published;
 mod version;
 mod watch;
 mod world;
@@ -34,6 +35,7 @@ use tracing::{info, warn};
 use super::Publication;
 use super::node::Sighting;
 use crate::config::Defaults;
+use crate::config::document::EnrolledCondition;
 use crate::kubernetes::{self, NoClient};
 use crate::model::{Name, NodeInfo, ObjectRef, PublishedPod, SpiffeId, WorkloadUid};
 
@@ -72,6 +74,10 @@ pub struct Told {
     pub pod: ObjectRef,
     /// Its annotation `undermesh.io/enrolled`, if it has one.
     pub enrolled: Option<Name>,
+    /// Its condition of the same name.
+    pub condition: Option<EnrolledCondition>,
+    /// Which version of its specification that is.
+    pub generation: Option<i64>,
 }
 
 /// The API server, which has answered once, or whose last word there is.
@@ -220,15 +226,13 @@ impl Cluster {
 /// Returns when the API server has answered, and is of a version that can be served.
 async fn answer(client: &Client) -> Result<(), Unsupported> {
     loop {
-        match client.apiserver_version().await {
+        match kubernetes::ask(client.apiserver_version()).await {
             Ok(info) => {
                 let version = Version::of(&info)?;
                 info!(%version, "connected to the API server");
                 return Ok(());
             }
-            Err(error) => {
-                warn!(error = kubernetes::told(&error), "the API server does not answer; trying again")
-            }
+            Err(error) => warn!(%error, "the API server does not answer; trying again"),
         }
         sleep(Duration::from_secs(1) + Duration::from_millis(fastrand::u64(..1000))).await;
     }
@@ -274,10 +278,10 @@ async fn due(keeper: &mut Option<Keeper>) {
 async fn zone(client: &Client, node: &Name) -> Option<Name> {
     const ZONE: &str = "topology.kubernetes.io/zone";
     let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(client.clone());
-    match nodes.get_metadata(node).await {
+    match kubernetes::ask(nodes.get_metadata(node)).await {
         Ok(node) => node.metadata.labels?.get(ZONE).map(|zone| zone.as_str().into()),
         Err(error) => {
-            warn!(%node, error = kubernetes::told(&error), "the node's zone is not known; Services with a traffic distribution do without");
+            warn!(%node, %error, "the node's zone is not known; Services with a traffic distribution do without");
             None
         }
     }

@@ -117,6 +117,11 @@ async fn what_the_api_server_says_is_what_counts() {
     let followed = cluster.follow(publish, Arc::new(|_| ()), async |_| ());
     assert!(timeout(Duration::from_secs(60), followed).await.is_err());
     assert_eq!(published.into_inner().unwrap(), [(None, 0)]);
+    // Of pods those that are not over, each time.
+    let asked = api.asked.lock().unwrap();
+    let of_pods: Vec<_> = asked.iter().filter(|question| question.path == "/api/v1/pods").collect();
+    let selected = "fieldSelector=status.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed";
+    assert!(!of_pods.is_empty() && of_pods.iter().all(|it| it.query.contains(selected)), "{of_pods:?}");
 }
 
 /// Without certificates nothing of it is in force; and when the API server is back nobody waits for them any more.

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use super::policies::Policy;
 use super::{Tell, WatchFailed, optional};
 use crate::config::{Custom, Document, Key, Kind, Problem};
-use crate::kubernetes::{self, Untold};
+use crate::kubernetes::{self, PODS_NOT_OVER, Untold};
 use crate::model::ObjectRef;
 
 /// What a watch tells.
@@ -67,7 +67,8 @@ pub(super) fn all(
     watches.spawn(watched.follow::<EndpointSlice, _>("endpointslices", |event| {
         Some(news(event, Kind::EndpointSlice, |object, problems| Document::endpoint_slice(&object, problems)))
     }));
-    watches.spawn(watched.follow::<core::Pod, _>("pods", |event| {
+    // One that comes to its end leaves the selection, and is told of as gone.
+    watches.spawn(watched.follow_some::<core::Pod, _>("pods", PODS_NOT_OVER, |event| {
         Some(news(event, Kind::Pod, |object, problems| Document::pod(&object, problems)))
     }));
     // The mesh does without them: they only tell what stands in its way.
@@ -89,13 +90,30 @@ struct Watched<'a> {
 
 impl Watched<'_> {
     /// Tells what a watch brings, for as long as somebody listens.
-    fn follow<K, R>(&self, what: &'static str, mut read: R) -> impl Future<Output = ()> + Send + use<K, R>
+    fn follow<K, R>(&self, what: &'static str, read: R) -> impl Future<Output = ()> + Send + use<K, R>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+        R: FnMut(Event<K>) -> Option<News> + Send + 'static,
+    {
+        self.follow_some(what, "", read)
+    }
+
+    /// The same of those that the field selector selects.
+    fn follow_some<K, R>(
+        &self,
+        what: &'static str,
+        fields: &str,
+        mut read: R,
+    ) -> impl Future<Output = ()> + Send + use<K, R>
     where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
         R: FnMut(Event<K>) -> Option<News> + Send + 'static,
     {
         // A list from the API server's own memory will do: the watch brings what it lacks.
-        let selection = watcher::Config::default().any_semantic();
+        let mut selection = watcher::Config::default().any_semantic();
+        if !fields.is_empty() {
+            selection = selection.fields(fields);
+        }
         let events = kubernetes::follow(Api::<K>::all(self.client.clone()), selection, what);
         let (tell, failed) = (self.tell.clone(), self.failed.clone());
         async move {

@@ -7,12 +7,13 @@ use std::time::SystemTime;
 
 use super::last_known::{self, Record, Remembered};
 use super::policies::Policies;
+use super::published::Takers;
 use super::watch::News;
 use super::{ClusterNews, Publication, Told};
 use crate::config::document::Pod;
 use crate::config::{Change, Compiler, Defaults, Document, Key, Kind, Referred, Rejection};
 use crate::discovery::node::{Place, Sighting};
-use crate::model::{Name, NodeInfo, ObjectRef, PublishedPod, SpiffeId, WorkloadUid};
+use crate::model::{Name, NodeInfo, ObjectRef, SpiffeId, WorkloadUid};
 use crate::snapshot::Snapshot;
 
 /// The documents as they came, and what was made of them.
@@ -43,9 +44,8 @@ pub(super) struct World {
     names: HashMap<WorkloadUid, ObjectRef>,
     places: HashMap<WorkloadUid, Place>,
     told: imbl::HashMap<WorkloadUid, Told>,
-    /// The pods of other nodes that are published, and under which addresses.
-    publishing: HashMap<ObjectRef, (PublishedPod, Vec<IpAddr>)>,
-    published: imbl::HashMap<IpAddr, PublishedPod>,
+    /// The pods of other nodes that are published.
+    takers: Takers,
     has_new_statements: bool,
     latest: Publication,
     is_published: bool,
@@ -73,8 +73,7 @@ impl World {
             names: HashMap::new(),
             places: HashMap::new(),
             told: imbl::HashMap::new(),
-            publishing: HashMap::new(),
-            published: imbl::HashMap::new(),
+            takers: Takers::default(),
             has_new_statements: false,
             latest: Publication { snapshot: Arc::new(Snapshot::default()), rejections: Arc::new([]) },
             is_published: false,
@@ -190,7 +189,7 @@ impl World {
         let is_first = !std::mem::replace(&mut self.is_published, true);
         (is_first || has_new_world || has_new_rejections || has_new_statements).then(|| ClusterNews {
             publication: self.latest.clone(),
-            published: self.published.clone(),
+            published: self.takers.owners().clone(),
             told: self.told.clone(),
             as_of: self.as_of,
         })
@@ -267,8 +266,13 @@ impl World {
     fn take_pod(&mut self, mut pod: Arc<Pod>) {
         // Of the same name may have been another one, on another node.
         self.forget_pod(&pod.id);
+        // What is said of a pod changes nothing of the world.
+        let (condition, generation) = {
+            let pod = Arc::make_mut(&mut pod);
+            (pod.condition.take(), pod.generation.take())
+        };
         if pod.node.as_ref() != Some(&self.node.name) {
-            self.publish(&pod);
+            self.has_new_statements |= self.takers.put(&pod);
             let elsewhere = Arc::make_mut(&mut pod);
             // Whoever may annotate a pod may not say where on a node it lives.
             elsewhere.paths = None;
@@ -283,27 +287,10 @@ impl World {
             self.names.insert(uid.clone(), pod.id.clone());
             let enrolled = pod.published.map(|published| Name::from(published.as_str()));
             self.has_new_statements = true;
-            self.told.insert(uid.clone(), Told { pod: pod.id.clone(), enrolled });
+            self.told.insert(uid.clone(), Told { pod: pod.id.clone(), enrolled, condition, generation });
         }
         self.changes.push(Change::Put(Document::Pod(self.placed(&pod))));
         self.own.insert(pod.id.clone(), pod);
-    }
-
-    fn publish(&mut self, pod: &Pod) {
-        let (Some(published), Some(uid), Some(node)) = (pod.published, &pod.uid, &pod.node) else { return };
-        if pod.host_network || pod.finished || pod.addresses.is_empty() {
-            return;
-        }
-        let entry = PublishedPod {
-            uid: uid.clone(),
-            node: node.clone(),
-            plaintext_when_down: published.plaintext_when_down,
-        };
-        for address in &pod.addresses {
-            self.published.insert(*address, entry.clone());
-        }
-        self.has_new_statements = true;
-        self.publishing.insert(pod.id.clone(), (entry, pod.addresses.clone()));
     }
 
     fn forget(&mut self, key: &Key) {
@@ -322,15 +309,7 @@ impl World {
             self.told.remove(&uid);
             self.has_new_statements = true;
         }
-        if let Some((entry, addresses)) = self.publishing.remove(id) {
-            for address in addresses {
-                // Another pod may have the address by now.
-                if self.published.get(&address).is_some_and(|published| published.uid == entry.uid) {
-                    self.published.remove(&address);
-                }
-            }
-            self.has_new_statements = true;
-        }
+        self.has_new_statements |= self.takers.remove(id);
     }
 
     fn note(&mut self, key: &Key, rejections: Vec<Rejection>) {
