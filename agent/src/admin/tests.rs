@@ -70,6 +70,7 @@ fn workload() -> Arc<Workload> {
         probed_ports: Vec::new(),
         by_request: false,
         mtls_by: Vec::new(),
+        mtls_opened: None,
         dialled_pods: DialledPods::Pod,
         paths: None,
     })

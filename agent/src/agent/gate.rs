@@ -124,6 +124,7 @@ mod tests {
             probed_ports: Vec::new(),
             by_request: false,
             mtls_by: Vec::new(),
+            mtls_opened: None,
             dialled_pods: DialledPods::Pod,
             paths: None,
         })

@@ -224,11 +224,7 @@ impl Mesh {
             members.withdraw(&leaving.collect::<Vec<_>>())
         });
         for item in gone.into_iter().chain(current) {
-            if let DiffItem::Update { old: (_, before), new: (_, now) } = &item
-                && is_wanted(&self.node, now)
-            {
-                report::opened(&self.telemetry, before, now);
-            }
+            report::opened(&self.telemetry, &item, |workload| is_wanted(&self.node, workload));
             match item {
                 DiffItem::Remove(_, workload) => self.deleted(workload),
                 DiffItem::Add(_, workload) | DiffItem::Update { new: (_, workload), .. } => {

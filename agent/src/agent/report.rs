@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use imbl::ordmap::DiffItem;
 use tracing::warn;
 
 use crate::capture::{Capture, CaptureError, Counters, Part, PodCounters, PodNet};
@@ -233,9 +234,26 @@ pub(super) fn obstacle(error: &CaptureError) -> NotEnrolledReason {
     }
 }
 
-/// Tells of a pod that takes plaintext where it refused it: whoever wanted that knows, and whoever did not is to hear of it.
-pub(super) fn opened(telemetry: &Telemetry, before: &Workload, now: &Workload) {
-    let Some(opened) = now.opened_since(before) else { return };
+/// Tells of a pod that is wanted here and takes plaintext where it refused it, or comes with that where its namespace or the mesh refuse
+/// it: whoever wanted that knows, and whoever did not is to hear of it.
+pub(super) fn opened(
+    telemetry: &Telemetry,
+    change: &DiffItem<'_, '_, WorkloadUid, Arc<Workload>>,
+    is_wanted: impl Fn(&Workload) -> bool,
+) {
+    let (before, now) = match change {
+        DiffItem::Add(_, now) => (None, now),
+        DiffItem::Update { old: (_, before), new: (_, now) } => (Some(before), now),
+        DiffItem::Remove(..) => return,
+    };
+    if !is_wanted(now) {
+        return;
+    }
+    let (opened, refused) = match before.filter(|before| is_wanted(before)) {
+        Some(before) => (now.opened_since(before), "which was refused before"),
+        None => (now.mtls_opened.clone(), "which its namespace, the mesh or the agent's own setting refuses"),
+    };
+    let Some(opened) = opened else { return };
     let by: Vec<String> = now.mtls_by.iter().map(ToString::to_string).collect();
     let by = match by.is_empty() {
         true => "no policy and no annotation, hence the agent's own setting".to_owned(),
@@ -243,9 +261,9 @@ pub(super) fn opened(telemetry: &Telemetry, before: &Workload, now: &Workload) {
     };
     telemetry.mtls_downgraded();
     match opened {
-        Opened::Pod => warn!(pod = %now.pod, by, "the pod takes plaintext, which it refused before"),
+        Opened::Pod => warn!(pod = %now.pod, by, "the pod takes plaintext, {refused}"),
         Opened::Ports(ports) => {
-            warn!(pod = %now.pod, ?ports, by, "ports of the pod take plaintext, which they refused before");
+            warn!(pod = %now.pod, ?ports, by, "ports of the pod take plaintext, {refused}")
         }
     }
 }

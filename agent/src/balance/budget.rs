@@ -11,8 +11,7 @@ use crate::model::{RetryBudget, RetryTokens, ServiceLoad};
 /// What a Service begins with, and saves up at least: this, or what a second brings.
 const BURST: f64 = 10.0;
 
-/// What is saved up besides: the share, in percent, of so many seconds' requests, by how many there were over at least [`WINDOW`].
-const SAVED_UP: f64 = 0.5;
+/// What is saved up besides, the share of an interval's requests, goes by how many there were over at least this.
 const WINDOW: Duration = Duration::from_secs(1);
 
 /// A request has been answered, and is not to be sent again.
@@ -23,7 +22,7 @@ pub fn answered(service: &ServiceLoad) {
 /// Takes one retry out of the budget, if one is left. There is one for each Service, and what fills it is what the port says whose
 /// request it is.
 pub fn may_retry(service: &ServiceLoad, budget: &RetryBudget, now: Instant) -> bool {
-    let RetryBudget { percent, per_second } = *budget;
+    let RetryBudget { percent, per_second, interval } = *budget;
     if percent == 0 && per_second <= 0.0 {
         return false;
     }
@@ -41,7 +40,8 @@ pub fn may_retry(service: &ServiceLoad, budget: &RetryBudget, now: Instant) -> b
         tokens.counted += answers;
         let counted_for = now.saturating_duration_since(tokens.counting_since);
         if counted_for >= WINDOW {
-            tokens.most = burst + SAVED_UP * share * tokens.counted as f64 / counted_for.as_secs_f64();
+            let rate = tokens.counted as f64 / counted_for.as_secs_f64();
+            tokens.most = burst + share * rate * interval.as_secs_f64();
             (tokens.counting_since, tokens.counted) = (now, 0);
         }
         let elapsed = now.saturating_duration_since(tokens.at).as_secs_f64();
@@ -104,17 +104,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_up_is_a_share_of_half_a_second_and_does_not_grow() {
-        let (service, start) = (ServiceLoad::default(), Instant::now());
-        assert!(may_retry(&service, &RetryBudget::default(), start), "the first one of all");
-        let mut now = start;
-        for hours in 1..4 {
-            for _ in 0..3600 * 100 {
-                answered(&service);
+    fn what_is_saved_up_is_a_share_of_the_interval_and_does_not_grow() {
+        let of = |interval| RetryBudget { interval, ..RetryBudget::default() };
+        for (budget, most) in [(RetryBudget::default(), 20), (of(Duration::from_secs(10)), 210)] {
+            let (service, start) = (ServiceLoad::default(), Instant::now());
+            assert!(may_retry(&service, &budget, start), "the first one of all");
+            let mut now = start;
+            for hours in 1..4 {
+                for _ in 0..3600 * 100 {
+                    answered(&service);
+                }
+                now += Duration::from_secs(3600);
+                let saved = (0..).take_while(|_| may_retry(&service, &budget, now)).count();
+                assert_eq!(saved, most, "after {hours} hours of 100 requests a second: {budget:?}");
             }
-            now += Duration::from_secs(3600);
-            let saved = (0..).take_while(|_| may_retry(&service, &RetryBudget::default(), now)).count();
-            assert_eq!(saved, 20, "after {hours} hours of 100 requests a second");
         }
     }
 
@@ -158,8 +161,11 @@ mod tests {
             (10, 0.0, 308..=311),
             (0, 40.0, 2_400..=2_440),
         ] {
-            let (service, budget, start) =
-                (ServiceLoad::default(), RetryBudget { percent, per_second }, Instant::now());
+            let (service, budget, start) = (
+                ServiceLoad::default(),
+                RetryBudget { percent, per_second, ..RetryBudget::default() },
+                Instant::now(),
+            );
             // A hundred a second for a minute, of which every second one fails.
             let mut made = 0;
             for number in 0..6_000 {

@@ -143,6 +143,8 @@ pub struct RetryBudget {
     pub percent: u32,
     /// And so many a second, whatever happens.
     pub per_second: f64,
+    /// What is not used of the share is saved up for so long.
+    pub interval: Duration,
 }
 
 /// How long things may take. None: for ever, but where something else is said. A route's own `timeouts` win.
@@ -238,6 +240,6 @@ impl Default for Caps {
 
 impl Default for RetryBudget {
     fn default() -> Self {
-        Self { percent: 20, per_second: 3.0 }
+        Self { percent: 20, per_second: 3.0, interval: Duration::from_millis(500) }
     }
 }

@@ -40,6 +40,9 @@ pub struct Workload {
     pub mtls_ports: Vec<(u16, MtlsMode)>,
     /// Who says so, of the mode first; nobody where it is the agent's own setting.
     pub mtls_by: Vec<MtlsSource>,
+    /// What takes plaintext although the pod's namespace, the mesh or the agent's settings say that it is to be refused. Known of pods
+    /// of this node.
+    pub mtls_opened: Option<Opened>,
     /// Whether policies say who may call it: nobody may while there is no agent to ask them. Known of pods of this node.
     pub guarded: bool,
     /// The ports at which the pod has the kubelet call it, ascending. Known of pods of this node.
@@ -114,7 +117,7 @@ impl Enrolment {
 impl Workload {
     /// Whether a port takes plaintext.
     pub fn mtls_at(&self, port: u16) -> MtlsMode {
-        self.mtls_ports.iter().find(|(named, _)| *named == port).map_or(self.mtls, |(_, mode)| *mode)
+        mode_at((self.mtls, &self.mtls_ports), port)
     }
 
     /// Whether all of its ports take plaintext.
@@ -130,17 +133,7 @@ impl Workload {
 
     /// What was strict before and takes plaintext now; None if nothing does.
     pub fn opened_since(&self, before: &Self) -> Option<Opened> {
-        let opens =
-            |before: MtlsMode, now: MtlsMode| before == MtlsMode::Strict && now == MtlsMode::Permissive;
-        if opens(before.mtls, self.mtls) {
-            return Some(Opened::Pod);
-        }
-        let mut ports: Vec<u16> =
-            before.mtls_ports.iter().chain(&self.mtls_ports).map(|(port, _)| *port).collect();
-        ports.sort_unstable();
-        ports.dedup();
-        ports.retain(|port| opens(before.mtls_at(*port), self.mtls_at(*port)));
-        (!ports.is_empty()).then_some(Opened::Ports(ports))
+        Opened::between((before.mtls, &before.mtls_ports), (self.mtls, &self.mtls_ports))
     }
 }
 
@@ -151,6 +144,29 @@ pub enum Opened {
     Pod,
     /// These ports.
     Ports(Vec<u16>),
+}
+
+/// A mode, and the ports for which it is another.
+type Modes<'m> = (MtlsMode, &'m [(u16, MtlsMode)]);
+
+impl Opened {
+    /// What the one refuses and the other takes; None if nothing.
+    pub fn between(before: Modes<'_>, now: Modes<'_>) -> Option<Self> {
+        let opens =
+            |before: MtlsMode, now: MtlsMode| before == MtlsMode::Strict && now == MtlsMode::Permissive;
+        if opens(before.0, now.0) {
+            return Some(Self::Pod);
+        }
+        let mut ports: Vec<u16> = before.1.iter().chain(now.1).map(|(port, _)| *port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports.retain(|port| opens(mode_at(before, *port), mode_at(now, *port)));
+        (!ports.is_empty()).then_some(Self::Ports(ports))
+    }
+}
+
+fn mode_at((mode, ports): Modes<'_>, port: u16) -> MtlsMode {
+    ports.iter().find(|(named, _)| *named == port).map_or(mode, |(_, mode)| *mode)
 }
 
 /// Who says whether a pod takes plaintext.

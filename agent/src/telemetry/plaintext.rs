@@ -238,6 +238,7 @@ mod tests {
             mtls: MtlsMode::Permissive,
             mtls_ports: Vec::new(),
             mtls_by: Vec::new(),
+            mtls_opened: None,
             guarded: false,
             probed_ports: Vec::new(),
             by_request: false,

@@ -173,6 +173,33 @@ fn a_strict_pod_takes_no_plaintext_with_or_without_an_agent() -> Result<()> {
 }
 
 #[test]
+fn a_pod_that_comes_to_take_plaintext_is_told_of() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut mesh = Mesh::start("um-e2e-downgrade", 1, &["--mtls", "strict"])?;
+    let strict = mesh.pod(0, "strict")?;
+    mesh.ready()?;
+    let told = |mesh: &Mesh, count: f64, line: &str| {
+        mesh.agents[0].wait_metrics(SOON, "the downgrade is counted", |metrics| {
+            metrics.sum("undermesh_mtls_downgrades_total", &[]) == count
+        })?;
+        let log = mesh.agents[0].process().log_tail(200);
+        ensure!(log.lines().any(|it| it.contains("WARN") && it.contains(line)), "not told of: {line}\n{log}");
+        Ok(())
+    };
+    let before = mesh.agents[0].metrics()?.sum("undermesh_mtls_downgrades_total", &[]);
+    ensure!(before == 0.0, "{before} downgrades before there is one");
+    // As a Deployment's template would have it: each of its pods is a new one.
+    mesh.add(0, PodSpec::new(SHOP, "open").annotation("undermesh.io/mtls", "permissive"))?;
+    told(
+        &mesh,
+        1.0,
+        "the pod takes plaintext, which its namespace, the mesh or the agent's own setting refuses",
+    )?;
+    strict.update(|pod| pod.set_annotation("undermesh.io/mtls", Some("permissive")))?;
+    told(&mesh, 2.0, "the pod takes plaintext, which was refused before")
+}
+
+#[test]
 fn hung_in_open_mode_it_is_bypassed_until_it_is_back() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let mut scene = Scene::set("um-e2e-hung-open", &[])?;

@@ -465,6 +465,42 @@ fn mirrors_timeouts_and_retries() -> Result<()> {
     })
 }
 
+/// A redirect and a preflight are answers of the rule as any other is.
+#[test]
+fn what_a_rule_answers_itself_has_the_headers_of_its_filters() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-own-answers")?;
+    let cors = json!({ "type": "CORS", "cors": { "allowOrigins": ["https://a.test"] } });
+    let set = json!([{ "name": "x-set", "value": "new" }]);
+    let header = json!({ "type": "ResponseHeaderModifier", "responseHeaderModifier": { "set": set } });
+    let redirect = json!({ "type": "RequestRedirect", "requestRedirect": { "hostname": "b.test" } });
+    stage.route(&on_echo(json!([
+        { "matches": [prefix("/away")], "filters": [redirect, header, cors] },
+        { "filters": [header, cors], "backendRefs": [backend("echo-v1")] },
+    ])))?;
+    let a = ["--header", "origin: https://a.test"];
+    let asks = ["--method", "OPTIONS", "--header", "access-control-request-method: PUT"];
+    let check = |path: &str, args: &[&str], status: u64, allowed: Value| {
+        let answer = stage.ask("echo", path, args)?.answered(status)?;
+        let headers = ["x-set", "vary", "access-control-allow-origin"].map(|it| &answer["headers"][it]);
+        let expected = [&json!("new"), &json!("Origin"), &allowed];
+        ensure!(headers == expected, "{path} {args:?}: {headers:?} instead of {expected:?}");
+        Ok(answer)
+    };
+    let allowed = json!("https://a.test");
+    eventually(SOON, "the routes are in force", || check("/away", &a, 302, allowed.clone()))?;
+    for path in ["/away", "/"] {
+        check(path, &[&a[..], &asks].concat(), 204, allowed.clone())?;
+    }
+    check("/", &a, 200, allowed)?;
+    // What says nothing of an origin is for nobody else's cache either.
+    for (path, status) in [("/away", 302), ("/", 200)] {
+        check(path, &[], status, Value::Null)?;
+        check(path, &["--header", "origin: https://evil.test"], status, Value::Null)?;
+    }
+    Ok(())
+}
+
 /// How many requests the first server has seen, this one included.
 fn served_by(stage: &Stage) -> Result<f64> {
     let saw = stage.ask("echo-v1", "/", &[])?.saw()?;

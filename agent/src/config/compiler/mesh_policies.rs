@@ -140,7 +140,8 @@ impl MeshPolicies {
             Level::Annotation(namespace, MtlsSource::Namespace),
             self.level(mesh.map(|mesh| self.whole_of(mesh)).unwrap_or_default().iter()),
         ];
-        resolve::mtls(&levels, default)
+        // Of a pod that comes it is known what its namespace and the mesh want.
+        resolve::mtls(&levels, default).beside(&resolve::mtls(&levels[2..], default))
     }
 
     /// What of all that is said of tokens is in force for a pod of this node.

@@ -127,7 +127,7 @@ fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
         (Some(MeshLabel::Enabled), Some(obstacle)) => Enrolment::Impossible(obstacle),
         _ => Enrolment::NotWanted,
     };
-    let Verdict { mode, ports, by } = surroundings.mtls(pod);
+    let Verdict { mode, ports, by, opened } = surroundings.mtls(pod);
     // A manifest that was copied with its uid is a pod of its own all the same.
     let free = |uid: &Name| taken.get(uid).is_none_or(|other| other.pod == pod.id);
     Workload {
@@ -142,6 +142,7 @@ fn workload(pod: &document::Pod, surroundings: &Surroundings<'_>) -> Workload {
         mtls: mode,
         mtls_ports: ports,
         mtls_by: by,
+        mtls_opened: opened,
         guarded: false,
         probed_ports: pod.probed_ports.clone(),
         by_request: false,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use crate::config::Key;
 use crate::config::document::{MeshPolicy, Mtls};
-use crate::model::{MtlsMode, MtlsSource};
+use crate::model::{MtlsMode, MtlsSource, Opened};
 
 /// Those who are as specific as each other.
 #[derive(Debug)]
@@ -24,6 +24,16 @@ pub(in crate::config) struct Verdict {
     pub(in crate::config) ports: Vec<(u16, MtlsMode)>,
     /// Who says so, of the mode first.
     pub(in crate::config) by: Vec<MtlsSource>,
+    /// What takes plaintext that less specific ones want refused, where that has been looked for.
+    pub(in crate::config) opened: Option<Opened>,
+}
+
+impl Verdict {
+    /// The same, with what is more open by it than by those that would have the word without the most specific ones.
+    pub(in crate::config) fn beside(self, others: &Self) -> Self {
+        let opened = Opened::between((others.mode, &others.ports), (self.mode, &self.ports));
+        Self { opened, ..self }
+    }
 }
 
 /// What the levels come to, the most specific first; `default` is for what none of them speaks of.

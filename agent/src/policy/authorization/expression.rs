@@ -372,6 +372,7 @@ mod tests {
                     let request = super::super::Request {
                         method: &method,
                         path: "/",
+                        ignores_path_case: false,
                         host: None,
                         headers: &HeaderMap::new(),
                         claims: Some(&claims),

@@ -25,6 +25,8 @@ pub struct Request<'f> {
     pub method: &'f Method,
     /// Its path, without the query, as [`normalise`](super::normalise) leaves it.
     pub path: &'f str,
+    /// Whether case makes no difference in paths, and so in methods of gRPC. The path is in lower case then; rules need not be.
+    pub ignores_path_case: bool,
     /// Whom it asks for, if it says: the authority or the header `host`, with the port where it has one.
     pub host: Option<&'f str>,
     /// Its headers.

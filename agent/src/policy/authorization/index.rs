@@ -410,15 +410,12 @@ impl TextLookup {
     }
 
     fn each(&self, text: &str, found: &mut impl FnMut(u64)) {
-        // Rules have hosts in lower case; of what else is looked for, case tells it apart.
-        let ignores_case = self.dimension == Dimension::Host;
-        let byte = |byte: &u8| if ignores_case { byte.to_ascii_lowercase() } else { *byte };
         let whole = self.whole.is_some_and(|longest| text.len() <= longest);
         let mut lengths = self.starts.iter().filter(|length| **length <= text.len()).peekable();
         if whole || lengths.peek().is_some() {
             let mut hasher = begin(self.dimension);
             for (length, own) in (1..).zip(text.as_bytes()) {
-                hasher.write_u8(byte(own));
+                hasher.write_u8(self.dimension.folded(*own));
                 if lengths.next_if_eq(&&length).is_some() {
                     found(hasher.finish());
                 } else if !whole && lengths.peek().is_none() {
@@ -435,7 +432,7 @@ impl TextLookup {
             if lengths.peek().is_none() {
                 break;
             }
-            hasher.write_u8(byte(own));
+            hasher.write_u8(self.dimension.folded(*own));
             if lengths.next_if_eq(&&length).is_some() {
                 found(hasher.finish());
             }

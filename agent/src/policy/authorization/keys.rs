@@ -1,7 +1,7 @@
 //! What rules are found by: of everything that a rule asks for, the parts that are known word for word.
 //!
 //! A key is a hash. Two things of one hash find each other's rules, which costs a look at them: whoever finds a rule holds it against
-//! the facts.
+//! the facts. So those that case tells apart in some requests only share a key.
 
 use std::hash::Hasher as _;
 use std::net::IpAddr;
@@ -26,6 +26,16 @@ pub(super) enum Dimension {
     Method,
     Port,
     TrustDomain,
+}
+
+impl Dimension {
+    /// The byte as it is hashed: hosts are compared without regard to case, and paths may be.
+    pub(super) fn folded(self, byte: u8) -> u8 {
+        match self {
+            Self::Host | Self::Path => byte.to_ascii_lowercase(),
+            _ => byte,
+        }
+    }
 }
 
 /// What of a text is known.
@@ -156,14 +166,14 @@ fn of_grpc(method: &GrpcMethod) -> Key {
 }
 
 fn of_host(pattern: &Pattern) -> Option<Key> {
-    let lower = |text: &str| host_and_port(text).0.to_ascii_lowercase();
+    let name = |text| host_and_port(text).0;
     match pattern {
         Pattern::Present => None,
-        Pattern::Exact(text) => Some(Key::whole(Dimension::Host, &lower(text))),
+        Pattern::Exact(text) => Some(Key::whole(Dimension::Host, name(text))),
         // It may end within the port.
         Pattern::Prefix(text) if host_and_port(text).1.is_some() => None,
-        Pattern::Prefix(text) => Key::start(Dimension::Host, &text.to_ascii_lowercase()),
-        Pattern::Suffix(text) => Key::end(Dimension::Host, &lower(text)),
+        Pattern::Prefix(text) => Key::start(Dimension::Host, text),
+        Pattern::Suffix(text) => Key::end(Dimension::Host, name(text)),
     }
 }
 
@@ -221,7 +231,7 @@ pub(super) fn begin(dimension: Dimension) -> FnvHasher {
 
 pub(super) fn hash(dimension: Dimension, bytes: impl IntoIterator<Item = u8>) -> u64 {
     let mut hasher = begin(dimension);
-    bytes.into_iter().for_each(|byte| hasher.write_u8(byte));
+    bytes.into_iter().for_each(|byte| hasher.write_u8(dimension.folded(byte)));
     hasher.finish()
 }
 

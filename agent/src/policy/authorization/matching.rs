@@ -5,7 +5,7 @@
 use ipnet::IpNet;
 use serde_json::{Map, Value};
 
-use super::facts::{Facts, host_and_port};
+use super::facts::{Facts, Request, host_and_port};
 use super::rule::{
     Condition, GrpcMethod, Matcher, Operation, PathPattern, Pattern, Rule, Segment, ServiceAccount, Source,
 };
@@ -20,6 +20,14 @@ pub(super) enum Match {
     Perhaps,
     /// Whatever is asked for, or this request.
     Yes,
+}
+
+/// Whether case tells texts apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Case {
+    Matters,
+    /// Of ASCII's letters.
+    Ignored,
 }
 
 /// What a [`Source`] says something about.
@@ -158,25 +166,26 @@ impl Operation {
             return Match::Yes;
         }
         let Some(request) = &facts.request else { return Match::Perhaps };
+        let case = Case::of_path(request);
         let holds = match field {
             OperationField::Ports => true,
             OperationField::Methods => self.methods.holds(|method| method.matches(request.method.as_str())),
-            OperationField::Paths => self.paths.holds(|pattern| pattern.matches(request.path)),
+            OperationField::Paths => self.paths.holds(|pattern| pattern.matches(request.path, case)),
             OperationField::Hosts => match request.host {
                 Some(host) => self.hosts.holds(|pattern| pattern.matches_host(host)),
                 None => self.hosts.any_of.is_empty(),
             },
             OperationField::Grpc => facts
                 .grpc_method()
-                .is_some_and(|(service, method)| self.grpc.iter().any(|it| it.is(service, method))),
+                .is_some_and(|(service, method)| self.grpc.iter().any(|it| it.is(service, method, case))),
         };
         holds.into()
     }
 }
 
 impl GrpcMethod {
-    fn is(&self, service: &str, method: &str) -> bool {
-        *self.service == *service && self.method.as_ref().is_none_or(|own| **own == *method)
+    fn is(&self, service: &str, method: &str, case: Case) -> bool {
+        case.equal(&self.service, service) && self.method.as_ref().is_none_or(|own| case.equal(own, method))
     }
 }
 
@@ -275,18 +284,41 @@ impl Pattern {
     }
 }
 
-impl PathPattern {
-    fn matches(&self, path: &str) -> bool {
+impl Case {
+    fn of_path(request: &Request<'_>) -> Self {
+        if request.ignores_path_case { Self::Ignored } else { Self::Matters }
+    }
+
+    fn equal(self, a: &str, b: &str) -> bool {
+        self.equal_bytes(a.as_bytes(), b.as_bytes())
+    }
+
+    fn equal_bytes(self, a: &[u8], b: &[u8]) -> bool {
         match self {
-            Self::Exact(exact) => **exact == *path,
-            Self::Prefix(prefix) => path.starts_with(&**prefix),
-            Self::Suffix(suffix) => path.ends_with(&**suffix),
-            Self::Template(segments) => matches_template(segments, path),
+            Self::Matters => a == b,
+            Self::Ignored => a.eq_ignore_ascii_case(b),
         }
     }
 }
 
-fn matches_template(template: &[Segment], path: &str) -> bool {
+impl PathPattern {
+    fn matches(&self, path: &str, case: Case) -> bool {
+        match self {
+            Self::Exact(exact) => case.equal(exact, path),
+            Self::Prefix(prefix) => {
+                let start = path.as_bytes().get(..prefix.len());
+                start.is_some_and(|start| case.equal_bytes(start, prefix.as_bytes()))
+            }
+            Self::Suffix(suffix) => {
+                let start = path.len().checked_sub(suffix.len());
+                start.is_some_and(|start| case.equal_bytes(&path.as_bytes()[start..], suffix.as_bytes()))
+            }
+            Self::Template(segments) => matches_template(segments, path, case),
+        }
+    }
+}
+
+fn matches_template(template: &[Segment], path: &str, case: Case) -> bool {
     let mut rest = path.strip_prefix('/');
     for segment in template {
         if *segment == Segment::Any {
@@ -298,7 +330,7 @@ fn matches_template(template: &[Segment], path: &str) -> bool {
             None => (text, None),
         };
         let fits = match segment {
-            Segment::Literal(literal) => **literal == *head,
+            Segment::Literal(literal) => case.equal(literal, head),
             Segment::One => !head.is_empty(),
             Segment::Any => true,
         };

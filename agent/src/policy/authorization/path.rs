@@ -11,7 +11,7 @@ use std::borrow::Cow;
 pub struct PathNormalisation {
     /// Whether `//` is `/`.
     pub merge_slashes: bool,
-    /// Whether all is in lower case: for servers that do not tell paths apart by case. Policies have to be in lower case then, too.
+    /// Whether all is in lower case: for servers that do not tell paths apart by case. What rules say of paths is compared so, too.
     pub case_insensitive: bool,
     /// What becomes of `%2F`, `%5C` and `\`.
     pub escaped_slashes: EscapedSlashes,

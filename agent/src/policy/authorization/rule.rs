@@ -87,7 +87,7 @@ pub struct Operation {
     pub ports: Matcher<u16>,
     /// Methods of HTTP; they are told apart by case.
     pub methods: Matcher<Pattern>,
-    /// Paths, normalised and without the query.
+    /// Paths, normalised and without the query; whether case tells them apart, the request says.
     pub paths: Matcher<PathPattern>,
     /// Hosts, without regard to case; the port is only looked at where the pattern has one.
     pub hosts: Matcher<Pattern>,

@@ -124,7 +124,8 @@ impl Rules {
         Ok(())
     }
 
-    /// Nobody but us writes what claims say. Names with `_` for `-` are the same to many an application.
+    /// Nobody but us writes what claims say. To many an application (RFC 3875, section 4.1.18) names are the same that differ in what is
+    /// neither letter nor digit: all of that becomes `_`.
     pub fn clear_headers(&self, headers: &mut HeaderMap) {
         let mut owned =
             self.issuers.iter().flat_map(|issuer| &issuer.headers).map(|own| &own.header).peekable();
@@ -157,7 +158,7 @@ impl From<Invalid> for Refusal<'_> {
 }
 
 fn plain(name: &HeaderName) -> String {
-    name.as_str().replace('_', "-")
+    name.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "_")
 }
 
 fn claim<'c>(claims: &'c Map<String, Value>, path: &[Name]) -> Option<&'c Value> {

@@ -117,6 +117,12 @@ pub enum Invalid {
     /// None of the keys has made it.
     #[error("no known key of the token's issuer has signed it")]
     UnknownKey,
+    /// To try each would take long.
+    #[error(
+        "the token does not name its key, and more than {} of its issuer's could be the one",
+        token::MOST_TRIED
+    )]
+    Unnamed,
     /// A key is for another way of signing.
     #[error("the token's algorithm is not that of the key that it names")]
     KeyMismatch,

@@ -67,11 +67,20 @@ impl Place {
     }
 }
 
-/// What follows the prefix.
+/// What follows the prefix, without the white space around it, which the application does not see either. One that ends in a space is a
+/// scheme (RFC 9110, section 11.1): it ends wherever its characters do, for servers differ in what they take for the space behind it, and
+/// what one of them could read as a token is none that may pass as something else.
 fn after<'v>(value: &'v HeaderValue, prefix: &str) -> Option<&'v str> {
-    let (start, rest) = value.as_bytes().split_at_checked(prefix.len())?;
-    let rest = start.eq_ignore_ascii_case(prefix.as_bytes()).then_some(rest)?;
-    Some(str::from_utf8(rest).unwrap_or_default().trim())
+    let scheme = prefix.trim_end_matches(' ');
+    let (start, rest) = value.as_bytes().trim_ascii_start().split_at_checked(scheme.len())?;
+    let is_prefix = start.eq_ignore_ascii_case(scheme.as_bytes())
+        && (scheme == prefix || rest.first().is_some_and(|byte| !is_of_scheme(*byte)));
+    is_prefix.then(|| str::from_utf8(rest.trim_ascii()).unwrap_or_default())
+}
+
+/// The characters of a token of HTTP (RFC 9110, section 5.6.2).
+fn is_of_scheme(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn pairs(uri: &Uri) -> impl Iterator<Item = &str> {

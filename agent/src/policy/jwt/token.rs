@@ -8,11 +8,14 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::algorithm::Algorithm;
-use super::keys::KeySet;
+use super::keys::{Key, KeySet};
 use super::{Invalid, Issuer};
 
 /// The longest that a token may be.
 pub(super) const MOST_BYTES: usize = 16 * 1024;
+
+/// So many keys are tried at most: a stranger's token costs a verification with each.
+pub(super) const MOST_TRIED: usize = 8;
 
 /// A token that has been read, and that nothing has been believed of yet.
 pub(super) struct Token<'t> {
@@ -74,20 +77,19 @@ impl<'t> Token<'t> {
     }
 
     fn is_signed(&self, keys: &KeySet) -> Result<(), Invalid> {
-        let (mut is_named, mut fits) = (false, false);
-        for key in keys.candidates(self.key_id.as_deref()) {
-            if key.has_signed(self.signed, self.signature, self.algorithm) {
-                return Ok(());
-            }
-            if key.id().is_some() && key.id() == self.key_id.as_deref() {
-                is_named = true;
-                fits |= key.fits(self.algorithm);
-            }
+        let id = self.key_id.as_deref();
+        let fitting: Vec<&Key> = keys.candidates(id).filter(|key| key.fits(self.algorithm)).collect();
+        if fitting.len() > MOST_TRIED {
+            return Err(Invalid::Unnamed);
         }
-        Err(match (is_named, fits) {
-            (false, _) => Invalid::UnknownKey,
-            (true, false) => Invalid::KeyMismatch,
-            (true, true) => Invalid::Signature,
+        if fitting.iter().any(|key| key.has_signed(self.signed, self.signature, self.algorithm)) {
+            return Ok(());
+        }
+        let named = keys.candidates(id).filter(|key| id.is_some() && key.id() == id);
+        Err(match named.map(|key| key.fits(self.algorithm)).max() {
+            None => Invalid::UnknownKey,
+            Some(false) => Invalid::KeyMismatch,
+            Some(true) => Invalid::Signature,
         })
     }
 

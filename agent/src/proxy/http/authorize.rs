@@ -151,9 +151,49 @@ pub(super) fn as_policies_see_it<B, T>(
     Ok(ask(&authorization::Request {
         method: request.method(),
         path: &path,
+        ignores_path_case: paths.case_insensitive,
         host: host.as_ref().map(|host| host.as_str()),
         headers: request.headers(),
         claims,
         is_grpc,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::policy::authorization::{Action, Applied, Matcher, Operation, PathPattern, Policy, Rule};
+
+    /// `Deny paths: [/Admin]`, asked about a path; whether it is let in.
+    fn lets_in(settings: PathNormalisation, path: &str) -> bool {
+        let paths = Matcher { any_of: vec![PathPattern::Exact("/Admin".into())], none_of: Vec::new() };
+        let rule = Rule { to: vec![Operation { paths, ..Operation::default() }], ..Rule::default() };
+        let policy = Policy {
+            name: "no-admin".into(),
+            action: Action::Deny,
+            dry_run: false,
+            rules: vec![rule],
+            invalid: None,
+        };
+        let policies = Set::new(vec![Applied { policy: Arc::new(policy), ports: None }]);
+        let connection = Connection { identity: None, address: [10, 0, 0, 1].into(), port: 80 };
+        let request = Request::get(path).header("host", "shop").body(()).unwrap();
+        let shown = Shown { claims: None, is_grpc: false };
+        decision(&policies, &connection, &settings, &request, shown).unwrap().is_allowed()
+    }
+
+    #[test]
+    fn a_rule_with_a_capital_letter_denies_also_where_case_is_ignored() {
+        let told_apart = PathNormalisation::default();
+        let caseless = PathNormalisation { case_insensitive: true, ..told_apart };
+        let check = |path, expected| {
+            assert_eq!([told_apart, caseless].map(|settings| lets_in(settings, path)), expected, "{path}");
+        };
+        check("/Admin", [false, false]);
+        check("/admin", [true, false]);
+        check("/%41dmin", [false, false]);
+        check("/Admin/x", [true, true]);
+    }
 }

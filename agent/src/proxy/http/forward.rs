@@ -124,12 +124,7 @@ async fn carry(
         send::send(talk, snapshot, exchange, way, request, dialect, Wishes::of(matched.rule)).await?;
     let headers = response.headers_mut();
     for filters in [&backend.filters, &matched.rule.filters] {
-        if let Some(modifier) = &filters.response_headers {
-            modifier.apply(headers);
-        }
-        if let Some(cors) = &filters.cors {
-            cors.respond(origin.as_ref(), headers);
-        }
+        filters.respond(origin.as_ref(), headers);
     }
     if let (Some(session), Some(endpoint)) = (session, exchange.upstream) {
         session.keep(way, endpoint, headers);
@@ -183,7 +178,10 @@ pub(super) fn own_answer<B>(
     {
         let mut response = Response::new(ResponseBody::Own(None));
         *response.status_mut() = StatusCode::NO_CONTENT;
-        *response.headers_mut() = headers;
+        if let Some(modifier) = &filters.response_headers {
+            modifier.apply(response.headers_mut());
+        }
+        response.headers_mut().extend(headers);
         return Some((RequestEnd::Preflight, response));
     }
     let redirect = filters.redirect.as_ref()?;
@@ -193,6 +191,7 @@ pub(super) fn own_answer<B>(
     let mut response = Response::new(ResponseBody::Own(None));
     *response.status_mut() = status;
     response.headers_mut().insert(LOCATION, location);
+    filters.respond(request.headers().get(ORIGIN), response.headers_mut());
     Some((RequestEnd::Redirected, response))
 }
 

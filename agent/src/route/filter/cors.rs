@@ -99,10 +99,10 @@ impl Cors {
     /// Says in the answer to a request of this origin what its page may see. What the application says of an origin that may
     /// not stays as it is.
     pub fn respond(&self, request_origin: Option<&HeaderValue>, response: &mut HeaderMap) {
+        // A cache must not give one origin's answer to another, nor to any that of a request without one, which allows nobody anything.
+        response.append(VARY, HeaderValue::from_static("Origin"));
         let Some(origin) = request_origin.filter(|origin| self.allows(origin)) else { return };
         self.allow(origin, response);
-        // A cache must not give one origin's answer to another.
-        response.append(VARY, HeaderValue::from_static("Origin"));
         match &self.expose_headers {
             // With credentials a browser takes `*` for the name of a header, so that they have to be named.
             AllowedHeaders::Any if self.allow_credentials => {
@@ -353,6 +353,7 @@ mod tests {
                 expect![[r#"
                     content-type: text/plain
                     vary: Accept
+                    vary: Origin
                 "#]],
             );
         }

@@ -47,6 +47,18 @@ pub struct Mirror {
     pub fraction: (u32, u32),
 }
 
+impl Filters {
+    /// Changes the headers of an answer to a request of this origin.
+    pub fn respond(&self, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
+        if let Some(modifier) = &self.response_headers {
+            modifier.apply(headers);
+        }
+        if let Some(cors) = &self.cors {
+            cors.respond(origin, headers);
+        }
+    }
+}
+
 impl HeaderModifier {
     /// Changes the headers.
     pub fn apply(&self, headers: &mut HeaderMap) {

@@ -39,6 +39,7 @@ fn workload(namespace: &str, name: &str) -> Arc<Workload> {
         probed_ports: Vec::new(),
         by_request: false,
         mtls_by: Vec::new(),
+        mtls_opened: None,
         dialled_pods: DialledPods::Pod,
         paths: None,
     })

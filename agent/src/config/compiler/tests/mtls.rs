@@ -220,3 +220,22 @@ fn who_takes_plaintext_that_took_none_is_known() {
     use crate::model::Opened::{Pod, Ports};
     assert_eq!(told, [None, Some(Ports(vec![80])), Some(Pod), Some(Ports(vec![80]))]);
 }
+
+#[test]
+fn a_pod_that_is_more_open_than_its_namespace_and_the_mesh_want_is_known() {
+    use crate::model::Opened::{Pod, Ports};
+    let mut world = World::of_mesh(PODS);
+    let opened = |world: &World| {
+        let workloads = world.compiler.snapshot().workloads;
+        ["shop/web", "shop/db"].map(|pod| workloads.get(pod).unwrap().mtls_opened.clone())
+    };
+    assert_eq!(opened(&world), [None, None]);
+    world.put(&policy("mesh", "all", "mtls: {mode: Strict}"));
+    assert_eq!(opened(&world), [None, Some(Pod)]);
+    let selecting = "selector: {matchLabels: {app: web}}, mtls: {ports: [{port: 9090, mode: Permissive}]}";
+    world.put(&policy("shop", "web", selecting));
+    assert_eq!(opened(&world), [Some(Ports(vec![9090])), Some(Pod)]);
+    // What the namespace takes is not the pod's doing.
+    world.put(&policy("shop", "all", "mtls: {mode: Permissive}"));
+    assert_eq!(opened(&world), [None, None]);
+}

@@ -251,6 +251,14 @@ fn paths() {
         "*",
         "*.php",
         "*/a",
+        "*/",
+        "*../a",
+        "*//",
+        "*//a",
+        "*/a//b",
+        "*/../a",
+        "*a/./b",
+        "*/..",
         "/a/{*}",
         "/a/{*}/b/{**}",
         "/{**}",
@@ -294,6 +302,14 @@ fn paths() {
         "*": Prefix("")
         "*.php": Suffix(".php")
         "*/a": Suffix("/a")
+        "*/": Suffix("/")
+        "*../a": Suffix("../a")
+        "*//": it has //, which is / in requests by then
+        "*//a": it has //, which is / in requests by then
+        "*/a//b": it has //, which is / in requests by then
+        "*/../a": it has a segment . or .., which requests have lost by then
+        "*a/./b": it has a segment . or .., which requests have lost by then
+        "*/..": it has a segment . or .., which requests have lost by then
         "/a/{*}": Template([Literal("a"), One])
         "/a/{*}/b/{**}": Template([Literal("a"), One, Literal("b"), Any])
         "/{**}": Template([Any])

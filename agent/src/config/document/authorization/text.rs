@@ -116,6 +116,8 @@ fn read_path(text: &str) -> Result<PathPattern, &'static str> {
         );
     }
     if let Some(suffix) = text.strip_prefix('*') {
+        // What comes before the first slash is the end of a segment.
+        check_segments(suffix.split('/').skip(1))?;
         return match has_no_star(suffix) && !suffix.contains(['{', '}']) {
             true if suffix.is_empty() => Ok(PathPattern::Prefix("".into())),
             true => Ok(PathPattern::Suffix(suffix.into())),
@@ -123,15 +125,9 @@ fn read_path(text: &str) -> Result<PathPattern, &'static str> {
         };
     }
     let rest = text.strip_prefix('/').ok_or("it does not begin with /")?;
-    // Requests have lost these before anybody looks at them.
     let segments: Vec<&str> = rest.split('/').collect();
     let (last, before) = segments.split_last().ok_or("it is empty")?;
-    if before.iter().any(|segment| segment.is_empty()) {
-        return Err("it has //, which is / in requests by then");
-    }
-    if segments.iter().any(|segment| matches!(*segment, "." | "..")) {
-        return Err("it has a segment . or .., which requests have lost by then");
-    }
+    check_segments(segments.iter().copied())?;
     if text.contains(['{', '}']) {
         let is_last = |index: usize| index == segments.len() - 1;
         let segment = |(index, segment): (usize, &&str)| match *segment {
@@ -148,6 +144,19 @@ fn read_path(text: &str) -> Result<PathPattern, &'static str> {
         (true, None) if has_no_star(last) => Ok(PathPattern::Exact(text.into())),
         _ => Err("* is for its end, {*} for a segment"),
     }
+}
+
+/// Refuses segments that requests have lost before anybody looks at them: a pattern with one would match nothing.
+fn check_segments<'t>(segments: impl Iterator<Item = &'t str>) -> Result<(), &'static str> {
+    let mut segments = segments.peekable();
+    while let Some(segment) = segments.next() {
+        match segment {
+            "" if segments.peek().is_some() => return Err("it has //, which is / in requests by then"),
+            "." | ".." => return Err("it has a segment . or .., which requests have lost by then"),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Whether its characters are as requests have them by then: unescaped where they need no escape (RFC 3986, section 3.3).

@@ -61,15 +61,13 @@ pub(super) fn read(key: &Key, spec: &Value, place: &Place<'_>) -> Option<PolicyS
     Some(PolicySpec { targets, says: Says::Backend { budget, session } })
 }
 
-/// The defaults are those that the API server fills in. The interval of the budget is checked and no more: ours is filled by each
-/// answer, and not by time.
+/// The defaults are those that the API server fills in.
 fn budget(wire: &RetryConstraint, place: &Place<'_>) -> RetryBudget {
     let (of, at) = (wire.budget.as_ref(), place.key("budget"));
     let percent = of.and_then(|of| of.percent);
     let percent = percent.and_then(|it| at.key("percent").number(it, 0..=100)).unwrap_or(20);
-    if let Some(text) = of.and_then(|of| of.interval.as_deref()) {
-        at.key("interval").duration_within(text, Duration::from_secs(1)..=HOUR);
-    }
+    let saved = of.and_then(|of| of.interval.as_deref());
+    let saved = saved.and_then(|it| at.key("interval").duration_within(it, Duration::from_secs(1)..=HOUR));
     let (of, at) = (wire.min_retry_rate.as_ref(), place.key("minRetryRate"));
     let count = of.and_then(|of| of.count);
     let count: u32 = count.and_then(|it| at.key("count").number(it, 1..=1_000_000)).unwrap_or(10);
@@ -77,5 +75,9 @@ fn budget(wire: &RetryConstraint, place: &Place<'_>) -> RetryBudget {
     let interval =
         interval.and_then(|it| at.key("interval").duration_within(it, Duration::from_millis(1)..=HOUR));
     let interval = interval.unwrap_or(Duration::from_secs(1));
-    RetryBudget { percent, per_second: f64::from(count) / interval.as_secs_f64() }
+    RetryBudget {
+        percent,
+        per_second: f64::from(count) / interval.as_secs_f64(),
+        interval: saved.unwrap_or(Duration::from_secs(10)),
+    }
 }

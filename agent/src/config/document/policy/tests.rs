@@ -89,7 +89,7 @@ fn all_that_can_be_said() {
     assert_eq!((retries.attempts, retries.any_method), (2, true));
     assert_eq!(retries.codes, [500, 503]);
     assert_eq!(retries.backoff, Some(Duration::from_millis(25)));
-    assert_eq!(retries.budget, RetryBudget { percent: 10, per_second: 1.0 });
+    assert_eq!(retries.budget, RetryBudget { percent: 10, per_second: 1.0, ..RetryBudget::default() });
     let timeouts = TrafficTimeouts {
         request: seconds(10),
         per_try: seconds(2),
@@ -311,10 +311,11 @@ fn a_policy_of_the_gateway_api_is_a_budget_and_a_session() {
         }
     };
     check("", None);
-    check("retryConstraint: {}", Some(RetryBudget { percent: 20, per_second: 10.0 }));
+    let seconds = std::time::Duration::from_secs;
+    check("retryConstraint: {}", Some(RetryBudget { percent: 20, per_second: 10.0, interval: seconds(10) }));
     check(
         "retryConstraint: {budget: {percent: 0, interval: 1h}, minRetryRate: {count: 3, interval: 2s}}",
-        Some(RetryBudget { percent: 0, per_second: 1.5 }),
+        Some(RetryBudget { percent: 0, per_second: 1.5, interval: seconds(3600) }),
     );
     let (spec, _) = read(Kind::BackendTrafficPolicy, "sessionPersistence: {}");
     match spec.map(|spec| spec.says) {

@@ -191,6 +191,7 @@ fn retries(wire: &wire::Retry, place: &Place<'_>) -> RetrySettings {
                 .unwrap_or(default.percent),
             per_second: number(&at, "perSecond", budget.and_then(|it| it.per_second), 0..=MOST)
                 .map_or(default.per_second, |number: u32| number.into()),
+            interval: default.interval,
         },
     }
 }

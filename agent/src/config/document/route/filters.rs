@@ -27,25 +27,40 @@ pub(super) struct Reader<'a> {
     pub(super) namespace: &'a Name,
 }
 
+/// What filters are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    /// A rule.
+    Rule,
+    /// One of its backends, which is chosen after it is known who answers, and who gets copies.
+    Backend,
+}
+
 /// Group, kind, namespace, name and port.
 type Written<'t> = (&'t Option<String>, &'t Option<String>, &'t Option<String>, &'t str, Option<i64>);
+
+const OF_RULES_ALONE: [&str; 3] = ["RequestMirror", "RequestRedirect", "CORS"];
 
 impl Reader<'_> {
     /// `matches` are those of the rule: some filters go with some of them only.
     pub(super) fn read(
         &self,
+        of: Of,
         filters: &Option<Vec<wire::Filter>>,
         matches: &[Match],
         place: &Place<'_>,
     ) -> RuleFilters {
         let mut read = RuleFilters::default();
         for (place, filter) in place.each("filters", filters) {
-            self.add(filter, &mut read, &place);
+            self.add(of, filter, &mut read, &place);
         }
-        let RuleFilters { plain, .. } = &read;
+        let RuleFilters { plain, mirrors } = &read;
         let at = place.key("filters");
         if plain.redirect.is_some() && plain.rewrite.is_some() {
             at.refuse("expected either a RequestRedirect or a URLRewrite filter, found both");
+        }
+        if plain.redirect.is_some() && !mirrors.is_empty() {
+            at.refuse("expected either a RequestRedirect filter or copies by RequestMirror, found both");
         }
         let path = |path: &Option<PathModifier>| matches!(path, Some(PathModifier::ReplacePrefixMatch(_)));
         let replaces_prefix = plain.redirect.as_ref().is_some_and(|it| path(&it.path))
@@ -59,7 +74,7 @@ impl Reader<'_> {
         read
     }
 
-    fn add(&self, filter: &wire::Filter, read: &mut RuleFilters, place: &Place<'_>) {
+    fn add(&self, of: Of, filter: &wire::Filter, read: &mut RuleFilters, place: &Place<'_>) {
         let parts = [
             ("RequestHeaderModifier", "requestHeaderModifier", filter.request_header_modifier.is_some()),
             ("ResponseHeaderModifier", "responseHeaderModifier", filter.response_header_modifier.is_some()),
@@ -75,8 +90,10 @@ impl Reader<'_> {
             RouteKind::Grpc => &parts[..3],
             RouteKind::Tls | RouteKind::Tcp => &[],
         };
-        let Some((_, own, is_there)) = supported.iter().find(|(kind, ..)| *kind == filter.kind) else {
-            let kinds: Vec<&str> = supported.iter().map(|(kind, ..)| *kind).collect();
+        let supported =
+            || supported.iter().filter(|(kind, ..)| of == Of::Rule || !OF_RULES_ALONE.contains(kind));
+        let Some((_, own, is_there)) = supported().find(|(kind, ..)| *kind == filter.kind) else {
+            let kinds: Vec<&str> = supported().map(|(kind, ..)| *kind).collect();
             let known = parts.iter().any(|(kind, ..)| *kind == filter.kind);
             let note = if known { ", which is not supported here" } else { "" };
             let (kinds, found) = (kinds.join(", "), &filter.kind);
@@ -163,7 +180,7 @@ impl Reader<'_> {
         BackendRef {
             weight: weight.map_or(Some(1), |it| place.key("weight").number(it, 0..=1_000_000)).unwrap_or(1),
             to: self.reference((group, kind, namespace, name, *port), place),
-            filters: self.read(filters, matches, place),
+            filters: self.read(Of::Backend, filters, matches, place),
         }
     }
 

@@ -272,7 +272,7 @@ fn route_rule<M>(
     if rule.matches.as_ref().is_none_or(Vec::is_empty) {
         matches.push(Match::default());
     }
-    let filters = reader.read(&rule.filters, &matches, place);
+    let filters = reader.read(filters::Of::Rule, &rule.filters, &matches, place);
     if filters.plain.redirect.is_some() && rule.backend_refs.as_ref().is_some_and(|refs| !refs.is_empty()) {
         place
             .key("backendRefs")

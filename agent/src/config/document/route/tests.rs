@@ -331,6 +331,37 @@ fn what_is_wrong_with_filters() {
     );
 }
 
+/// Where they would do nothing they are refused.
+#[test]
+fn filters_that_are_for_another_place() {
+    let mirror = "{type: RequestMirror, requestMirror: {backendRef: {name: web, port: 80}}}";
+    let redirect = "{type: RequestRedirect, requestRedirect: {}}";
+    let cors = "{type: CORS, cors: {allowOrigins: ['*']}}";
+    refused(
+        &format!(
+            "rules: [{{backendRefs: [{{name: web, port: 80, filters: [{mirror}, {redirect}, {cors}]}}]}}]"
+        ),
+        expect![[r#"
+            spec.rules[0].backendRefs[0].filters[0].type: expected one of RequestHeaderModifier, ResponseHeaderModifier, URLRewrite; found "RequestMirror", which is not supported here
+            spec.rules[0].backendRefs[0].filters[1].type: expected one of RequestHeaderModifier, ResponseHeaderModifier, URLRewrite; found "RequestRedirect", which is not supported here
+            spec.rules[0].backendRefs[0].filters[2].type: expected one of RequestHeaderModifier, ResponseHeaderModifier, URLRewrite; found "CORS", which is not supported here
+        "#]],
+    );
+    refused(
+        &format!("rules: [{{filters: [{redirect}, {mirror}]}}]"),
+        expect![[r#"
+        spec.rules[0].filters: expected either a RequestRedirect filter or copies by RequestMirror, found both
+    "#]],
+    );
+    let (_, problems) = read(
+        RouteKind::Grpc,
+        &format!("rules: [{{backendRefs: [{{name: web, port: 80, filters: [{mirror}]}}]}}]"),
+    );
+    expect![[r#"
+        spec.rules[0].backendRefs[0].filters[0].type: expected one of RequestHeaderModifier, ResponseHeaderModifier; found "RequestMirror", which is not supported here
+    "#]].assert_eq(&problems);
+}
+
 #[test]
 fn what_is_wrong_with_routes_of_connections() {
     let refused = |kind: RouteKind, rest: &str, expected: Expect| expected.assert_eq(&read(kind, rest).1);

@@ -44,7 +44,10 @@ fn operations() -> impl Strategy<Value = String> {
         field("methods", &["GET", "POST", "P*", "*"]),
         field(
             "paths",
-            &["/", "/a", "/a/*", "/a/b", "/*", "*b", "/a/{*}", "/a/{**}", "/{*}/b", "/a.B/*", "/{**}"],
+            &[
+                "/", "/a", "/A", "/a/*", "/a/b", "/*", "*b", "*/B", "/a/{*}", "/A/{**}", "/{*}/b", "/a.B/*",
+                "/{**}",
+            ],
         ),
         field("hosts", &["shop", "SHOP:80", "*op", "*op:80", "sh*", "shop:8*", "*"]),
         grpc,
@@ -104,11 +107,16 @@ fn question() -> impl Strategy<Value = Question> {
     );
     let request = (
         select(&["GET", "POST", "get"][..]),
-        select(&["/", "/a", "/a/", "/a/b", "/a/x", "/b", "/a.B/C", "/a.B/D", "/a.B/E", "/c"][..]),
+        select(
+            &[
+                "/", "/a", "/A", "/a/", "/a/b", "/A/B", "/a/x", "/b", "/a.B/C", "/a.b/C", "/a.B/D", "/a.B/E",
+                "/c",
+            ][..],
+        ),
         select(&["", "host=shop", "host=Shop:80", "host=shop.:80", "host=bishop:80", "host=s"][..]),
         select(&["", "h:x=1", "h:x=2 h:x=1", "h:x=12 h:y=1", "h:y=2"][..]),
         select(&["", "claims={}", "claims={\"g\":1}", "claims={\"g\":[\"2\"]}"][..]),
-        select(&["", "grpc"][..]),
+        select(&["", "grpc", "caseless", "grpc caseless"][..]),
     );
     (connection, request).prop_map(
         |((who, port, from, asked), (method, path, host, headers, claims, grpc))| {

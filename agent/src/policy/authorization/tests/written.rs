@@ -7,7 +7,7 @@
 //! Rules are parted by ` | `; an expression, `when cel:...`, takes the rest of its rule. each `from` and each `to` begins another source or operation. `!=` is what is left out. What follows the
 //! name after `@` are the ports that it is attached to, what follows it in brackets is what is wrong with it. A question begins with a
 //! service account of `cluster.local`, or `-` for nobody, perhaps `@PORT` (80) and `from=ADDRESS` (10.0.0.1); then `connects`,
-//! `speaks` for bytes, or a request.
+//! `speaks` for bytes, or a request; `caseless` is one whose path is read without regard to case.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -166,6 +166,7 @@ pub struct Question {
     pub headers: HeaderMap,
     pub claims: Option<serde_json::Map<String, serde_json::Value>>,
     pub is_grpc: bool,
+    pub is_caseless: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -188,6 +189,7 @@ impl Question {
             headers: HeaderMap::new(),
             claims: None,
             is_grpc: false,
+            is_caseless: false,
         };
         let mut words = line.split_whitespace();
         let who = words.next().unwrap();
@@ -197,6 +199,10 @@ impl Question {
         }
         for word in words {
             question.add(word);
+        }
+        if question.is_caseless {
+            let settings = PathNormalisation { case_insensitive: true, ..PathNormalisation::default() };
+            question.path = normalise(&question.path, &settings).unwrap().into_owned();
         }
         question
     }
@@ -221,6 +227,7 @@ impl Question {
                 "connects" => self.asked = Asked::Connection,
                 "speaks" => self.asked = Asked::Bytes,
                 "grpc" => self.is_grpc = true,
+                "caseless" => self.is_caseless = true,
                 method => self.method = method.parse().unwrap(),
             }
         }
@@ -234,6 +241,7 @@ impl Question {
         Request {
             method: &self.method,
             path: &self.path,
+            ignores_path_case: self.is_caseless,
             host: self.host.as_deref(),
             headers: &self.headers,
             claims: self.claims.as_ref(),

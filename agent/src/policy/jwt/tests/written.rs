@@ -111,7 +111,8 @@ impl Lab {
     }
 
     /// What the application gets of `PATH | HEADER: VALUE | ...`, written alike, or why it gets nothing. Heads are
-    /// `NAME in PLACES... [forward] [headers CLAIM=HEADER,...]`, where a place is `HEADER:PREFIX`, with `_` for a space, or `?PARAM`.
+    /// `NAME in PLACES... [forward] [headers CLAIM=HEADER,...]`, where a place is `HEADER:PREFIX`, with `_` for a space, or `?PARAM`. What
+    /// is escaped in headers is so as in Rust.
     pub fn passed(&self, head: &[&str], line: &str) -> String {
         let rules = self.placed(head);
         let claims = |name: &str, sub: &str| {
@@ -121,7 +122,8 @@ impl Lab {
         };
         let tokens =
             [("$a", claims("a", "ann")), ("$b", claims("b", "bob")), ("$c", claims("c", "new\nline"))];
-        let written = tokens.iter().fold(line.to_owned(), |line, (name, token)| line.replace(name, token));
+        let line = line.replace("\\t", "\t").replace("\\u{a0}", "\u{a0}");
+        let written = tokens.iter().fold(line, |line, (name, token)| line.replace(name, token));
         let mut parts = written.split(" | ");
         let mut uri: Uri = parts.next().unwrap().parse().unwrap();
         let mut headers = HeaderMap::new();
