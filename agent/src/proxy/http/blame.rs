@@ -12,10 +12,16 @@ use super::exchange::Exchange;
 use crate::balance::outlier::Verdict;
 use crate::telemetry::RequestEnd;
 
-/// What the answer says of the endpoint that has given it.
-pub(super) fn verdict(exchange: &Exchange, answer: &Result<Response<Incoming>, Refusal>) -> Option<Verdict> {
+/// What the answer says of the endpoint that has given it. That there is none in time says nothing as long as the client is still to say
+/// more of the request.
+pub(super) fn verdict(
+    exchange: &Exchange,
+    answer: &Result<Response<Incoming>, Refusal>,
+    waits_for_client: bool,
+) -> Option<Verdict> {
     let response = match answer {
         Ok(response) => response,
+        Err(Refusal { end: RequestEnd::UpstreamTimeout, .. }) if waits_for_client => return None,
         Err(Refusal {
             end:
                 RequestEnd::ClientGone

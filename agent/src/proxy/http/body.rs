@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -26,7 +26,9 @@ const CONTINUE_AFTER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct RequestBody {
     inner: Inner,
-    bytes: Arc<AtomicU64>,
+    upload: Arc<Upload>,
+    /// Its sender was asked for more and has none yet.
+    is_awaited: bool,
     /// Others that get the same.
     copies: Vec<mpsc::Sender<Copied>>,
     held_back: Option<HeldBack>,
@@ -84,17 +86,18 @@ struct HeldBack(Pin<Box<dyn Future<Output = ()> + Send>>);
 pub(super) type GoOn = Arc<Notify>;
 
 impl RequestBody {
-    /// What comes from the client; its bytes are added to `bytes`.
-    pub(super) fn new(inner: Incoming, bytes: Arc<AtomicU64>) -> Self {
+    /// What comes from the client; `upload` is told of it.
+    pub(super) fn new(inner: Incoming, upload: Arc<Upload>) -> Self {
         let inner = if inner.is_end_stream() { Inner::Empty } else { Inner::Client(inner) };
-        Self { inner, bytes, ..Self::empty() }
+        Self { inner, upload, ..Self::empty() }
     }
 
     /// Nothing.
     pub(super) fn empty() -> Self {
         Self {
             inner: Inner::Empty,
-            bytes: Arc::default(),
+            upload: Arc::default(),
+            is_awaited: false,
             copies: Vec::new(),
             held_back: None,
             held: None,
@@ -151,8 +154,10 @@ impl RequestBody {
             Inner::Client(source) if self.copies.is_empty() => {
                 let (watched, repeat) = Watched::new(source);
                 self.inner = Inner::Watched(watched);
-                let (bytes, held, tokens) = (self.bytes.clone(), self.held.clone(), self.tokens.clone());
-                Some(OnceMore::Repeat(repeat, Self { bytes, held, tokens, ..Self::empty() }))
+                let (upload, held, tokens) = (self.upload.clone(), self.held.clone(), self.tokens.clone());
+                // It may have been waited for since before that.
+                let is_awaited = true;
+                Some(OnceMore::Repeat(repeat, Self { upload, is_awaited, held, tokens, ..Self::empty() }))
             }
             inner => {
                 self.inner = inner;
@@ -172,8 +177,85 @@ impl RequestBody {
         go_on
     }
 
+    /// What is known of how it comes.
+    pub(super) fn upload(&self) -> &Arc<Upload> {
+        &self.upload
+    }
+
+    /// The next of what somebody else sends.
+    fn poll_sender(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = match &mut self.inner {
+            Inner::Empty | Inner::Kept { .. } => Poll::Ready(None),
+            Inner::Client(inner) => Pin::new(inner).poll_frame(cx).map_err(BodyError::from),
+            Inner::Watched(watched) => watched.poll_frame(cx),
+            Inner::Resumed(resumed) => Pin::new(&mut resumed.rest).poll_frame(cx).map_err(BodyError::from),
+            Inner::Copy(copied) => copied.poll_recv(cx).map(|piece| match piece {
+                Some(Some(bytes)) => Some(Ok(Frame::data(bytes))),
+                Some(None) => None,
+                None => Some(Err(BodyError::Behind)),
+            }),
+        };
+        if self.is_awaited != frame.is_pending() {
+            self.is_awaited = frame.is_pending();
+            self.upload.awaited(self.is_awaited);
+        }
+        frame
+    }
+
     fn pass_on(&mut self, piece: Copied) {
         self.copies.retain(|copy| copy.try_send(piece.clone()).is_ok());
+    }
+}
+
+/// How the body of a request comes, for others than who sends it on.
+#[derive(Debug, Default)]
+pub(super) struct Upload {
+    bytes: AtomicU64,
+    awaited: Mutex<Awaited>,
+}
+
+/// Until when whoever has the request waited for its sender to say more.
+#[derive(Clone, Copy, Debug, Default)]
+enum Awaited {
+    #[default]
+    Never,
+    StillIs,
+    Until(Instant),
+}
+
+impl Upload {
+    /// Bytes that have come so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// So many have come.
+    pub(super) fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether its sender is still to say more, and is waited for.
+    pub(super) fn is_awaited(&self) -> bool {
+        matches!(*self.state(), Awaited::StillIs)
+    }
+
+    /// For how long whoever was asked then has had all that there is of the request, and is the one to be waited for; None where it is the
+    /// request's sender.
+    pub(super) fn waited_behind(&self, asked: Instant) -> Option<Duration> {
+        let since = match *self.state() {
+            Awaited::Never => asked,
+            Awaited::StillIs => return None,
+            Awaited::Until(then) => then.max(asked),
+        };
+        Some(since.elapsed())
+    }
+
+    fn awaited(&self, is: bool) {
+        *self.state() = if is { Awaited::StillIs } else { Awaited::Until(Instant::now()) };
+    }
+
+    fn state(&self) -> MutexGuard<'_, Awaited> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -216,27 +298,13 @@ impl Body for RequestBody {
             this.held_back = None;
         }
         let mut frame = match &mut this.inner {
-            Inner::Empty => None,
-            Inner::Client(inner) => {
-                ready!(Pin::new(inner).poll_frame(cx)).map(|it| it.map_err(BodyError::from))
-            }
-            Inner::Watched(watched) => ready!(watched.poll_frame(cx)),
-            Inner::Resumed(resumed) => match resumed.said.pop_front() {
-                // It was counted when it was said.
-                Some(said) => return Poll::Ready(Some(Ok(Frame::data(said)))),
-                None => {
-                    ready!(Pin::new(&mut resumed.rest).poll_frame(cx)).map(|it| it.map_err(BodyError::from))
-                }
-            },
             Inner::Kept { data, .. } if !data.is_empty() => Some(Ok(Frame::data(std::mem::take(data)))),
             Inner::Kept { trailers, .. } => trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
-            Inner::Copy(copied) => {
-                return Poll::Ready(match ready!(copied.poll_recv(cx)) {
-                    Some(Some(bytes)) => Some(Ok(Frame::data(bytes))),
-                    Some(None) => None,
-                    None => Some(Err(BodyError::Behind)),
-                });
+            // It was counted when it was said.
+            Inner::Resumed(Resumed { said, .. }) if !said.is_empty() => {
+                return Poll::Ready(said.pop_front().map(|said| Ok(Frame::data(said))));
             }
+            _ => ready!(this.poll_sender(cx)),
         };
         match &mut frame {
             Some(Ok(frame)) => {
@@ -244,7 +312,7 @@ impl Body for RequestBody {
                     tokens.clear_headers(trailers);
                 }
                 if let Some(data) = frame.data_ref() {
-                    this.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    this.upload.add(data.len() as u64);
                     let data = data.clone();
                     this.pass_on(Some(data));
                 }
@@ -360,5 +428,31 @@ impl Body for ResponseBody {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Upstream { inner, .. } => inner.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn time_in_which_the_sender_is_waited_for_is_not_the_endpoints() {
+        let (sender, copied) = mpsc::channel(1);
+        let mut body = RequestBody { inner: Inner::Copy(copied), ..RequestBody::empty() };
+        let (upload, asked) = (body.upload().clone(), Instant::now());
+        let waited = || upload.waited_behind(asked);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(waited() >= Some(Duration::from_millis(20)), "nobody has asked for more: {:?}", waited());
+        {
+            let mut frame = std::pin::pin!(body.frame());
+            assert!(futures_util::poll!(frame.as_mut()).is_pending());
+            assert!(upload.is_awaited() && waited().is_none());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            sender.send(Some(Bytes::from_static(b"more"))).await.unwrap();
+            assert!(frame.await.unwrap().is_ok());
+        }
+        assert!(!upload.is_awaited());
+        assert!(waited().unwrap() + Duration::from_millis(40) <= asked.elapsed(), "{:?}", waited());
+        assert_eq!(upload.bytes(), 4);
     }
 }

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -14,7 +13,7 @@ use http::{Method, Request, Response, Uri, Version};
 use http_body::Frame;
 
 use super::answer::{Refusal, is_grpc};
-use super::body::{AnswerError, RequestBody, ResponseBody};
+use super::body::{AnswerError, RequestBody, ResponseBody, Upload};
 use super::pool::Loan;
 use super::quiet::Noise;
 use super::retry::mark_in_vain;
@@ -44,7 +43,8 @@ pub(super) struct Exchange {
     pub(super) service: Option<ObjectRef>,
     /// How often an upstream was tried.
     pub(super) attempts: u32,
-    pub(super) request_bytes: Arc<AtomicU64>,
+    /// What the client has said of it.
+    pub(super) upload: Arc<Upload>,
     response_bytes: u64,
     status: Option<u16>,
     grpc_status: Option<u16>,
@@ -86,7 +86,7 @@ impl Exchange {
             rule: None,
             service: None,
             attempts: 0,
-            request_bytes: Arc::default(),
+            upload: Arc::default(),
             response_bytes: 0,
             status: None,
             grpc_status: None,
@@ -238,7 +238,7 @@ impl Exchange {
 
     /// The connection went on with another protocol, has carried so many bytes each way and ended so.
     pub(super) fn carried(&mut self, end: RequestEnd, sent: u64, received: u64) {
-        self.request_bytes.fetch_add(sent, Ordering::Relaxed);
+        self.upload.add(sent);
         self.response_bytes += received;
         self.end.get_or_insert(end);
     }
@@ -277,7 +277,7 @@ impl Drop for Exchange {
             end: self.end.unwrap_or(RequestEnd::ClientGone),
             attempts: self.attempts,
             duration: self.began.elapsed(),
-            request_bytes: self.request_bytes.load(Ordering::Relaxed),
+            request_bytes: self.upload.bytes(),
             response_bytes: self.response_bytes,
             facts: told.facts.clone(),
             upstream: self.upstream,

@@ -227,8 +227,8 @@ pub(super) fn outgoing(
     request: Request<Incoming>,
     dialect: Dialect,
 ) -> (Request<RequestBody>, Option<ClientEnd>) {
-    let bytes = exchange.request_bytes.clone();
-    let mut request = request.map(|body| RequestBody::new(body, bytes));
+    let upload = exchange.upload.clone();
+    let mut request = request.map(|body| RequestBody::new(body, upload));
     let client_end = head::asks_for_upgrade(&request).then(|| ClientEnd::of(&mut request));
     let keeps_upgrade = client_end.is_some() && request.method() != Method::CONNECT;
     head::strip_hop_by_hop(request.headers_mut(), keeps_upgrade && dialect == Dialect::Http1);

@@ -1,0 +1,82 @@
+//! Attempts that come to nothing, or are slow in coming to something: what that says of an endpoint, and whose doing it is.
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use undermesh_tests::lab::{Manifest, eventually};
+use undermesh_tests::require;
+use undermesh_tests::require::Feature;
+
+use crate::kit::{SHOP, SOON};
+use crate::requests::Asked;
+use crate::resilience::{EJECTIONS, Stage};
+use crate::routes::service;
+
+const REQUESTS: &str = "undermesh_http_requests_total";
+
+/// How many of the clients have given up.
+fn given_up(asked: &Asked) -> usize {
+    asked.failed.get("no answer in time").copied().unwrap_or_default()
+}
+
+/// An endpoint that takes requests and answers none is asked seldom, although all that is ever seen of it is clients that leave.
+#[test]
+fn an_endpoint_that_hangs_is_not_preferred() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-hung", 3)?;
+    let many = ["--count", "500", "--connections", "6", "--limit-ms", "1000"];
+    stage.running[1].signal(Signal::SIGSTOP);
+    let asked = stage.ask("/?delay_ms=50", &many)?;
+    stage.running[1].signal(Signal::SIGCONT);
+    let (hung, answered) = (given_up(&asked), asked.by_status.get("200").copied().unwrap_or_default());
+    ensure!(hung + answered == 500, "{asked:?}");
+    // A fair share is 167. The first six connections know nothing of it.
+    ensure!((1..60).contains(&hung), "the one of three that hangs got {hung} of 500 requests: {asked:?}");
+    // The same where the client says how long it waits.
+    let timeouts = [("reason", "request_timeout"), ("reporter", "source")];
+    let before = stage.counted(REQUESTS, &timeouts)?;
+    stage.running[2].signal(Signal::SIGSTOP);
+    let patient = [&many[..4], &["--header", "undermesh-timeout-ms: 1000"]].concat();
+    let asked = stage.ask("/?delay_ms=50", &patient)?;
+    stage.running[2].signal(Signal::SIGCONT);
+    let hung = asked.by_status.get("504").copied().unwrap_or_default();
+    ensure!((1..60).contains(&hung), "the one of three that hangs got {hung} of 500 requests: {asked:?}");
+    ensure!(stage.counted(REQUESTS, &timeouts)? == before + hung as f64, "{asked:?}");
+    ensure!(stage.counted(EJECTIONS, &[])? == 0.0, "an endpoint is blamed for its clients' hurry");
+    Ok(())
+}
+
+/// Time in which a client is still to send more of its request is not the endpoint's, whatever limit it exceeds; time after that is.
+#[test]
+fn a_client_that_sends_slowly_is_not_held_against_endpoints() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-upload", 3)?;
+    let ejections = || stage.counted(EJECTIONS, &[]);
+    for (timeouts, reason) in [
+        (json!({ "request": "200ms" }), "request_timeout"),
+        (json!({ "request": "5s", "backendRequest": "200ms" }), "upstream_timeout"),
+    ] {
+        let rules = json!([{ "timeouts": timeouts, "backendRefs": [{ "name": "web", "port": 80 }] }]);
+        let route = Manifest::new("gateway.networking.k8s.io/v1", "HTTPRoute", Some(SHOP), "web")
+            .with("spec", json!({ "parentRefs": [service("web")], "rules": rules }));
+        stage.mesh.lab.apply(&route)?;
+        let labels = [("reason", reason), ("reporter", "source")];
+        let slow = ["--method", "POST", "--drip-ms", "20", "--limit-ms", "2000"];
+        eventually(SOON, "the limit is in force", || {
+            let before = stage.counted(REQUESTS, &labels)?;
+            stage.ask("/", &slow)?;
+            ensure!(stage.counted(REQUESTS, &labels)? > before, "it is not");
+            Ok(())
+        })?;
+        let asked = stage.ask("/", &[&slow[..], &["--count", "30", "--connections", "3"]].concat())?;
+        ensure!(asked.by_status.get("504") == Some(&30), "{reason}: {asked:?}");
+        ensure!(ejections()? == 0.0, "{reason}: endpoints are blamed for how slowly their clients send");
+    }
+    let body = ["--method", "POST", "--body", "100", "--count", "30", "--connections", "3"];
+    stage.ask("/?delay_ms=2000", &body)?.all(504)?;
+    ensure!(
+        ejections()? > 0.0,
+        "an endpoint that has all of the request and does not answer is not to blame"
+    );
+    Ok(())
+}
