@@ -202,12 +202,13 @@ impl Sending<'_> {
                     Err(Failed::Broken(refusal)) => Err(refusal),
                     Ok(response) => Ok(response),
                 };
-            match blame::verdict(exchange, &answer, endpoints.wait_for_client()) {
+            let verdict = blame::verdict(exchange, &answer, endpoints.wait_for_client());
+            match verdict {
                 Some(verdict) => endpoints.answered(exchange.asked, &answer, verdict),
                 None => endpoints.no_verdict(),
             }
             let Some((service, port)) = endpoints.port() else { return answer };
-            if !retries.has_failed(&answer) {
+            if !retries.has_failed(&answer, verdict) {
                 budget::answered(service);
                 return answer;
             }
