@@ -17,7 +17,7 @@ use super::body::{AnswerError, RequestBody, ResponseBody, Upload};
 use super::pool::Loan;
 use super::quiet::Noise;
 use super::retry::mark_in_vain;
-use super::talk::Told;
+use super::talk::{Talk, Told};
 use crate::model::{LoadGuard, ObjectRef, PortGuard};
 use crate::proxy::Proxy;
 use crate::proxy::let_in::{Held, LetIn, Standing};
@@ -53,8 +53,10 @@ pub(super) struct Exchange {
     pub(super) ruling: RulingOf,
     /// Where it is held to the policies of an endpoint of this node.
     held: Option<Arc<Held>>,
-    /// With whom it is counted; the Service itself where nobody was reached.
+    /// With whom it is counted.
     told: Option<Arc<Told>>,
+    /// Who knows with whom that is as long as nobody was reached.
+    pub(super) talk: Option<Arc<Talk>>,
     /// It counts among the active ones there.
     active: Vec<ActiveRequest>,
     pub(super) upstream: Option<SocketAddr>,
@@ -94,6 +96,7 @@ impl Exchange {
             ruling: None,
             held: None,
             told: None,
+            talk: None,
             active: Vec::new(),
             upstream: None,
             asked: None,
@@ -137,11 +140,7 @@ impl Exchange {
     /// It is counted with these from here on.
     pub(super) fn tell(&mut self, told: Arc<Told>) {
         self.active = told.counters.iter().map(HttpCounters::enter).collect();
-        self.told = Some(told);
-    }
-
-    pub(super) fn is_told(&self) -> bool {
-        self.told.is_some()
+        (self.told, self.talk) = (Some(told), None);
     }
 
     /// From here on it is held to policies as what it was let in as; to those of now to begin with.
@@ -255,7 +254,9 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let Some(told) = self.told.take() else { return };
+        // However little has come of it, somebody has asked.
+        let of_service = |talk: Arc<Talk>| talk.told_of_service(self.service.as_ref());
+        let Some(told) = self.told.take().or_else(|| self.talk.take().map(of_service)) else { return };
         // It may have gone with its connection, by the same policies.
         if self.end.is_none()
             && let Some(ruling) = self.held.take().and_then(|held| held.denied())
