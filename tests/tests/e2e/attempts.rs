@@ -1,14 +1,17 @@
 //! Attempts that come to nothing, or are slow in coming to something: what that says of an endpoint, and whose doing it is.
 
-use anyhow::{Result, ensure};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use undermesh_tests::lab::{Manifest, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
-use crate::kit::{SHOP, SOON};
-use crate::requests::Asked;
+use crate::kit::{Mesh, SHOP, SOON};
+use crate::requests::{Asked, ask, serve_requests_with};
 use crate::resilience::{EJECTIONS, Stage};
 use crate::routes::service;
 
@@ -79,4 +82,63 @@ fn a_client_that_sends_slowly_is_not_held_against_endpoints() -> Result<()> {
         "an endpoint that has all of the request and does not answer is not to blame"
     );
     Ok(())
+}
+
+/// However few requests a server takes at a time on one connection, none waits for another to end.
+#[test]
+fn long_requests_get_as_many_connections_as_their_server_wants() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    // Connections to servers belong to a thread.
+    let mut mesh = Mesh::start("um-e2e-streams", 2, &["--workers", "1"])?;
+    let client = mesh.pod(0, "client")?;
+    let servers = [mesh.pod(0, "near")?, mesh.pod(1, "far")?];
+    mesh.ready()?;
+    for server in &servers {
+        let _running = serve_requests_with(server, &["--streams", "5"])?;
+        let url = |path| format!("http://{}:8080{path}", server.ip());
+        ask(&client, &url("/"), &["--http2"])?.answered(200)?;
+        let began = Instant::now();
+        let many = ["--http2", "--count", "40", "--connections", "40"];
+        ask(&client, &url("/?delay_ms=3000"), &many)?.all(200)?;
+        let took = began.elapsed();
+        ensure!(took < Duration::from_secs(6), "{}: some have waited for others: {took:?}", server.name());
+        // One that stood, and seven more.
+        let saw = ask(&client, &url("/"), &[])?.saw()?;
+        let made = saw["connection"].as_u64().context("it does not count")?;
+        ensure!(made == 8, "{}: {made} connections were made", server.name());
+    }
+    Ok(())
+}
+
+/// A server that takes no connection any more, and refuses none.
+const FULL_SERVER: &str = "
+import socket, time
+server = socket.create_server(('0.0.0.0', 8080), backlog=0)
+waiting = socket.create_connection(('127.0.0.1', 8080))
+print('full', flush=True)
+time.sleep(120)
+";
+
+/// Requests whose clients leave before there is a connection are told of as any other.
+#[test]
+fn requests_that_wait_for_a_connection_are_told_of() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent, Feature::Program("python3"));
+    let mut stage = Stage::set("um-e2e-black-hole", 1)?;
+    stage.running.clear();
+    let mut full = Command::new("python3");
+    full.args(["-c", FULL_SERVER]);
+    let full = stage.servers[0].spawn(full)?;
+    eventually(SOON, "the server is full", || {
+        ensure!(full.output().contains("full"), "{}", full.output());
+        Ok(())
+    })?;
+    let gone = [("reason", "client_gone"), ("destination_service", "web")];
+    let before = stage.counted(REQUESTS, &gone)?;
+    let asked = stage.ask("/", &["--count", "5", "--limit-ms", "300"])?;
+    ensure!(given_up(&asked) == 5, "{asked:?}");
+    eventually(SOON, "they are counted", || {
+        let counted = stage.counted(REQUESTS, &gone)? - before;
+        ensure!(counted == 5.0, "{counted} of 5 requests are counted");
+        Ok(())
+    })
 }

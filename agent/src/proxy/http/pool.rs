@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -12,7 +14,7 @@ use futures_util::future::Either;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use tokio::sync::{Notify, OnceCell, Semaphore};
+use tokio::sync::{Notify, OnceCell, Semaphore, watch};
 
 use super::body::RequestBody;
 use super::mirror;
@@ -30,6 +32,9 @@ const MOST_IDLE: usize = 128;
 
 /// How often those that have been idle for too long are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// Streams of an HTTP/2 connection of whose server nothing is known: RFC 9113 (section 6.5.2) recommends that it take no fewer.
+pub(super) const USUAL_STREAMS: usize = 100;
 
 /// Which requests may share a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -88,6 +93,8 @@ pub(super) struct Lease {
     pub(super) terms: Arc<Terms>,
     /// It stood before it was asked for, so it may have died unnoticed.
     pub(super) is_reused: bool,
+    /// Its stream, of a connection that has several.
+    pub(super) _stream: Option<StreamPlace>,
 }
 
 /// A connection that is lent, with where it belongs.
@@ -193,7 +200,8 @@ pub(in crate::proxy) struct Pool {
 #[derive(Debug, Default)]
 struct Slots {
     http1: HashMap<Key, Vec<Idle>>,
-    http2: HashMap<Key, Arc<Shared>>,
+    /// One as a rule, and further ones where servers take fewer requests at a time than there are.
+    http2: HashMap<Key, Vec<Arc<Shared>>>,
     /// When, and by the snapshot of which generation.
     swept: Option<(Instant, u64)>,
 }
@@ -211,10 +219,23 @@ struct Idle {
 struct Shared {
     made: OnceCell<Made>,
     used: Mutex<Option<Instant>>,
+    /// Requests that are on it or wait for it to be made.
+    lent: AtomicUsize,
 }
 
+/// A place among the streams of an HTTP/2 connection, until it is dropped.
+#[derive(Debug)]
+pub(super) struct StreamPlace(Arc<Shared>);
+
 /// An HTTP/2 connection, and what it was made with.
-pub(super) type Made = (http2::SendRequest<RequestBody>, Assurance, Arc<Terms>);
+#[derive(Clone, Debug)]
+pub(super) struct Made {
+    pub(super) sender: http2::SendRequest<RequestBody>,
+    /// How many streams its server takes at a time, once that is known.
+    pub(super) most_streams: watch::Receiver<Option<usize>>,
+    pub(super) assurance: Assurance,
+    pub(super) terms: Arc<Terms>,
+}
 
 impl Default for Pool {
     fn default() -> Self {
@@ -241,7 +262,7 @@ impl Pool {
         if idle.is_empty() {
             slots.http1.remove(key);
         }
-        Some(Lease { sender: Sender::Http1(sender), assurance, terms, is_reused: true })
+        Some(Lease { sender: Sender::Http1(sender), assurance, terms, is_reused: true, _stream: None })
     }
 
     /// Takes a connection back whose request has been answered.
@@ -258,35 +279,60 @@ impl Pool {
         }
     }
 
-    /// The HTTP/2 connection to the endpoint, made if there is none that relies on just this; another one than what is `spent`. At the
-    /// same time it is made once.
+    /// An HTTP/2 connection to the endpoint with room for one more stream, made if there is none that relies on just this; another one than
+    /// what is `spent`. As many are made at the same time as it takes.
     pub(super) async fn http2<F>(
         &self,
         key: &Key,
         assurance: &Assurance,
         spent: Option<&Weak<Terms>>,
-        make: impl FnOnce() -> F,
+        make: impl Fn() -> F,
     ) -> Result<Lease, InTheWay>
     where
         F: Future<Output = Result<Made, InTheWay>>,
     {
-        let shared = {
-            let mut slots = self.slots();
-            let shared = slots.http2.entry(key.clone()).or_default();
-            let is_usable = |(sender, made_with, terms): &Made| {
+        loop {
+            let stream = self.shared(key, assurance, spent);
+            let shared = &stream.0;
+            let is_reused = shared.made.initialized();
+            let made = shared.made.get_or_try_init(&make).await?.clone();
+            // All that have waited for it may be too many.
+            if shared.most_streams_known(&made).await < shared.lent.load(Relaxed) {
+                continue;
+            }
+            *shared.used.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            let Made { sender, assurance, terms, .. } = made;
+            return Ok(Lease {
+                sender: Sender::Http2(sender),
+                assurance,
+                terms,
+                is_reused,
+                _stream: Some(stream),
+            });
+        }
+    }
+
+    /// A place on the first connection that has one and may be used. Those that may not are left to who is still on them.
+    fn shared(&self, key: &Key, assurance: &Assurance, spent: Option<&Weak<Terms>>) -> StreamPlace {
+        let mut slots = self.slots();
+        let all = slots.http2.entry(key.clone()).or_default();
+        all.retain(|shared| {
+            let is_usable = |Made { sender, assurance: made_with, terms, .. }: &Made| {
                 let is_spent = spent.is_some_and(|spent| spent.as_ptr() == Arc::as_ptr(terms));
                 let is_over = is_spent || shared.is_over(terms) || terms.are_old();
                 !sender.is_closed() && made_with == assurance && !is_over
             };
-            if !shared.made.get().is_none_or(is_usable) {
-                *shared = Arc::default();
+            shared.made.get().is_none_or(is_usable)
+        });
+        let shared = match all.iter().find(|shared| shared.lent.load(Relaxed) < shared.most_streams()) {
+            Some(shared) => shared.clone(),
+            None => {
+                all.push(Arc::default());
+                all[all.len() - 1].clone()
             }
-            shared.clone()
         };
-        let is_reused = shared.made.initialized();
-        let (sender, assurance, terms) = shared.made.get_or_try_init(make).await?.clone();
-        *shared.used.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        Ok(Lease { sender: Sender::Http2(sender), assurance, terms, is_reused })
+        shared.lent.fetch_add(1, Relaxed);
+        StreamPlace(shared)
     }
 
     /// Forgets the connections of a pod that has left. They end with the requests that are on them.
@@ -307,10 +353,12 @@ impl Pool {
         }
         let is_idle = |shared: &Shared| {
             let made = shared.made.get();
-            made.is_some_and(|(.., terms)| terms.hold_place_at(port) && !is_lent(terms))
+            made.is_some_and(|made| made.terms.hold_place_at(port) && !is_lent(&made.terms))
         };
-        let found = slots.http2.iter().find(|(_, shared)| is_idle(shared)).map(|(key, _)| key.clone());
-        found.and_then(|key| slots.http2.remove(&key)).is_some()
+        slots.http2.values_mut().any(|all| {
+            let place = all.iter().position(|shared| is_idle(shared));
+            place.map(|place| all.remove(place)).is_some()
+        })
     }
 
     /// Lets go of what has been idle for too long, or leads to an endpoint that has gone. To be called often; it is cheap.
@@ -331,18 +379,20 @@ impl Pool {
             });
             !idle.is_empty()
         });
-        slots.http2.retain(|key, shared| {
+        let lives = |key: &Key, shared: &Arc<Shared>| {
             let used = *shared.used.lock().unwrap_or_else(PoisonError::into_inner);
             // It is idle since the last request has ended, which is later than that began.
             let is_fresh =
                 |terms: &Arc<Terms>| is_lent(terms) || used.is_some_and(|used| is_fresh(used, terms));
-            let made = shared.made.get();
-            // Requests that are under way have it for themselves.
-            let lives = made.is_some_and(|(sender, _, terms)| {
+            let is_made = shared.made.get().is_some_and(|Made { sender, terms, .. }| {
                 !sender.is_closed() && is_fresh(terms) && !terms.lead_nowhere(key.to, snapshot)
             });
-            let is_made = Arc::strong_count(shared) > 1;
-            is_made || lives
+            // Requests that are under way have it for themselves, but for those that wait for it to be made.
+            is_made || (!shared.made.initialized() && shared.lent.load(Relaxed) > 0)
+        };
+        slots.http2.retain(|key, all| {
+            all.retain(|shared| lives(key, shared));
+            !all.is_empty()
         });
     }
 
@@ -352,10 +402,32 @@ impl Pool {
 }
 
 impl Shared {
+    /// Requests that it is to have at a time.
+    fn most_streams(&self) -> usize {
+        let told = self.made.get().and_then(|made| *made.most_streams.borrow());
+        // One that takes none now is no worse than another one to the same server.
+        told.unwrap_or(USUAL_STREAMS).max(1)
+    }
+
+    /// The same when it is known, for which a request that is alone there need not wait.
+    async fn most_streams_known(&self, made: &Made) -> usize {
+        if made.most_streams.borrow().is_none() && self.lent.load(Relaxed) > 1 {
+            // Where the connection has ended meanwhile, that shows soon enough.
+            _ = made.most_streams.clone().wait_for(Option::is_some).await;
+        }
+        self.most_streams()
+    }
+
     /// Whether it has been idle for longer than its terms allow.
     fn is_over(&self, terms: &Arc<Terms>) -> bool {
         let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
         !is_lent(terms) && used.is_some_and(|used| terms.are_over(used))
+    }
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.0.lent.fetch_sub(1, Relaxed);
     }
 }
 
@@ -389,21 +461,69 @@ mod tests {
         let (mut sender, connection) = http1::handshake(TokioIo::new(ours)).await.unwrap();
         tokio::spawn(connection);
         sender.ready().await.unwrap();
-        let lease =
-            Lease { sender: Sender::Http1(sender), assurance: Assurance::NONE, terms, is_reused: false };
+        let lease = Lease {
+            sender: Sender::Http1(sender),
+            assurance: Assurance::NONE,
+            terms,
+            is_reused: false,
+            _stream: None,
+        };
         (lease, theirs)
     }
 
     /// The same of HTTP/2, made by the pool.
     async fn http2_lease(pool: &Pool, terms: Arc<Terms>) -> (Lease, tokio::io::DuplexStream) {
-        let (ours, theirs) = tokio::io::duplex(1024);
-        let make = || async move {
+        let their_end = Mutex::default();
+        let make = || async {
+            let (ours, theirs) = tokio::io::duplex(1024);
+            *their_end.lock().unwrap() = Some(theirs);
             let (sender, connection) =
                 http2::handshake(TokioExecutor::new(), TokioIo::new(ours)).await.unwrap();
             tokio::spawn(connection);
-            Ok((sender, Assurance::NONE, terms))
+            let most_streams = watch::channel(None).1;
+            Ok(Made { sender, most_streams, assurance: Assurance::NONE, terms: terms.clone() })
         };
-        (pool.http2(&key(), &Assurance::NONE, None, make).await.unwrap(), theirs)
+        let lease = pool.http2(&key(), &Assurance::NONE, None, make).await.unwrap();
+        (lease, their_end.into_inner().unwrap().unwrap())
+    }
+
+    /// So many leases at once of connections whose servers take so many streams each; on how many connections they are.
+    async fn connections(pool: &Pool, leases: usize, most: usize) -> (Vec<Lease>, usize) {
+        let (told, most_streams) = watch::channel(None);
+        let make = || async {
+            let (ours, theirs) = tokio::io::duplex(1024);
+            let (sender, connection) =
+                http2::handshake(TokioExecutor::new(), TokioIo::new(ours)).await.unwrap();
+            tokio::spawn(connection);
+            // It outlives the test.
+            std::mem::forget(theirs);
+            let terms = Terms::new(None, None, None);
+            Ok(Made { sender, most_streams: most_streams.clone(), assurance: Assurance::NONE, terms })
+        };
+        let key = key();
+        let lease = || pool.http2(&key, &Assurance::NONE, None, make);
+        let all = futures_util::future::join_all((0..leases).map(|_| lease()));
+        let say = async { _ = told.send(Some(most)) };
+        let all: Vec<Lease> = futures_util::join!(all, say).0.into_iter().map(Result::unwrap).collect();
+        let different: std::collections::HashSet<_> =
+            all.iter().map(|lease| Arc::as_ptr(&lease.terms)).collect();
+        let count = different.len();
+        (all, count)
+    }
+
+    #[tokio::test]
+    async fn a_server_that_takes_few_streams_gets_more_connections() {
+        for (leases, most, expected) in
+            [(90, 100, 1), (360, 100, 4), (40, 10, 4), (3, 0, 3), (90, usize::MAX, 1)]
+        {
+            let pool = Pool::default();
+            let (all, count) = connections(&pool, leases, most).await;
+            assert_eq!(count, expected, "{leases} requests, {most} at a time");
+            drop(all);
+            // What was lent has come back.
+            let (_all, count) = connections(&pool, 1, most).await;
+            assert_eq!((count, pool.slots().http2[&key()].len()), (1, expected));
+        }
     }
 
     fn counted(port: &PortLoad) -> Arc<Terms> {

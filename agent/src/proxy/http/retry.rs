@@ -94,7 +94,11 @@ impl<'a> Retries<'a> {
 
     /// Whether the answer is one that asks for another attempt, or would where any is wanted. A refusal of our own that says nothing of the
     /// endpoint would be the same at any other, and is none.
-    pub(super) fn has_failed<B>(&self, answer: &Result<Response<B>, Refusal>, verdict: Option<Verdict>) -> bool {
+    pub(super) fn has_failed<B>(
+        &self,
+        answer: &Result<Response<B>, Refusal>,
+        verdict: Option<Verdict>,
+    ) -> bool {
         match (answer, self.wish) {
             // As if the endpoint's own agent had said so.
             (Err(Refusal { end: RequestEnd::RateLimited, .. }), wish) => {

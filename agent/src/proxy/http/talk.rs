@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::connect;
 use super::io::{Counted, Io, Stream};
-use super::pool::{Key, Lease, Place, Sender, Terms};
+use super::pool::{Key, Lease, Made, Place, Sender, Terms};
 use super::quiet::Quiet;
 use crate::balance::Carries;
 use crate::balance::caps::{self, Full};
@@ -151,16 +151,17 @@ impl Talk {
                 let made = connect::http1(io).await;
                 let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
                 self.keep(connection, let_in);
-                Ok(Lease { sender: Sender::Http1(sender), assurance, terms, is_reused: false })
+                Ok(Lease { sender: Sender::Http1(sender), assurance, terms, is_reused: false, _stream: None })
             }
             Dialect::Http2 => {
                 let make = || async {
                     let (io, assurance, terms, let_in) =
                         self.connect(snapshot, service, (to, port), dialect).await?;
-                    let made = connect::http2(io).await;
-                    let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
+                    let made = connect::http2_shared(io).await;
+                    let (sender, most_streams, connection) =
+                        made.map_err(|error| refused(&error, &assurance))?;
                     self.keep(connection, let_in);
-                    Ok((sender, assurance, terms))
+                    Ok(Made { sender, most_streams, assurance, terms })
                 };
                 pool.http2(&key, &wanted, spent, make).await
             }
