@@ -41,6 +41,10 @@ pub(super) struct Exchange {
     pub(super) rule: Option<Arc<Rule>>,
     /// The Service that the client dialled.
     pub(super) service: Option<ObjectRef>,
+    /// The Service that it is sent to, and the port of that.
+    pub(super) backend: Option<(ObjectRef, u16)>,
+    /// Why it was refused.
+    detail: Option<String>,
     /// How often an upstream was tried.
     pub(super) attempts: u32,
     /// What the client has said of it.
@@ -87,6 +91,8 @@ impl Exchange {
             is_grpc: is_grpc(request.headers()),
             rule: None,
             service: None,
+            backend: None,
+            detail: None,
             attempts: 0,
             upload: Arc::default(),
             response_bytes: 0,
@@ -124,11 +130,12 @@ impl Exchange {
     }
 
     /// The agent refuses it, and says why.
-    pub(super) fn refused(self: Box<Self>, refusal: &Refusal) -> Response<ResponseBody> {
+    pub(super) fn refused(mut self: Box<Self>, refusal: &Refusal) -> Response<ResponseBody> {
         let mut response = refusal.answer(self.is_grpc);
         if let Some(made) = self.retried_in_vain {
             mark_in_vain(response.headers_mut(), made);
         }
+        self.detail = Some(refusal.detail.clone());
         self.answered(refusal.end, response)
     }
 
@@ -265,6 +272,8 @@ impl Drop for Exchange {
         }
         let request = HttpRequest {
             route: self.rule.as_deref().map(label),
+            backend: self.backend.take(),
+            detail: self.detail.take(),
             method: std::mem::take(&mut self.method),
             status: self.status,
             grpc_status: self.grpc_status,

@@ -126,6 +126,9 @@ pub(super) async fn send(
     dialect: Dialect,
     wishes: Wishes<'_>,
 ) -> Result<Response<Incoming>, Refusal> {
+    if let Way::Service { service, port, .. } = way {
+        exchange.backend = Some((service.id.clone(), port));
+    }
     let port = way.port();
     let settings = port.map(|(_, port)| &*port.traffic);
     let patience = Patience::of(wishes, settings, &request, (exchange.began(), exchange.is_grpc));
