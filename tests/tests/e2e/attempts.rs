@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use undermesh_tests::lab::{Manifest, eventually};
+use undermesh_tests::lab::{Manifest, PodSpec, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
 use crate::kit::{Mesh, SHOP, SOON};
 use crate::requests::{Asked, ask, serve_requests_with};
-use crate::resilience::{EJECTIONS, Stage};
+use crate::resilience::{EJECTIONS, Stage, http_service};
 use crate::routes::service;
 
 const REQUESTS: &str = "undermesh_http_requests_total";
@@ -141,4 +141,57 @@ fn requests_that_wait_for_a_connection_are_told_of() -> Result<()> {
         ensure!(counted == 5.0, "{counted} of 5 requests are counted");
         Ok(())
     })
+}
+
+/// A copy arrives, unless it is large and its mirror slow; then it is broken off and counted.
+#[test]
+fn copies_arrive_or_are_counted_as_dropped() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut stage = Stage::set("um-e2e-copies", 1)?;
+    let mirror = stage.mesh.add(0, PodSpec::new(SHOP, "mirror").label("app", "mirror"))?;
+    stage.mesh.lab.apply(&http_service("mirror", [10, 96, 0, 41].into(), json!({ "app": "mirror" })))?;
+    let running = serve_requests_with(&mirror, &[])?;
+    stage.mesh.ready()?;
+    let backend = json!({ "name": "mirror", "port": 80 });
+    let rules = json!([{
+        "filters": [{ "type": "RequestMirror", "requestMirror": { "backendRef": backend } }],
+        "backendRefs": [{ "name": "web", "port": 80 }],
+    }]);
+    let route = Manifest::new("gateway.networking.k8s.io/v1", "HTTPRoute", Some(SHOP), "web")
+        .with("spec", json!({ "parentRefs": [service("web")], "rules": rules }));
+    stage.mesh.lab.apply(&route)?;
+    let counted = |outcome: &str| {
+        let labels = [("outcome", outcome), ("destination_service", "mirror")];
+        stage.counted("undermesh_http_mirrored_total", &labels)
+    };
+    eventually(SOON, "requests are mirrored", || {
+        let before = counted("sent")?;
+        stage.ask("/", &[])?;
+        eventually(Duration::from_secs(1), "the copy is counted", || {
+            ensure!(counted("sent")? > before, "no copy arrives");
+            Ok(())
+        })
+    })?;
+    let becomes = |outcome: &str, before: f64| {
+        eventually(SOON, "all copies are counted", || {
+            let now = counted(outcome)? - before;
+            ensure!(now == 5.0, "{now} of 5 copies are counted as {outcome}");
+            Ok(())
+        })
+    };
+    for version in [&[][..], &["--http2"]] {
+        // What a copy may be behind by, and what no socket takes that nobody reads.
+        let [small, large] = ["200000", "8000000"]
+            .map(|bytes| [&["--method", "POST", "--body", bytes, "--count", "5"], version].concat());
+        let before = counted("sent")?;
+        stage.ask("/", &small)?.all(200)?;
+        becomes("sent", before)?;
+        let before = counted("dropped")?;
+        running.signal(Signal::SIGSTOP);
+        stage.ask("/", &large)?.all(200)?;
+        becomes("dropped", before)?;
+        running.signal(Signal::SIGCONT);
+    }
+    ensure!(counted("failed")? == 0.0, "a copy has failed");
+    Ok(())
 }

@@ -80,7 +80,7 @@ fn web() -> IpAddr {
     IpAddr::from([10, 96, 0, 40])
 }
 
-fn http_service(name: &str, address: IpAddr, selector: Value) -> Manifest {
+pub fn http_service(name: &str, address: IpAddr, selector: Value) -> Manifest {
     let ports = json!([{ "name": "http", "port": 80, "targetPort": 8080 }]);
     Manifest::service(SHOP, name, &[address], &[], &[])
         .with("spec.ports", ports)

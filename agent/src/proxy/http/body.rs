@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -30,7 +30,9 @@ pub(super) struct RequestBody {
     /// Its sender was asked for more and has none yet.
     is_awaited: bool,
     /// Others that get the same.
-    copies: Vec<mpsc::Sender<Copied>>,
+    copies: Vec<Copying>,
+    /// They have had their turn since the last frame.
+    copies_had_turn: bool,
     held_back: Option<HeldBack>,
     /// Where it breaks off when policies do not let its request in any more.
     held: Option<Arc<Held>>,
@@ -53,7 +55,10 @@ enum Inner {
         trailers: Option<HeaderMap>,
     },
     /// What another request's body has said.
-    Copy(mpsc::Receiver<Copied>),
+    Copy {
+        pieces: mpsc::Receiver<Copied>,
+        behind: Arc<AtomicUsize>,
+    },
 }
 
 /// A piece of a body for whoever gets a copy; None is its end.
@@ -76,8 +81,16 @@ pub(super) enum BodyError {
     Denied(#[source] h2::Error),
 }
 
-/// Pieces by which a copy may be behind what it is a copy of.
-const MOST_BEHIND: usize = 64;
+/// Bytes by which a copy may be behind what it is a copy of, and pieces, each of which takes room of its own.
+const MOST_BEHIND: usize = 256 * 1024;
+const MOST_PIECES: usize = 64;
+
+/// Where a copy gets what is said, and how many bytes of that it has not passed on.
+#[derive(Debug)]
+struct Copying {
+    pieces: mpsc::Sender<Copied>,
+    behind: Arc<AtomicUsize>,
+}
 
 /// A body whose client waits for `100 Continue`: our asking for the first byte is what tells it to go on.
 struct HeldBack(Pin<Box<dyn Future<Output = ()> + Send>>);
@@ -99,6 +112,7 @@ impl RequestBody {
             upload: Arc::default(),
             is_awaited: false,
             copies: Vec::new(),
+            copies_had_turn: false,
             held_back: None,
             held: None,
             tokens: None,
@@ -110,9 +124,10 @@ impl RequestBody {
         if self.is_end_stream() {
             return Self::empty();
         }
-        let (copy, copied) = mpsc::channel(MOST_BEHIND);
-        self.copies.push(copy);
-        Self { inner: Inner::Copy(copied), ..Self::empty() }
+        let (copying, pieces) = mpsc::channel(MOST_PIECES);
+        let behind = Arc::<AtomicUsize>::default();
+        self.copies.push(Copying { pieces: copying, behind: behind.clone() });
+        Self { inner: Inner::Copy { pieces, behind }, ..Self::empty() }
     }
 
     /// The same when all of it is there. For short ones.
@@ -127,7 +142,7 @@ impl RequestBody {
         let inner = match &self.inner {
             Inner::Empty => Inner::Empty,
             Inner::Kept { data, trailers } => Inner::Kept { data: data.clone(), trailers: trailers.clone() },
-            Inner::Client(_) | Inner::Watched(_) | Inner::Resumed(_) | Inner::Copy(_) => return None,
+            Inner::Client(_) | Inner::Watched(_) | Inner::Resumed(_) | Inner::Copy { .. } => return None,
         };
         Some(Self { inner, held: self.held.clone(), tokens: self.tokens.clone(), ..Self::empty() })
     }
@@ -189,8 +204,11 @@ impl RequestBody {
             Inner::Client(inner) => Pin::new(inner).poll_frame(cx).map_err(BodyError::from),
             Inner::Watched(watched) => watched.poll_frame(cx),
             Inner::Resumed(resumed) => Pin::new(&mut resumed.rest).poll_frame(cx).map_err(BodyError::from),
-            Inner::Copy(copied) => copied.poll_recv(cx).map(|piece| match piece {
-                Some(Some(bytes)) => Some(Ok(Frame::data(bytes))),
+            Inner::Copy { pieces, behind } => pieces.poll_recv(cx).map(|piece| match piece {
+                Some(Some(bytes)) => {
+                    behind.fetch_sub(bytes.len(), Ordering::Relaxed);
+                    Some(Ok(Frame::data(bytes)))
+                }
                 Some(None) => None,
                 None => Some(Err(BodyError::Behind)),
             }),
@@ -203,7 +221,19 @@ impl RequestBody {
     }
 
     fn pass_on(&mut self, piece: Copied) {
-        self.copies.retain(|copy| copy.try_send(piece.clone()).is_ok());
+        let length = piece.as_ref().map_or(0, Bytes::len);
+        self.copies.retain(|copy| {
+            let behind = copy.behind.fetch_add(length, Ordering::Relaxed) + length;
+            behind <= MOST_BEHIND && copy.pieces.try_send(piece.clone()).is_ok()
+        });
+    }
+
+    /// Whether a copy is so far behind that the task that sends it should have a turn, which it had not: a client may say more at once than
+    /// a copy may be behind.
+    fn let_copies_catch_up(&mut self) -> bool {
+        let is_behind = |copy: &Copying| copy.behind.load(Ordering::Relaxed) > 0;
+        self.copies_had_turn = !self.copies_had_turn && self.copies.iter().any(is_behind);
+        self.copies_had_turn
     }
 }
 
@@ -297,6 +327,10 @@ impl Body for RequestBody {
             ready!(told.as_mut().poll(cx));
             this.held_back = None;
         }
+        if this.let_copies_catch_up() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let mut frame = match &mut this.inner {
             Inner::Kept { data, .. } if !data.is_empty() => Some(Ok(Frame::data(std::mem::take(data)))),
             Inner::Kept { trailers, .. } => trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
@@ -333,7 +367,7 @@ impl Body for RequestBody {
             Inner::Watched(watched) => watched.is_end_stream(),
             Inner::Resumed(resumed) => resumed.is_end_stream(),
             Inner::Kept { data, trailers } => data.is_empty() && trailers.is_none(),
-            Inner::Copy(_) => false,
+            Inner::Copy { .. } => false,
         }
     }
 
@@ -344,7 +378,7 @@ impl Body for RequestBody {
             Inner::Watched(watched) => watched.size_hint(),
             Inner::Resumed(resumed) => resumed.size_hint(),
             Inner::Kept { data, .. } => SizeHint::with_exact(data.len() as u64),
-            Inner::Copy(_) => SizeHint::default(),
+            Inner::Copy { .. } => SizeHint::default(),
         }
     }
 }
@@ -435,10 +469,41 @@ impl Body for ResponseBody {
 mod tests {
     use super::*;
 
+    /// What is sent there.
+    fn body() -> (mpsc::Sender<Copied>, RequestBody) {
+        let (sender, pieces) = mpsc::channel(1_000);
+        let behind = Arc::new(AtomicUsize::new(usize::MAX / 2));
+        (sender, RequestBody { inner: Inner::Copy { pieces, behind }, ..RequestBody::empty() })
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_not_read_is_broken_off_and_one_that_is_read_has_all() {
+        for (piece, pieces, expected) in [(16 * 1024, 16, 16), (16 * 1024, 17, 16), (1, 64, 64), (1, 65, 64)]
+        {
+            let (sender, mut original) = body();
+            let (mut stalled, mut read) = (original.copy(), original.copy());
+            let mut had = 0;
+            for _ in 0..pieces {
+                sender.send(Some(Bytes::from(vec![b'.'; piece]))).await.unwrap();
+                assert!(original.frame().await.unwrap().is_ok());
+                had += read.frame().await.unwrap().unwrap().into_data().unwrap().len();
+            }
+            drop(sender);
+            assert_eq!(had, piece * pieces);
+            let mut arrived = 0;
+            while let Some(Ok(_)) = stalled.frame().await {
+                arrived += 1;
+                if arrived == pieces {
+                    break;
+                }
+            }
+            assert_eq!(arrived, expected, "of {pieces} pieces of {piece} bytes");
+        }
+    }
+
     #[tokio::test]
     async fn time_in_which_the_sender_is_waited_for_is_not_the_endpoints() {
-        let (sender, copied) = mpsc::channel(1);
-        let mut body = RequestBody { inner: Inner::Copy(copied), ..RequestBody::empty() };
+        let (sender, mut body) = body();
         let (upload, asked) = (body.upload().clone(), Instant::now());
         let waited = || upload.waited_behind(asked);
         tokio::time::sleep(Duration::from_millis(20)).await;
