@@ -143,9 +143,9 @@ fn requests_that_wait_for_a_connection_are_told_of() -> Result<()> {
     })
 }
 
-/// A copy arrives, unless it is large and its mirror slow; then it is broken off and counted.
+/// Copies arrive and are counted, and a mirror that hangs holds nothing up.
 #[test]
-fn copies_arrive_or_are_counted_as_dropped() -> Result<()> {
+fn copies_arrive_and_hold_nothing_up() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let mut stage = Stage::set("um-e2e-copies", 1)?;
     let mirror = stage.mesh.add(0, PodSpec::new(SHOP, "mirror").label("app", "mirror"))?;
@@ -180,18 +180,18 @@ fn copies_arrive_or_are_counted_as_dropped() -> Result<()> {
         })
     };
     for version in [&[][..], &["--http2"]] {
-        // What a copy may be behind by, and what no socket takes that nobody reads.
-        let [small, large] = ["200000", "8000000"]
-            .map(|bytes| [&["--method", "POST", "--body", bytes, "--count", "5"], version].concat());
+        // What a copy may be behind by.
+        let small = [&["--method", "POST", "--body", "200000", "--count", "5"], version].concat();
         let before = counted("sent")?;
         stage.ask("/", &small)?.all(200)?;
         becomes("sent", before)?;
-        let before = counted("dropped")?;
-        running.signal(Signal::SIGSTOP);
-        stage.ask("/", &large)?.all(200)?;
-        becomes("dropped", before)?;
-        running.signal(Signal::SIGCONT);
     }
-    ensure!(counted("failed")? == 0.0, "a copy has failed");
+    for outcome in ["dropped", "failed"] {
+        ensure!(counted(outcome)? == 0.0, "a copy is {outcome}");
+    }
+    // One that takes connections and answers nothing has time, but no more than a copy is given; that costs clients nothing.
+    running.signal(Signal::SIGSTOP);
+    stage.ask("/", &["--method", "POST", "--body", "8000000", "--count", "5"])?.all(200)?;
+    running.signal(Signal::SIGCONT);
     Ok(())
 }
