@@ -23,6 +23,9 @@ const EXPLORED: u32 = 16;
 /// What an answer counts at least that says that the endpoint has too much to do, or none: such come fast.
 pub const OVERLOADED: Duration = Duration::from_secs(1);
 
+/// What is given up after longer counts no more: that may be a stream on which nothing had happened yet.
+const MOST_GIVEN_UP: Duration = Duration::from_secs(10);
+
 /// The endpoint has answered after so long.
 pub fn observe(load: &EndpointLoad, took: Duration, now: Instant) {
     let took = took.as_secs_f64();
@@ -33,6 +36,16 @@ pub fn observe(load: &EndpointLoad, took: Duration, now: Instant) {
         let decayed = before.seconds() * keeps;
         let seconds = if took > decayed { took } else { decayed + took * (1.0 - keeps) };
         Latency::new(seconds, at)
+    });
+}
+
+/// The endpoint had not answered after so long, and is not waited for any longer: what is known is that it takes more. That counts where
+/// less is thought of it, or one that answers nothing would seem as fast as one that nobody asks.
+pub fn observe_at_least(load: &EndpointLoad, took: Duration, now: Instant) {
+    let (took, at) = (took.min(MOST_GIVEN_UP).as_secs_f64(), age(load, now));
+    load.change_latency(|before| match before {
+        Some(before) if before.seconds() * decay(before, at) >= took => before,
+        _ => Latency::new(took, at),
     });
 }
 
@@ -75,9 +88,9 @@ mod tests {
 
     const SLOW_START: Duration = Duration::from_secs(10);
 
-    /// Requests at a rate for some seconds, to endpoints that take so many milliseconds each, give or take a half; what share
-    /// each endpoint got, in percent.
-    fn shares(milliseconds: &[u64], rate: f64, seconds: f64) -> Vec<f64> {
+    /// Requests at a rate for some seconds, to endpoints that take so many milliseconds each, give or take a half, if their clients
+    /// are so patient; what share each endpoint got, in percent.
+    fn shares(milliseconds: &[u64], patience: Duration, rate: f64, seconds: f64) -> Vec<f64> {
         let service = ready(milliseconds.len());
         let (affinity, mut random) = (AffinityTable::new(0), fastrand::Rng::with_seed(7));
         let start = Instant::now();
@@ -90,7 +103,13 @@ mod tests {
             while let Some(Reverse((ends, which))) = under_way.peek().copied().filter(|it| it.0.0 <= clock) {
                 under_way.pop();
                 let (guard, index, took) = guards.remove(&which).unwrap();
-                observe(&service.ports[0].endpoints[index].load, took, start + ends);
+                let load = &service.ports[0].endpoints[index].load;
+                let now = start + ends;
+                if took < patience {
+                    observe(load, took, now)
+                } else {
+                    observe_at_least(load, took, now)
+                }
                 drop(guard);
             }
             let request = Request {
@@ -103,7 +122,7 @@ mod tests {
             let endpoint = select(&service, &request, &affinity, start + clock, random.u64(..)).unwrap();
             let index =
                 service.ports[0].endpoints.iter().position(|it| it.address == endpoint.address).unwrap();
-            let took = Duration::from_millis(milliseconds[index]).mul_f64(0.5 + random.f64());
+            let took = Duration::from_millis(milliseconds[index]).mul_f64(0.5 + random.f64()).min(patience);
             counts[index] += 1;
             guards.insert(number, (endpoint.load.enter(), index, took));
             under_way.push(Reverse((clock + took, number)));
@@ -120,7 +139,8 @@ mod tests {
             (&[100; 2], 1.0),
             (&[100; 2], 500.0),
         ] {
-            let (shares, fair) = (shares(milliseconds, rate, 120.0), 100.0 / milliseconds.len() as f64);
+            let (shares, fair) =
+                (shares(milliseconds, Duration::MAX, rate, 120.0), 100.0 / milliseconds.len() as f64);
             let is_even = |share: &f64| (share - fair).abs() < 0.2 * fair;
             assert!(shares.iter().all(is_even), "{milliseconds:?} at {rate}/s: {shares:?}");
         }
@@ -133,8 +153,27 @@ mod tests {
         ] {
             let mut milliseconds = vec![others; count];
             milliseconds[0] = others * 10;
-            let shares = shares(&milliseconds, rate, 120.0);
+            let shares = shares(&milliseconds, Duration::MAX, rate, 120.0);
             assert!(shares[0] < most && shares[0] > 0.1, "one of {count} is slow, {rate}/s: {shares:?}");
+        }
+    }
+
+    #[test]
+    fn one_that_never_answers_gets_a_small_share_however_impatient_its_clients_are() {
+        const NEVER: u64 = 3_600_000;
+        for patience in [300, 1_000, 30_000].map(Duration::from_millis) {
+            let shares = shares(&[NEVER, 50, 50], patience, 100.0, 120.0);
+            assert!(shares[0] < 10.0, "given up after {patience:?}: {shares:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_given_up_counts_only_where_less_is_known() {
+        let (load, start) = (EndpointLoad::default(), Instant::now());
+        let known = || load.latency().map_or(0, |latency| (latency.seconds() * 1_000.0).round() as u64);
+        for (given_up_after, expected) in [(80, 80), (300, 300), (20, 300), (60_000, 10_000)] {
+            observe_at_least(&load, Duration::from_millis(given_up_after), start);
+            assert_eq!(known(), expected, "given up after {given_up_after} ms");
         }
     }
 

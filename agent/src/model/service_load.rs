@@ -55,6 +55,12 @@ pub enum ServiceEvent {
     EjectedForFailedProbe,
     /// For it answered well less often than the others.
     EjectedForSuccessRate,
+    /// A copy of a request was sent to it as a mirror, and answered.
+    Mirrored,
+    /// There was none, or not all of it: too many were under way, it fell behind, or the client of what it is a copy of left.
+    MirrorDropped,
+    /// It brought no answer.
+    MirrorFailed,
 }
 
 impl ServiceLoad {
@@ -86,7 +92,7 @@ impl ServiceLoad {
 
 impl ServiceEvent {
     /// Every event, in the order of the declaration.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Retried,
         Self::RetryBudgetSpent,
         Self::RetriedElsewhere,
@@ -97,5 +103,8 @@ impl ServiceEvent {
         Self::EjectedForRefusal,
         Self::EjectedForFailedProbe,
         Self::EjectedForSuccessRate,
+        Self::Mirrored,
+        Self::MirrorDropped,
+        Self::MirrorFailed,
     ];
 }

@@ -188,6 +188,14 @@ impl<'a> Attempts<'a> {
         }
     }
 
+    /// Nobody waits any more for the endpoint that is being tried, which has not answered for so long.
+    pub(super) fn gave_up(&mut self, after: Duration) {
+        if let Some(endpoint) = self.current {
+            latency::observe_at_least(&endpoint.load, after, Instant::now());
+        }
+        self.no_verdict();
+    }
+
     /// What became of it says nothing of the endpoint.
     pub(super) fn no_verdict(&mut self) {
         (self.current, self.waiting) = (None, None);

@@ -33,6 +33,8 @@ pub struct ActiveRequest(Arc<Series>);
 pub struct HttpRequest {
     /// The rule that it fell under.
     pub route: Option<RouteLabel>,
+    /// The Service that it was to be sent to, and the port of that: the rule's backend, or what the client dialled. For the access log.
+    pub backend: Option<(ObjectRef, u16)>,
     /// What it asked to be done.
     pub method: ::http::Method,
     /// What it was answered; `None` where the client left or the upstream broke before an answer.
@@ -47,6 +49,8 @@ pub struct HttpRequest {
     pub path: String,
     /// Why it ended as it did.
     pub end: RequestEnd,
+    /// Why the agent refused it, if it did, with the culprit's name. For the access log.
+    pub detail: Option<String>,
     /// How often an upstream was tried.
     pub attempts: u32,
     /// From its head to the end of the answer.
@@ -100,13 +104,13 @@ impl Telemetry {
     }
 }
 
-/// How much of a method, an authority and a path is kept: a full queue of the longest ones is 96 MiB.
+/// How much of a method, an authority, a path and a detail is kept: a full queue of the longest ones is 128 MiB.
 const MOST_OF_TEXT: usize = 2_048;
 
 impl HttpRequest {
     /// Gives back what is beyond the maximum, in memory too: for queues.
     pub(super) fn shorten(&mut self) {
-        for text in [&mut self.authority, &mut self.path] {
+        for text in [&mut self.authority, &mut self.path].into_iter().chain(&mut self.detail) {
             if text.len() > MOST_OF_TEXT {
                 text.truncate(text.floor_char_boundary(MOST_OF_TEXT));
                 text.shrink_to_fit();

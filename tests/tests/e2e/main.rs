@@ -5,6 +5,7 @@
 mod access;
 mod attacker;
 mod attacks;
+mod attempts;
 mod backend_tls;
 mod commands;
 mod conformance;

@@ -16,20 +16,20 @@ use crate::requests::{Asked, ask, serve_requests, serve_requests_with};
 use crate::routes::service;
 
 const RETRIES: &str = "undermesh_http_retries_total";
-const EJECTIONS: &str = "undermesh_http_ejections_total";
+pub const EJECTIONS: &str = "undermesh_http_ejections_total";
 const EJECTED: &str = "undermesh_endpoints_ejected";
 const WITHHELD: &str = "undermesh_http_retries_withheld_total";
 
 /// A client and so many servers `s0`, `s1`... on its node, all behind the Service `web`.
-struct Stage {
-    mesh: Mesh,
-    client: Pod,
-    servers: Vec<Pod>,
-    running: Vec<Process>,
+pub struct Stage {
+    pub mesh: Mesh,
+    pub client: Pod,
+    pub servers: Vec<Pod>,
+    pub running: Vec<Process>,
 }
 
 impl Stage {
-    fn set(name: &str, servers: usize) -> Result<Self> {
+    pub fn set(name: &str, servers: usize) -> Result<Self> {
         let mut mesh = Mesh::start(name, 1, &[])?;
         let client = mesh.pod(0, "client")?;
         let server =
@@ -46,7 +46,7 @@ impl Stage {
         Ok(stage)
     }
 
-    fn ask(&self, path: &str, args: &[&str]) -> Result<Asked> {
+    pub fn ask(&self, path: &str, args: &[&str]) -> Result<Asked> {
         ask(&self.client, &format!("http://{}{path}", SocketAddr::new(web(), 80)), args)
     }
 
@@ -55,7 +55,7 @@ impl Stage {
         Ok(self.ask(path, args)?.by_server)
     }
 
-    fn counted(&self, metric: &str, labels: &[(&str, &str)]) -> Result<f64> {
+    pub fn counted(&self, metric: &str, labels: &[(&str, &str)]) -> Result<f64> {
         Ok(self.mesh.agents[0].metrics()?.sum(metric, labels))
     }
 
@@ -80,7 +80,7 @@ fn web() -> IpAddr {
     IpAddr::from([10, 96, 0, 40])
 }
 
-fn http_service(name: &str, address: IpAddr, selector: Value) -> Manifest {
+pub fn http_service(name: &str, address: IpAddr, selector: Value) -> Manifest {
     let ports = json!([{ "name": "http", "port": 80, "targetPort": 8080 }]);
     Manifest::service(SHOP, name, &[address], &[], &[])
         .with("spec.ports", ports)

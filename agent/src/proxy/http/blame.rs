@@ -12,26 +12,36 @@ use super::exchange::Exchange;
 use crate::balance::outlier::Verdict;
 use crate::telemetry::RequestEnd;
 
-/// What the answer says of the endpoint that has given it.
-pub(super) fn verdict(exchange: &Exchange, answer: &Result<Response<Incoming>, Refusal>) -> Option<Verdict> {
+/// What the answer says of the endpoint that has given it. That there is none in time says nothing as long as the client is still to say
+/// more of the request.
+pub(super) fn verdict(
+    exchange: &Exchange,
+    answer: &Result<Response<Incoming>, Refusal>,
+    waits_for_client: bool,
+) -> Option<Verdict> {
     let response = match answer {
         Ok(response) => response,
-        Err(Refusal {
-            end:
-                RequestEnd::ClientGone
-                | RequestEnd::RateLimited
-                | RequestEnd::Denied
-                | RequestEnd::Unauthenticated
-                | RequestEnd::BadRequest,
-            ..
-        }) => return None,
-        Err(_) => return Some(Verdict::GatewayFailure),
+        Err(refusal) => return verdict_of_refusal(refusal.end, waits_for_client),
     };
     Some(match (response.status().as_u16(), exchange.grpc_status()) {
         (502..=504, _) | (_, Some(UNAVAILABLE)) => Verdict::GatewayFailure,
         (500..=599, _) | (_, Some(UNKNOWN | INTERNAL | DATA_LOSS)) => Verdict::ServerError,
         _ => Verdict::Good,
     })
+}
+
+/// What it says that the request was not answered at all. Who refuses it for what it is would do so at any other endpoint.
+pub(super) fn verdict_of_refusal(end: RequestEnd, waits_for_client: bool) -> Option<Verdict> {
+    match end {
+        RequestEnd::UpstreamTimeout if waits_for_client => None,
+        RequestEnd::ClientGone
+        | RequestEnd::RateLimited
+        | RequestEnd::Denied
+        | RequestEnd::Unauthenticated
+        | RequestEnd::BadRequest
+        | RequestEnd::InvalidBackend => None,
+        _ => Some(Verdict::GatewayFailure),
+    }
 }
 
 /// Whose doing it is that a connection brought no answer: it may be the client's, in the middle of its request's body.

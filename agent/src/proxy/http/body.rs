@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -26,9 +26,13 @@ const CONTINUE_AFTER: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct RequestBody {
     inner: Inner,
-    bytes: Arc<AtomicU64>,
+    upload: Arc<Upload>,
+    /// Its sender was asked for more and has none yet.
+    is_awaited: bool,
     /// Others that get the same.
-    copies: Vec<mpsc::Sender<Copied>>,
+    copies: Vec<Copying>,
+    /// They have had their turn since the last frame.
+    copies_had_turn: bool,
     held_back: Option<HeldBack>,
     /// Where it breaks off when policies do not let its request in any more.
     held: Option<Arc<Held>>,
@@ -51,7 +55,10 @@ enum Inner {
         trailers: Option<HeaderMap>,
     },
     /// What another request's body has said.
-    Copy(mpsc::Receiver<Copied>),
+    Copy {
+        pieces: mpsc::Receiver<Copied>,
+        behind: Arc<AtomicUsize>,
+    },
 }
 
 /// A piece of a body for whoever gets a copy; None is its end.
@@ -74,8 +81,16 @@ pub(super) enum BodyError {
     Denied(#[source] h2::Error),
 }
 
-/// Pieces by which a copy may be behind what it is a copy of.
-const MOST_BEHIND: usize = 64;
+/// Bytes by which a copy may be behind what it is a copy of, and pieces, each of which takes room of its own.
+const MOST_BEHIND: usize = 256 * 1024;
+const MOST_PIECES: usize = 64;
+
+/// Where a copy gets what is said, and how many bytes of that it has not passed on.
+#[derive(Debug)]
+struct Copying {
+    pieces: mpsc::Sender<Copied>,
+    behind: Arc<AtomicUsize>,
+}
 
 /// A body whose client waits for `100 Continue`: our asking for the first byte is what tells it to go on.
 struct HeldBack(Pin<Box<dyn Future<Output = ()> + Send>>);
@@ -84,18 +99,20 @@ struct HeldBack(Pin<Box<dyn Future<Output = ()> + Send>>);
 pub(super) type GoOn = Arc<Notify>;
 
 impl RequestBody {
-    /// What comes from the client; its bytes are added to `bytes`.
-    pub(super) fn new(inner: Incoming, bytes: Arc<AtomicU64>) -> Self {
+    /// What comes from the client; `upload` is told of it.
+    pub(super) fn new(inner: Incoming, upload: Arc<Upload>) -> Self {
         let inner = if inner.is_end_stream() { Inner::Empty } else { Inner::Client(inner) };
-        Self { inner, bytes, ..Self::empty() }
+        Self { inner, upload, ..Self::empty() }
     }
 
     /// Nothing.
     pub(super) fn empty() -> Self {
         Self {
             inner: Inner::Empty,
-            bytes: Arc::default(),
+            upload: Arc::default(),
+            is_awaited: false,
             copies: Vec::new(),
+            copies_had_turn: false,
             held_back: None,
             held: None,
             tokens: None,
@@ -107,9 +124,10 @@ impl RequestBody {
         if self.is_end_stream() {
             return Self::empty();
         }
-        let (copy, copied) = mpsc::channel(MOST_BEHIND);
-        self.copies.push(copy);
-        Self { inner: Inner::Copy(copied), ..Self::empty() }
+        let (copying, pieces) = mpsc::channel(MOST_PIECES);
+        let behind = Arc::<AtomicUsize>::default();
+        self.copies.push(Copying { pieces: copying, behind: behind.clone() });
+        Self { inner: Inner::Copy { pieces, behind }, ..Self::empty() }
     }
 
     /// The same when all of it is there. For short ones.
@@ -124,7 +142,7 @@ impl RequestBody {
         let inner = match &self.inner {
             Inner::Empty => Inner::Empty,
             Inner::Kept { data, trailers } => Inner::Kept { data: data.clone(), trailers: trailers.clone() },
-            Inner::Client(_) | Inner::Watched(_) | Inner::Resumed(_) | Inner::Copy(_) => return None,
+            Inner::Client(_) | Inner::Watched(_) | Inner::Resumed(_) | Inner::Copy { .. } => return None,
         };
         Some(Self { inner, held: self.held.clone(), tokens: self.tokens.clone(), ..Self::empty() })
     }
@@ -151,8 +169,10 @@ impl RequestBody {
             Inner::Client(source) if self.copies.is_empty() => {
                 let (watched, repeat) = Watched::new(source);
                 self.inner = Inner::Watched(watched);
-                let (bytes, held, tokens) = (self.bytes.clone(), self.held.clone(), self.tokens.clone());
-                Some(OnceMore::Repeat(repeat, Self { bytes, held, tokens, ..Self::empty() }))
+                let (upload, held, tokens) = (self.upload.clone(), self.held.clone(), self.tokens.clone());
+                // It may have been waited for since before that.
+                let is_awaited = true;
+                Some(OnceMore::Repeat(repeat, Self { upload, is_awaited, held, tokens, ..Self::empty() }))
             }
             inner => {
                 self.inner = inner;
@@ -172,8 +192,100 @@ impl RequestBody {
         go_on
     }
 
+    /// What is known of how it comes.
+    pub(super) fn upload(&self) -> &Arc<Upload> {
+        &self.upload
+    }
+
+    /// The next of what somebody else sends.
+    fn poll_sender(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = match &mut self.inner {
+            Inner::Empty | Inner::Kept { .. } => Poll::Ready(None),
+            Inner::Client(inner) => Pin::new(inner).poll_frame(cx).map_err(BodyError::from),
+            Inner::Watched(watched) => watched.poll_frame(cx),
+            Inner::Resumed(resumed) => Pin::new(&mut resumed.rest).poll_frame(cx).map_err(BodyError::from),
+            Inner::Copy { pieces, behind } => pieces.poll_recv(cx).map(|piece| match piece {
+                Some(Some(bytes)) => {
+                    behind.fetch_sub(bytes.len(), Ordering::Relaxed);
+                    Some(Ok(Frame::data(bytes)))
+                }
+                Some(None) => None,
+                None => Some(Err(BodyError::Behind)),
+            }),
+        };
+        if self.is_awaited != frame.is_pending() {
+            self.is_awaited = frame.is_pending();
+            self.upload.awaited(self.is_awaited);
+        }
+        frame
+    }
+
     fn pass_on(&mut self, piece: Copied) {
-        self.copies.retain(|copy| copy.try_send(piece.clone()).is_ok());
+        let length = piece.as_ref().map_or(0, Bytes::len);
+        self.copies.retain(|copy| {
+            let behind = copy.behind.fetch_add(length, Ordering::Relaxed) + length;
+            behind <= MOST_BEHIND && copy.pieces.try_send(piece.clone()).is_ok()
+        });
+    }
+
+    /// Whether a copy is so far behind that the task that sends it should have a turn, which it had not: a client may say more at once than
+    /// a copy may be behind.
+    fn let_copies_catch_up(&mut self) -> bool {
+        let is_behind = |copy: &Copying| copy.behind.load(Ordering::Relaxed) > 0;
+        self.copies_had_turn = !self.copies_had_turn && self.copies.iter().any(is_behind);
+        self.copies_had_turn
+    }
+}
+
+/// How the body of a request comes, for others than who sends it on.
+#[derive(Debug, Default)]
+pub(super) struct Upload {
+    bytes: AtomicU64,
+    awaited: Mutex<Awaited>,
+}
+
+/// Until when whoever has the request waited for its sender to say more.
+#[derive(Clone, Copy, Debug, Default)]
+enum Awaited {
+    #[default]
+    Never,
+    StillIs,
+    Until(Instant),
+}
+
+impl Upload {
+    /// Bytes that have come so far.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// So many have come.
+    pub(super) fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether its sender is still to say more, and is waited for.
+    pub(super) fn is_awaited(&self) -> bool {
+        matches!(*self.state(), Awaited::StillIs)
+    }
+
+    /// For how long whoever was asked then has had all that there is of the request, and is the one to be waited for; None where it is the
+    /// request's sender.
+    pub(super) fn waited_behind(&self, asked: Instant) -> Option<Duration> {
+        let since = match *self.state() {
+            Awaited::Never => asked,
+            Awaited::StillIs => return None,
+            Awaited::Until(then) => then.max(asked),
+        };
+        Some(since.elapsed())
+    }
+
+    fn awaited(&self, is: bool) {
+        *self.state() = if is { Awaited::StillIs } else { Awaited::Until(Instant::now()) };
+    }
+
+    fn state(&self) -> MutexGuard<'_, Awaited> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -215,28 +327,18 @@ impl Body for RequestBody {
             ready!(told.as_mut().poll(cx));
             this.held_back = None;
         }
+        if this.let_copies_catch_up() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let mut frame = match &mut this.inner {
-            Inner::Empty => None,
-            Inner::Client(inner) => {
-                ready!(Pin::new(inner).poll_frame(cx)).map(|it| it.map_err(BodyError::from))
-            }
-            Inner::Watched(watched) => ready!(watched.poll_frame(cx)),
-            Inner::Resumed(resumed) => match resumed.said.pop_front() {
-                // It was counted when it was said.
-                Some(said) => return Poll::Ready(Some(Ok(Frame::data(said)))),
-                None => {
-                    ready!(Pin::new(&mut resumed.rest).poll_frame(cx)).map(|it| it.map_err(BodyError::from))
-                }
-            },
             Inner::Kept { data, .. } if !data.is_empty() => Some(Ok(Frame::data(std::mem::take(data)))),
             Inner::Kept { trailers, .. } => trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
-            Inner::Copy(copied) => {
-                return Poll::Ready(match ready!(copied.poll_recv(cx)) {
-                    Some(Some(bytes)) => Some(Ok(Frame::data(bytes))),
-                    Some(None) => None,
-                    None => Some(Err(BodyError::Behind)),
-                });
+            // It was counted when it was said.
+            Inner::Resumed(Resumed { said, .. }) if !said.is_empty() => {
+                return Poll::Ready(said.pop_front().map(|said| Ok(Frame::data(said))));
             }
+            _ => ready!(this.poll_sender(cx)),
         };
         match &mut frame {
             Some(Ok(frame)) => {
@@ -244,7 +346,7 @@ impl Body for RequestBody {
                     tokens.clear_headers(trailers);
                 }
                 if let Some(data) = frame.data_ref() {
-                    this.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    this.upload.add(data.len() as u64);
                     let data = data.clone();
                     this.pass_on(Some(data));
                 }
@@ -265,7 +367,7 @@ impl Body for RequestBody {
             Inner::Watched(watched) => watched.is_end_stream(),
             Inner::Resumed(resumed) => resumed.is_end_stream(),
             Inner::Kept { data, trailers } => data.is_empty() && trailers.is_none(),
-            Inner::Copy(_) => false,
+            Inner::Copy { .. } => false,
         }
     }
 
@@ -276,7 +378,7 @@ impl Body for RequestBody {
             Inner::Watched(watched) => watched.size_hint(),
             Inner::Resumed(resumed) => resumed.size_hint(),
             Inner::Kept { data, .. } => SizeHint::with_exact(data.len() as u64),
-            Inner::Copy(_) => SizeHint::default(),
+            Inner::Copy { .. } => SizeHint::default(),
         }
     }
 }
@@ -360,5 +462,62 @@ impl Body for ResponseBody {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Upstream { inner, .. } => inner.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is sent there.
+    fn body() -> (mpsc::Sender<Copied>, RequestBody) {
+        let (sender, pieces) = mpsc::channel(1_000);
+        let behind = Arc::new(AtomicUsize::new(usize::MAX / 2));
+        (sender, RequestBody { inner: Inner::Copy { pieces, behind }, ..RequestBody::empty() })
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_not_read_is_broken_off_and_one_that_is_read_has_all() {
+        for (piece, pieces, expected) in [(16 * 1024, 16, 16), (16 * 1024, 17, 16), (1, 64, 64), (1, 65, 64)]
+        {
+            let (sender, mut original) = body();
+            let (mut stalled, mut read) = (original.copy(), original.copy());
+            let mut had = 0;
+            for _ in 0..pieces {
+                sender.send(Some(Bytes::from(vec![b'.'; piece]))).await.unwrap();
+                assert!(original.frame().await.unwrap().is_ok());
+                had += read.frame().await.unwrap().unwrap().into_data().unwrap().len();
+            }
+            drop(sender);
+            assert_eq!(had, piece * pieces);
+            let mut arrived = 0;
+            while let Some(Ok(_)) = stalled.frame().await {
+                arrived += 1;
+                if arrived == pieces {
+                    break;
+                }
+            }
+            assert_eq!(arrived, expected, "of {pieces} pieces of {piece} bytes");
+        }
+    }
+
+    #[tokio::test]
+    async fn time_in_which_the_sender_is_waited_for_is_not_the_endpoints() {
+        let (sender, mut body) = body();
+        let (upload, asked) = (body.upload().clone(), Instant::now());
+        let waited = || upload.waited_behind(asked);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(waited() >= Some(Duration::from_millis(20)), "nobody has asked for more: {:?}", waited());
+        {
+            let mut frame = std::pin::pin!(body.frame());
+            assert!(futures_util::poll!(frame.as_mut()).is_pending());
+            assert!(upload.is_awaited() && waited().is_none());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            sender.send(Some(Bytes::from_static(b"more"))).await.unwrap();
+            assert!(frame.await.unwrap().is_ok());
+        }
+        assert!(!upload.is_awaited());
+        assert!(waited().unwrap() + Duration::from_millis(40) <= asked.elapsed(), "{:?}", waited());
+        assert_eq!(upload.bytes(), 4);
     }
 }

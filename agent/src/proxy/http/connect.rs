@@ -1,11 +1,18 @@
 //! The beginning of HTTP on a connection to an upstream, and what keeps it going.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::time::Duration;
+
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
+use tokio::sync::watch;
+use tokio::time::interval;
 use tracing::debug;
 
 use super::body::RequestBody;
 use super::io::Io;
+use super::pool::USUAL_STREAMS;
 use super::{HEADER_LIST, HTTP2_CONNECTION_WINDOW, HTTP2_STREAM_WINDOW, MOST_BUFFERED, MOST_HEADERS};
 use crate::proxy::tasks::Tasks;
 
@@ -22,23 +29,61 @@ pub(super) async fn http1(
     Ok((sender, async move { ended(connection.with_upgrades().await) }))
 }
 
+/// What hyper says of a server that has not said yet how many streams it takes: a number that none says.
+const UNTOLD_STREAMS: usize = USUAL_STREAMS - 1;
+
+/// How long a server is given to say so, which it does first of all on a connection.
+const TOLD_WITHIN: Duration = Duration::from_millis(50);
+
 /// The same of HTTP/2, whose streams end with what has to run.
 pub(super) async fn http2(
     io: Io,
 ) -> hyper::Result<(http2::SendRequest<RequestBody>, impl Future<Output = ()> + Send + 'static)> {
+    let (sender, _most_streams, carried) = http2_shared(io).await?;
+    Ok((sender, carried))
+}
+
+/// The same, with how many requests the server takes at a time, once it has said so or was given enough time to.
+pub(super) async fn http2_shared(
+    io: Io,
+) -> hyper::Result<(
+    http2::SendRequest<RequestBody>,
+    watch::Receiver<Option<usize>>,
+    impl Future<Output = ()> + Send + 'static,
+)> {
     let streams = Streams::default();
     let (sender, connection) = http2::Builder::new(streams.0.clone())
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
         .max_header_list_size(HEADER_LIST)
+        .initial_max_send_streams(UNTOLD_STREAMS)
         .handshake(TokioIo::new(io))
         .await?;
+    let (most_streams, told) = watch::channel(None);
     let carried = async move {
-        ended(connection.await);
+        let mut connection = pin!(connection);
+        // hyper runs this for requests alone, and what the server says is another task's to read: looked for until it is there.
+        let mut looks = TOLD_WITHIN.as_millis();
+        let mut look = interval(Duration::from_millis(1));
+        let result = poll_fn(|cx| {
+            let polled = connection.as_mut().poll(cx);
+            let is_told = || connection.current_max_send_streams() != UNTOLD_STREAMS;
+            while looks > 0 && !is_told() && look.poll_tick(cx).is_ready() {
+                looks -= 1;
+            }
+            let now = match connection.current_max_send_streams() {
+                UNTOLD_STREAMS if looks > 0 => None,
+                UNTOLD_STREAMS => Some(USUAL_STREAMS),
+                said => Some(said),
+            };
+            most_streams.send_if_modified(|most| std::mem::replace(most, now) != now);
+            polled
+        });
+        ended(result.await);
         // Nobody has more to send, and what was sent is still to be answered.
         streams.0.ended().await;
     };
-    Ok((sender, carried))
+    Ok((sender, told, carried))
 }
 
 /// What hyper runs for the streams of a connection, and would run on when that is dropped: it holds on to itself.

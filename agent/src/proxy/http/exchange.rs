@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -14,11 +13,11 @@ use http::{Method, Request, Response, Uri, Version};
 use http_body::Frame;
 
 use super::answer::{Refusal, is_grpc};
-use super::body::{AnswerError, RequestBody, ResponseBody};
+use super::body::{AnswerError, RequestBody, ResponseBody, Upload};
 use super::pool::Loan;
 use super::quiet::Noise;
 use super::retry::mark_in_vain;
-use super::talk::Told;
+use super::talk::{Talk, Told};
 use crate::model::{LoadGuard, ObjectRef, PortGuard};
 use crate::proxy::Proxy;
 use crate::proxy::let_in::{Held, LetIn, Standing};
@@ -42,9 +41,14 @@ pub(super) struct Exchange {
     pub(super) rule: Option<Arc<Rule>>,
     /// The Service that the client dialled.
     pub(super) service: Option<ObjectRef>,
+    /// The Service that it is sent to, and the port of that.
+    pub(super) backend: Option<(ObjectRef, u16)>,
+    /// Why it was refused.
+    detail: Option<String>,
     /// How often an upstream was tried.
     pub(super) attempts: u32,
-    pub(super) request_bytes: Arc<AtomicU64>,
+    /// What the client has said of it.
+    pub(super) upload: Arc<Upload>,
     response_bytes: u64,
     status: Option<u16>,
     grpc_status: Option<u16>,
@@ -53,8 +57,10 @@ pub(super) struct Exchange {
     pub(super) ruling: RulingOf,
     /// Where it is held to the policies of an endpoint of this node.
     held: Option<Arc<Held>>,
-    /// With whom it is counted; the Service itself where nobody was reached.
+    /// With whom it is counted.
     told: Option<Arc<Told>>,
+    /// Who knows with whom that is as long as nobody was reached.
+    pub(super) talk: Option<Arc<Talk>>,
     /// It counts among the active ones there.
     active: Vec<ActiveRequest>,
     pub(super) upstream: Option<SocketAddr>,
@@ -85,8 +91,10 @@ impl Exchange {
             is_grpc: is_grpc(request.headers()),
             rule: None,
             service: None,
+            backend: None,
+            detail: None,
             attempts: 0,
-            request_bytes: Arc::default(),
+            upload: Arc::default(),
             response_bytes: 0,
             status: None,
             grpc_status: None,
@@ -94,6 +102,7 @@ impl Exchange {
             ruling: None,
             held: None,
             told: None,
+            talk: None,
             active: Vec::new(),
             upstream: None,
             asked: None,
@@ -121,11 +130,12 @@ impl Exchange {
     }
 
     /// The agent refuses it, and says why.
-    pub(super) fn refused(self: Box<Self>, refusal: &Refusal) -> Response<ResponseBody> {
+    pub(super) fn refused(mut self: Box<Self>, refusal: &Refusal) -> Response<ResponseBody> {
         let mut response = refusal.answer(self.is_grpc);
         if let Some(made) = self.retried_in_vain {
             mark_in_vain(response.headers_mut(), made);
         }
+        self.detail = Some(refusal.detail.clone());
         self.answered(refusal.end, response)
     }
 
@@ -137,11 +147,7 @@ impl Exchange {
     /// It is counted with these from here on.
     pub(super) fn tell(&mut self, told: Arc<Told>) {
         self.active = told.counters.iter().map(HttpCounters::enter).collect();
-        self.told = Some(told);
-    }
-
-    pub(super) fn is_told(&self) -> bool {
-        self.told.is_some()
+        (self.told, self.talk) = (Some(told), None);
     }
 
     /// From here on it is held to policies as what it was let in as; to those of now to begin with.
@@ -238,7 +244,7 @@ impl Exchange {
 
     /// The connection went on with another protocol, has carried so many bytes each way and ended so.
     pub(super) fn carried(&mut self, end: RequestEnd, sent: u64, received: u64) {
-        self.request_bytes.fetch_add(sent, Ordering::Relaxed);
+        self.upload.add(sent);
         self.response_bytes += received;
         self.end.get_or_insert(end);
     }
@@ -255,7 +261,9 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        let Some(told) = self.told.take() else { return };
+        // However little has come of it, somebody has asked.
+        let of_service = |talk: Arc<Talk>| talk.told_of_service(self.service.as_ref());
+        let Some(told) = self.told.take().or_else(|| self.talk.take().map(of_service)) else { return };
         // It may have gone with its connection, by the same policies.
         if self.end.is_none()
             && let Some(ruling) = self.held.take().and_then(|held| held.denied())
@@ -264,6 +272,8 @@ impl Drop for Exchange {
         }
         let request = HttpRequest {
             route: self.rule.as_deref().map(label),
+            backend: self.backend.take(),
+            detail: self.detail.take(),
             method: std::mem::take(&mut self.method),
             status: self.status,
             grpc_status: self.grpc_status,
@@ -277,7 +287,7 @@ impl Drop for Exchange {
             end: self.end.unwrap_or(RequestEnd::ClientGone),
             attempts: self.attempts,
             duration: self.began.elapsed(),
-            request_bytes: self.request_bytes.load(Ordering::Relaxed),
+            request_bytes: self.upload.bytes(),
             response_bytes: self.response_bytes,
             facts: told.facts.clone(),
             upstream: self.upstream,

@@ -17,7 +17,6 @@ use super::talk::{Dialect, Talk};
 use super::upgrade::{ClientEnd, Passed};
 use super::{head, mirror};
 use crate::model::Service;
-use crate::proxy::reach::Assurance;
 use crate::route::{Backend, Matched, RequestHead, Rule, UrlRewrite};
 use crate::snapshot::Snapshot;
 use crate::telemetry::RequestEnd;
@@ -29,6 +28,7 @@ pub(super) async fn answer(
     dialect: Dialect,
 ) -> Response<ResponseBody> {
     let mut exchange = Exchange::begin(&talk.proxy.telemetry, &request);
+    exchange.talk = Some(talk.clone());
     exchange.noise = talk.quiet.as_ref().map(Quiet::begun);
     let snapshot = talk.proxy.snapshot.load_full();
     let outcome = carry(&talk, &snapshot, &mut exchange, request, dialect).await;
@@ -41,28 +41,14 @@ pub(super) async fn answer(
             }
             response
         }
-        Ok(Outcome::Own(end, response)) => {
-            told_of_service(&talk, &snapshot, &mut exchange);
-            exchange.answered(end, response)
-        }
-        Err(refusal) => {
-            told_of_service(&talk, &snapshot, &mut exchange);
-            exchange.refused(&refusal)
-        }
+        Ok(Outcome::Own(end, response)) => exchange.answered(end, response),
+        Err(refusal) => exchange.refused(&refusal),
     };
     if dialect == Dialect::Http1 && talk.is_leaving() {
         // The client's next request is on a connection that another agent takes, or none.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
-}
-
-/// A request that reached nobody is told of the Service as such.
-fn told_of_service(talk: &Talk, snapshot: &Snapshot, exchange: &mut Exchange) {
-    if !exchange.is_told() {
-        let (service, dialled) = (exchange.service.as_ref(), talk.captured.dialled);
-        exchange.tell(talk.told(snapshot, service, dialled, &Assurance::NONE));
-    }
 }
 
 /// What becomes of a request that is not refused.
@@ -226,8 +212,8 @@ pub(super) fn outgoing(
     request: Request<Incoming>,
     dialect: Dialect,
 ) -> (Request<RequestBody>, Option<ClientEnd>) {
-    let bytes = exchange.request_bytes.clone();
-    let mut request = request.map(|body| RequestBody::new(body, bytes));
+    let upload = exchange.upload.clone();
+    let mut request = request.map(|body| RequestBody::new(body, upload));
     let client_end = head::asks_for_upgrade(&request).then(|| ClientEnd::of(&mut request));
     let keeps_upgrade = client_end.is_some() && request.method() != Method::CONNECT;
     head::strip_hop_by_hop(request.headers_mut(), keeps_upgrade && dialect == Dialect::Http1);

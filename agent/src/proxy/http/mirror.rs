@@ -16,8 +16,10 @@ use super::head;
 use super::interim::Herald;
 use super::send::{self, Way, Wishes};
 use super::talk::{Dialect, Talk};
+use crate::model::{ObjectRef, ServiceEvent};
 use crate::route::{Rule, Target};
 use crate::snapshot::Snapshot;
+use crate::telemetry::RequestEnd;
 
 /// What a mirrored request is marked with.
 pub(super) const MIRRORED: &str = "undermesh-mirrored";
@@ -43,8 +45,10 @@ pub(super) fn send(
             continue;
         }
         let Target::Service { id, port } = mirror.target.clone() else { continue };
+        let Some(load) = snapshot.services.get(&id).map(|service| service.load.clone()) else { continue };
         let Ok(place) = talk.here.upstreams.mirrors.clone().try_acquire_owned() else {
             debug!(service = %id, "a request is not mirrored: too many copies are under way");
+            load.count(ServiceEvent::MirrorDropped);
             continue;
         };
         let body = request.body_mut().copy();
@@ -62,32 +66,45 @@ pub(super) fn send(
         let tasks = talk.here.upstreams.tasks.clone();
         tasks.spawn(async move {
             let _place = place;
-            let carried = async {
-                let service = snapshot.services.get(&id)?;
-                let way = Way::Service { service, port, kept: None };
-                let mut exchange = Exchange::begin(&talk.proxy.telemetry, &copy);
-                exchange.service = Some(id.clone());
-                // What it is a copy of is its parent.
-                if let Some(trace) = &exchange.trace {
-                    trace.pass_on(copy.headers_mut());
-                }
-                let sent = send::send(&talk, &snapshot, &mut exchange, way, copy, dialect, Wishes::default());
-                match sent.await {
-                    Ok(response) => {
-                        // Read to its end, so that the connection may be used again.
-                        _ = response.into_body().collect().await;
-                        exchange.done();
-                    }
-                    Err(refusal) => {
-                        debug!(service = %id, detail = refusal.detail, "a mirrored request came to nothing");
-                        drop(exchange.refused(&refusal));
-                    }
-                }
-                Some(())
-            };
-            if tokio::time::timeout(LIMIT, carried).await.is_err() {
+            let came = tokio::time::timeout(LIMIT, carried(&talk, &snapshot, &id, port, copy, dialect));
+            load.count(came.await.unwrap_or_else(|_elapsed| {
                 debug!(service = %id, "a mirrored request took too long");
-            }
+                ServiceEvent::MirrorFailed
+            }));
         });
+    }
+}
+
+/// Has the copy answered; what came of it.
+async fn carried(
+    talk: &Arc<Talk>,
+    snapshot: &Snapshot,
+    id: &ObjectRef,
+    port: u16,
+    mut copy: Request<RequestBody>,
+    dialect: Dialect,
+) -> ServiceEvent {
+    let Some(service) = snapshot.services.get(id) else { return ServiceEvent::MirrorFailed };
+    let way = Way::Service { service, port, kept: None };
+    let mut exchange = Exchange::begin(&talk.proxy.telemetry, &copy);
+    (exchange.service, exchange.talk) = (Some(id.clone()), Some(talk.clone()));
+    // What it is a copy of is its parent.
+    if let Some(trace) = &exchange.trace {
+        trace.pass_on(copy.headers_mut());
+    }
+    match send::send(talk, snapshot, &mut exchange, way, copy, dialect, Wishes::default()).await {
+        Ok(response) => {
+            // Read to its end, so that the connection may be used again.
+            let read = response.into_body().collect().await;
+            exchange.done();
+            if read.is_ok() { ServiceEvent::Mirrored } else { ServiceEvent::MirrorFailed }
+        }
+        Err(refusal) => {
+            debug!(service = %id, detail = refusal.detail, "a mirrored request came to nothing");
+            drop(exchange.refused(&refusal));
+            // The copy's body broke off.
+            let is_dropped = refusal.end == RequestEnd::ClientGone;
+            if is_dropped { ServiceEvent::MirrorDropped } else { ServiceEvent::MirrorFailed }
+        }
     }
 }

@@ -10,6 +10,7 @@ mod blame;
 mod body;
 mod connect;
 mod deadline;
+mod endpoints;
 mod exchange;
 mod explained;
 mod fault;

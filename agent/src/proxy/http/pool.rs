@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,7 @@ use http::header::HOST;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use tokio::sync::{Notify, OnceCell, Semaphore};
+use tokio::sync::{Notify, OnceCell, Semaphore, watch};
 
 use super::body::RequestBody;
 use super::mirror;
@@ -31,6 +33,9 @@ const MOST_IDLE: usize = 128;
 
 /// How often those that have been idle for too long are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// Streams of an HTTP/2 connection of whose server nothing is known: RFC 9113 (section 6.5.2) recommends that it take no fewer.
+pub(super) const USUAL_STREAMS: usize = 100;
 
 /// Which requests may share a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +98,8 @@ pub(super) struct Lease {
     pub(super) terms: Arc<Terms>,
     /// It stood before it was asked for, so it may have died unnoticed.
     pub(super) is_reused: bool,
+    /// Its stream, of a connection that has several.
+    pub(super) _stream: Option<StreamPlace>,
 }
 
 /// A connection that is lent, with where it belongs.
@@ -198,7 +205,8 @@ pub(in crate::proxy) struct Pool {
 #[derive(Debug, Default)]
 struct Slots {
     http1: HashMap<Key, Vec<Idle>>,
-    http2: HashMap<Key, Arc<Shared>>,
+    /// One as a rule, and further ones where servers take fewer requests at a time than there are.
+    http2: HashMap<Key, Vec<Arc<Shared>>>,
     /// When, and by the snapshot of which generation.
     swept: Option<(Instant, u64)>,
 }
@@ -216,10 +224,23 @@ struct Idle {
 struct Shared {
     made: OnceCell<Made>,
     used: Mutex<Option<Instant>>,
+    /// Requests that are on it or wait for it to be made.
+    lent: AtomicUsize,
 }
 
+/// A place among the streams of an HTTP/2 connection, until it is dropped.
+#[derive(Debug)]
+pub(super) struct StreamPlace(Arc<Shared>);
+
 /// An HTTP/2 connection, and what it was made with.
-pub(super) type Made = (http2::SendRequest<RequestBody>, Assurance, Arc<Terms>);
+#[derive(Clone, Debug)]
+pub(super) struct Made {
+    pub(super) sender: http2::SendRequest<RequestBody>,
+    /// How many streams its server takes at a time, once that is known.
+    pub(super) most_streams: watch::Receiver<Option<usize>>,
+    pub(super) assurance: Assurance,
+    pub(super) terms: Arc<Terms>,
+}
 
 impl Default for Pool {
     fn default() -> Self {
@@ -246,7 +267,7 @@ impl Pool {
         if idle.is_empty() {
             slots.http1.remove(key);
         }
-        Some(Lease { sender: Sender::Http1(sender), assurance, terms, is_reused: true })
+        Some(Lease { sender: Sender::Http1(sender), assurance, terms, is_reused: true, _stream: None })
     }
 
     /// Takes a connection back whose request has been answered.
@@ -263,35 +284,60 @@ impl Pool {
         }
     }
 
-    /// The HTTP/2 connection to the endpoint, made if there is none that relies on just this; another one than what is `spent`. At the
-    /// same time it is made once.
+    /// An HTTP/2 connection to the endpoint with room for one more stream, made if there is none that relies on just this; another one than
+    /// what is `spent`. As many are made at the same time as it takes.
     pub(super) async fn http2<F>(
         &self,
         key: &Key,
         assurance: &Assurance,
         spent: Option<&Weak<Terms>>,
-        make: impl FnOnce() -> F,
+        make: impl Fn() -> F,
     ) -> Result<Lease, InTheWay>
     where
         F: Future<Output = Result<Made, InTheWay>>,
     {
-        let shared = {
-            let mut slots = self.slots();
-            let shared = slots.http2.entry(key.clone()).or_default();
-            let is_usable = |(sender, made_with, terms): &Made| {
+        loop {
+            let stream = self.shared(key, assurance, spent);
+            let shared = &stream.0;
+            let is_reused = shared.made.initialized();
+            let made = shared.made.get_or_try_init(&make).await?.clone();
+            // All that have waited for it may be too many.
+            if shared.most_streams_known(&made).await < shared.lent.load(Relaxed) {
+                continue;
+            }
+            *shared.used.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            let Made { sender, assurance, terms, .. } = made;
+            return Ok(Lease {
+                sender: Sender::Http2(sender),
+                assurance,
+                terms,
+                is_reused,
+                _stream: Some(stream),
+            });
+        }
+    }
+
+    /// A place on the first connection that has one and may be used. Those that may not are left to who is still on them.
+    fn shared(&self, key: &Key, assurance: &Assurance, spent: Option<&Weak<Terms>>) -> StreamPlace {
+        let mut slots = self.slots();
+        let all = slots.http2.entry(key.clone()).or_default();
+        all.retain(|shared| {
+            let is_usable = |Made { sender, assurance: made_with, terms, .. }: &Made| {
                 let is_spent = spent.is_some_and(|spent| spent.as_ptr() == Arc::as_ptr(terms));
                 let is_over = is_spent || shared.is_over(terms) || terms.are_old();
                 !sender.is_closed() && made_with == assurance && !is_over
             };
-            if !shared.made.get().is_none_or(is_usable) {
-                *shared = Arc::default();
+            shared.made.get().is_none_or(is_usable)
+        });
+        let shared = match all.iter().find(|shared| shared.lent.load(Relaxed) < shared.most_streams()) {
+            Some(shared) => shared.clone(),
+            None => {
+                all.push(Arc::default());
+                all[all.len() - 1].clone()
             }
-            shared.clone()
         };
-        let is_reused = shared.made.initialized();
-        let (sender, assurance, terms) = shared.made.get_or_try_init(make).await?.clone();
-        *shared.used.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        Ok(Lease { sender: Sender::Http2(sender), assurance, terms, is_reused })
+        shared.lent.fetch_add(1, Relaxed);
+        StreamPlace(shared)
     }
 
     /// Forgets the connections of a pod that has left. They end with the requests that are on them.
@@ -312,10 +358,12 @@ impl Pool {
         }
         let is_idle = |shared: &Shared| {
             let made = shared.made.get();
-            made.is_some_and(|(.., terms)| terms.hold_place_at(port) && !is_lent(terms))
+            made.is_some_and(|made| made.terms.hold_place_at(port) && !is_lent(&made.terms))
         };
-        let found = slots.http2.iter().find(|(_, shared)| is_idle(shared)).map(|(key, _)| key.clone());
-        found.and_then(|key| slots.http2.remove(&key)).is_some()
+        slots.http2.values_mut().any(|all| {
+            let place = all.iter().position(|shared| is_idle(shared));
+            place.map(|place| all.remove(place)).is_some()
+        })
     }
 
     /// Lets go of what has been idle for too long, or leads to an endpoint that has gone. To be called often; it is cheap.
@@ -336,18 +384,20 @@ impl Pool {
             });
             !idle.is_empty()
         });
-        slots.http2.retain(|key, shared| {
+        let lives = |key: &Key, shared: &Arc<Shared>| {
             let used = *shared.used.lock().unwrap_or_else(PoisonError::into_inner);
             // It is idle since the last request has ended, which is later than that began.
             let is_fresh =
                 |terms: &Arc<Terms>| is_lent(terms) || used.is_some_and(|used| is_fresh(used, terms));
-            let made = shared.made.get();
-            // Requests that are under way have it for themselves.
-            let lives = made.is_some_and(|(sender, _, terms)| {
+            let is_made = shared.made.get().is_some_and(|Made { sender, terms, .. }| {
                 !sender.is_closed() && is_fresh(terms) && !terms.lead_nowhere(key.to, snapshot)
             });
-            let is_made = Arc::strong_count(shared) > 1;
-            is_made || lives
+            // Requests that are under way have it for themselves, but for those that wait for it to be made.
+            is_made || (!shared.made.initialized() && shared.lent.load(Relaxed) > 0)
+        };
+        slots.http2.retain(|key, all| {
+            all.retain(|shared| lives(key, shared));
+            !all.is_empty()
         });
     }
 
@@ -357,10 +407,32 @@ impl Pool {
 }
 
 impl Shared {
+    /// Requests that it is to have at a time.
+    fn most_streams(&self) -> usize {
+        let told = self.made.get().and_then(|made| *made.most_streams.borrow());
+        // One that takes none now is no worse than another one to the same server.
+        told.unwrap_or(USUAL_STREAMS).max(1)
+    }
+
+    /// The same when it is known, for which a request that is alone there need not wait.
+    async fn most_streams_known(&self, made: &Made) -> usize {
+        if made.most_streams.borrow().is_none() && self.lent.load(Relaxed) > 1 {
+            // Where the connection has ended meanwhile, that shows soon enough.
+            _ = made.most_streams.clone().wait_for(Option::is_some).await;
+        }
+        self.most_streams()
+    }
+
     /// Whether it has been idle for longer than its terms allow.
     fn is_over(&self, terms: &Arc<Terms>) -> bool {
         let used = *self.used.lock().unwrap_or_else(PoisonError::into_inner);
         !is_lent(terms) && used.is_some_and(|used| terms.are_over(used))
+    }
+}
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.0.lent.fetch_sub(1, Relaxed);
     }
 }
 
@@ -370,131 +442,4 @@ fn is_lent(terms: &Arc<Terms>) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use futures_util::FutureExt as _;
-    use hyper_util::rt::{TokioExecutor, TokioIo};
-
-    use super::*;
-    use crate::model::UnderWay;
-
-    fn key() -> Key {
-        Key {
-            source: 1,
-            bound: None,
-            to: "10.1.0.1:80".parse().unwrap(),
-            is_limited: false,
-            is_capped: false,
-            tls: None,
-        }
-    }
-
-    /// A connection to nobody, that waits for a request.
-    async fn http1_lease(terms: Arc<Terms>) -> (Lease, tokio::io::DuplexStream) {
-        let (ours, theirs) = tokio::io::duplex(1024);
-        let (mut sender, connection) = http1::handshake(TokioIo::new(ours)).await.unwrap();
-        tokio::spawn(connection);
-        sender.ready().await.unwrap();
-        let lease =
-            Lease { sender: Sender::Http1(sender), assurance: Assurance::NONE, terms, is_reused: false };
-        (lease, theirs)
-    }
-
-    /// The same of HTTP/2, made by the pool.
-    async fn http2_lease(pool: &Pool, terms: Arc<Terms>) -> (Lease, tokio::io::DuplexStream) {
-        let (ours, theirs) = tokio::io::duplex(1024);
-        let make = || async move {
-            let (sender, connection) =
-                http2::handshake(TokioExecutor::new(), TokioIo::new(ours)).await.unwrap();
-            tokio::spawn(connection);
-            Ok((sender, Assurance::NONE, terms))
-        };
-        (pool.http2(&key(), &Assurance::NONE, None, make).await.unwrap(), theirs)
-    }
-
-    fn counted(port: &PortLoad) -> Arc<Terms> {
-        let guard = port.enter(UnderWay::Connections, 9).unwrap();
-        Terms::new(Some(Place::new(guard, &Arc::default())), None, None)
-    }
-
-    #[tokio::test]
-    async fn an_idle_connection_is_let_go_for_its_port_and_one_that_is_lent_is_not() {
-        let (pool, port, other) = (Pool::default(), PortLoad::default(), PortLoad::default());
-        let (lease, _server) = http1_lease(counted(&port)).await;
-        assert!(!pool.let_go(&port), "it is lent");
-        pool.give_back(key(), lease);
-        assert!(!pool.let_go(&other), "it is another port's");
-        assert!(pool.let_go(&port) && !pool.let_go(&port));
-        assert_eq!(port.under_way(UnderWay::Connections), 0);
-
-        let terms = counted(&port);
-        // The connection itself.
-        let held = terms.clone();
-        let (lease, _server) = http2_lease(&pool, terms).await;
-        assert!(!pool.let_go(&port), "a request is under way");
-        drop(lease);
-        assert!(pool.let_go(&port) && !pool.let_go(&port));
-        drop(held);
-        assert_eq!(port.under_way(UnderWay::Connections), 0);
-    }
-
-    #[tokio::test]
-    async fn who_waits_for_a_place_is_told_once_it_is_left() {
-        let (port, left) = (PortLoad::default(), Arc::<Notify>::default());
-        let place = Place::new(port.enter(UnderWay::Connections, 1).unwrap(), &left);
-        let mut told = Box::pin(left.notified());
-        assert_eq!(told.as_mut().now_or_never(), None, "it is not left yet");
-        drop(place);
-        assert_eq!(told.now_or_never(), Some(()));
-        assert_eq!(port.under_way(UnderWay::Connections), 0);
-    }
-
-    #[tokio::test]
-    async fn a_connection_that_was_idle_for_too_long_is_not_used() {
-        let (pool, limit) = (Pool::default(), Duration::from_millis(40));
-        let (lease, _server) = http1_lease(Terms::new(None, Some(limit), None)).await;
-        pool.give_back(key(), lease);
-        let lease = pool.take_http1(&key(), &Assurance::NONE).unwrap();
-        std::thread::sleep(limit);
-        pool.give_back(key(), lease);
-        let lease = pool.take_http1(&key(), &Assurance::NONE).expect("it was in use");
-        pool.give_back(key(), lease);
-        std::thread::sleep(limit);
-        assert!(pool.take_http1(&key(), &Assurance::NONE).is_none());
-    }
-
-    #[tokio::test]
-    async fn connections_to_an_endpoint_that_has_gone_are_let_go() {
-        let (pool, endpoint, now) = (Pool::default(), EndpointLoad::default(), Instant::now());
-        let terms = Terms::new(None, None, Some(endpoint.clone()));
-        let (lease, mut server) = http1_lease(terms.clone()).await;
-        pool.give_back(key(), lease);
-        let (lease, _server) = http2_lease(&pool, terms).await;
-        let known = || {
-            let slots = pool.slots();
-            (slots.http1.len(), slots.http2.len())
-        };
-        let generation = |generation| Snapshot { generation, ..Snapshot::default() };
-        pool.sweep(now, &generation(1));
-        assert_eq!(known(), (1, 1));
-        endpoint.set_gone(true);
-        pool.sweep(now, &generation(1));
-        assert_eq!(known(), (1, 1), "not before there is news");
-        pool.sweep(now, &generation(2));
-        assert_eq!(known(), (0, 0));
-        // Whoever has one goes on with it.
-        let Sender::Http2(sender) = lease.sender else { panic!("it speaks HTTP/2") };
-        assert!(!sender.is_closed());
-        let mut bytes = Vec::new();
-        tokio::io::AsyncReadExt::read_to_end(&mut server, &mut bytes).await.unwrap();
-        assert_eq!(bytes, b"", "the server sees the end");
-    }
-
-    #[tokio::test]
-    async fn connections_to_a_dialled_pod_that_has_gone_are_let_go() {
-        let pool = Pool::default();
-        let (lease, _server) = http1_lease(Terms::new(None, None, None)).await;
-        pool.give_back(key(), lease);
-        pool.sweep(Instant::now(), &Snapshot::default());
-        assert!(pool.take_http1(&key(), &Assurance::NONE).is_none());
-    }
-}
+mod tests;

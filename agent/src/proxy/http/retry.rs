@@ -11,6 +11,7 @@ use hyper::body::{Body as _, Incoming};
 use super::answer::Refusal;
 use super::body::RequestBody;
 use super::head;
+use crate::balance::outlier::Verdict;
 use crate::balance::{budget, caps};
 use crate::model::{PortGuard, RetrySettings, ServiceEvent, ServiceLoad, ServicePort, UnderWay};
 use crate::route::Retry;
@@ -91,14 +92,19 @@ impl<'a> Retries<'a> {
             && !head::waits_to_go_on(request)
     }
 
-    /// Whether the answer is one that asks for another attempt, or would where any is wanted.
-    pub(super) fn has_failed(&self, answer: &Result<Response<Incoming>, Refusal>) -> bool {
+    /// Whether the answer is one that asks for another attempt, or would where any is wanted. A refusal of our own that says nothing of the
+    /// endpoint would be the same at any other, and is none.
+    pub(super) fn has_failed<B>(
+        &self,
+        answer: &Result<Response<B>, Refusal>,
+        verdict: Option<Verdict>,
+    ) -> bool {
         match (answer, self.wish) {
             // As if the endpoint's own agent had said so.
             (Err(Refusal { end: RequestEnd::RateLimited, .. }), wish) => {
                 wish.is_some_and(|wish| wish.codes.contains(&StatusCode::TOO_MANY_REQUESTS))
             }
-            (Err(_), _) => true,
+            (Err(_), _) => verdict.is_some(),
             (Ok(response), Some(wish)) => wish.codes.contains(&response.status()),
             (Ok(response), None) => response.status().is_server_error(),
         }
@@ -184,6 +190,7 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 mod tests {
     use super::*;
     use crate::model::{Caps, TrafficSettings};
+    use crate::proxy::http::blame;
     use crate::telemetry::RequestEnd;
 
     #[test]
@@ -207,6 +214,29 @@ mod tests {
             assert_eq!(wished(&any, method.clone()), Some(2), "{method}");
             assert_eq!(wished(&RetrySettings::default(), method), None);
         }
+    }
+
+    #[test]
+    fn refusals_that_say_nothing_of_the_endpoint_are_not_sent_again() {
+        let settings =
+            RetrySettings { attempts: 2, codes: vec![StatusCode::FORBIDDEN], ..RetrySettings::default() };
+        let retries = Retries::of(Wish::of_port(&settings, &Method::GET), None, &HeaderMap::new());
+        for (end, expected) in [
+            (RequestEnd::UpstreamReset, true),
+            (RequestEnd::UpstreamTimeout, true),
+            (RequestEnd::Denied, false),
+            (RequestEnd::Unauthenticated, false),
+            (RequestEnd::BadRequest, false),
+            (RequestEnd::InvalidBackend, false),
+            (RequestEnd::ClientGone, false),
+            (RequestEnd::RateLimited, false),
+        ] {
+            let answer: Result<Response<()>, _> = Err(Refusal::new(end, "why"));
+            let verdict = blame::verdict_of_refusal(end, false);
+            assert_eq!(retries.has_failed(&answer, verdict), expected, "{end:?}");
+        }
+        let too_slow = blame::verdict_of_refusal(RequestEnd::UpstreamTimeout, true);
+        assert_eq!(too_slow, None, "the client is still sending");
     }
 
     #[test]

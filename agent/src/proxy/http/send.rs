@@ -1,34 +1,33 @@
 //! A request that knows where it wants to go, sent to one endpoint after another until one answers.
 
-use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, Request, Response, Uri};
 use hyper::body::Incoming;
 use tokio::time::{sleep, timeout, timeout_at};
 use tracing::debug;
 
 use super::answer::Refusal;
 use super::body::{OnceMore, RequestBody};
+use super::endpoints::Endpoints;
 use super::exchange::Exchange;
 use super::mirror::MIRRORED;
 use super::pool::{Lease, Loan};
 use super::retry::{Retries, Wish, mark_in_vain};
 use super::talk::{Dialect, Talk};
-use super::{authorize, blame, deadline, fault, hashed, head, interim, limit};
-use crate::balance::outlier::Verdict;
-use crate::balance::{budget, caps, latency};
-use crate::model::{Limited, LoadGuard, Service, ServiceLoad, ServicePort, TrafficSettings, UnderWay};
+use super::{authorize, blame, deadline, fault, head, interim, limit};
+use crate::balance::{budget, caps};
+use crate::model::{Limited, Service, ServicePort, TrafficSettings, UnderWay};
 use crate::policy::Standing;
 use crate::proxy::admission::{self, Entry};
 use crate::proxy::let_in;
-use crate::proxy::reach::{self, Attempts, InTheWay, Unreached};
+use crate::proxy::reach::{self, InTheWay};
 use crate::route::{Rule, Timeouts};
 use crate::sentence::in_one_sentence;
 use crate::snapshot::Snapshot;
-use crate::telemetry::{RefuseReason, RequestEnd};
+use crate::telemetry::RequestEnd;
 
 /// Where a request is to go.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +126,9 @@ pub(super) async fn send(
     dialect: Dialect,
     wishes: Wishes<'_>,
 ) -> Result<Response<Incoming>, Refusal> {
+    if let Way::Service { service, port, .. } = way {
+        exchange.backend = Some((service.id.clone(), port));
+    }
     let port = way.port();
     let settings = port.map(|(_, port)| &*port.traffic);
     let patience = Patience::of(wishes, settings, &request, (exchange.began(), exchange.is_grpc));
@@ -152,11 +154,11 @@ pub(super) async fn send(
         // Nobody waits for what would be sent now.
         Some(until) if until <= Instant::now() => Err(out_of_time()),
         Some(until) => timeout_at(until.into(), answer).await.unwrap_or_else(|_elapsed| {
+            // Where it was with none, between two attempts, there is none to blame.
             if patience.is_clients() {
-                endpoints.no_verdict();
+                endpoints.gave_up();
             } else {
-                // Where it was with none, between two attempts, there is none to blame.
-                endpoints.judge(Verdict::GatewayFailure);
+                endpoints.was_too_slow();
             }
             Err(out_of_time())
         }),
@@ -203,15 +205,13 @@ impl Sending<'_> {
                     Err(Failed::Broken(refusal)) => Err(refusal),
                     Ok(response) => Ok(response),
                 };
-            match blame::verdict(exchange, &answer) {
-                Some(verdict) => {
-                    endpoints.took(exchange.asked, &answer);
-                    endpoints.judge(verdict);
-                }
+            let verdict = blame::verdict(exchange, &answer, endpoints.wait_for_client());
+            match verdict {
+                Some(verdict) => endpoints.answered(exchange.asked, &answer, verdict),
                 None => endpoints.no_verdict(),
             }
             let Some((service, port)) = endpoints.port() else { return answer };
-            if !retries.has_failed(&answer) {
+            if !retries.has_failed(&answer, verdict) {
                 budget::answered(service);
                 return answer;
             }
@@ -419,116 +419,6 @@ fn once_more(request: &mut Request<RequestBody>) -> Option<Request<OnceMore>> {
 fn begun_anew(once_more: Request<OnceMore>) -> Option<Request<RequestBody>> {
     let (head, body) = once_more.into_parts();
     Some(Request::from_parts(head, body.begin()?))
-}
-
-/// The endpoints that one request is sent to, one after the other.
-enum Endpoints<'a> {
-    /// There is one, and what became of it.
-    Pod(SocketAddr, Option<InTheWay>),
-    Service {
-        attempts: Attempts<'a>,
-        kept: Option<SocketAddr>,
-    },
-}
-
-impl<'a> Endpoints<'a> {
-    fn of(talk: &'a Talk, way: Way<'a>, request: &Request<RequestBody>) -> Self {
-        match way {
-            Way::Pod(address) => Self::Pod(address, None),
-            Way::Service { service, port, kept } => {
-                let client = talk.captured.client.ip();
-                let dialled = SocketAddr::new(talk.captured.dialled.ip(), port);
-                let hash = service.port(port).and_then(|port| hashed::hash(port, client, request));
-                let attempts = Attempts::for_request(&talk.proxy, service, client, dialled, hash);
-                Self::Service { attempts, kept }
-            }
-        }
-    }
-
-    fn next(&mut self) -> Result<(SocketAddr, Option<LoadGuard>), Refusal> {
-        match self {
-            Self::Pod(address, None) => Ok((*address, None)),
-            Self::Pod(address, Some(why)) => {
-                Err(Refusal::unreached(why.reason, why.detail.as_deref(), address))
-            }
-            Self::Service { attempts, kept } => {
-                let next =
-                    kept.take().and_then(|kept| attempts.kept(kept)).map_or_else(|| attempts.next(), Ok);
-                match next {
-                    Ok((address, load)) => Ok((address, Some(load))),
-                    // What has been tried says more.
-                    Err(unreached) if attempts.is_full() && unreached.tried.is_none() => {
-                        let service = &attempts.service().id;
-                        let most =
-                            attempts.port().and_then(|port| port.traffic.caps.pending).unwrap_or_default();
-                        let detail = format!("{service}: {most} requests wait for each endpoint");
-                        Err(Refusal::new(RequestEnd::Overloaded, detail))
-                    }
-                    Err(Unreached { reason: RefuseReason::Overloaded, .. }) => {
-                        let (service, caps) =
-                            (&attempts.service().id, attempts.port().map(|port| port.traffic.caps));
-                        let most = caps.and_then(|caps| caps.connections).unwrap_or_default();
-                        let detail = format!("{service}: {most} connections are open, as many as may be");
-                        Err(Refusal::new(RequestEnd::Overloaded, detail))
-                    }
-                    Err(unreached) => {
-                        let towards: &dyn Display = match &unreached.tried {
-                            Some(address) => address,
-                            None => &attempts.service().id,
-                        };
-                        Err(Refusal::unreached(unreached.reason, unreached.detail.as_deref(), towards))
-                    }
-                }
-            }
-        }
-    }
-
-    /// Nothing was sent: the next one may do better.
-    fn failed(&mut self, endpoint: SocketAddr, why: InTheWay) {
-        match self {
-            Self::Pod(_, failed) => *failed = Some(why),
-            Self::Service { attempts, .. } => attempts.failed(endpoint, why),
-        }
-    }
-
-    /// It was sent then, and this is what came of it. One that says that it has too much to do says so fast.
-    fn took(&self, asked: Option<Instant>, answer: &Result<Response<Incoming>, Refusal>) {
-        let (Self::Service { attempts, .. }, Some(asked)) = (self, asked) else { return };
-        let is_overloaded = answer.as_ref().map_or(true, |response| {
-            matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
-        });
-        let least = if is_overloaded { latency::OVERLOADED } else { Duration::ZERO };
-        attempts.took(asked.elapsed().max(least));
-    }
-
-    /// What became of what was sent.
-    fn judge(&mut self, verdict: Verdict) {
-        if let Self::Service { attempts, .. } = self {
-            attempts.judge(verdict);
-        }
-    }
-
-    /// What became of it is not the endpoint's doing.
-    fn no_verdict(&mut self) {
-        if let Self::Service { attempts, .. } = self {
-            attempts.no_verdict();
-        }
-    }
-
-    /// What is known of the Service that they are of, and its port.
-    fn port(&self) -> Option<(&'a ServiceLoad, &'a ServicePort)> {
-        match self {
-            Self::Pod(..) => None,
-            Self::Service { attempts, .. } => Some((&attempts.service().load, attempts.port()?)),
-        }
-    }
-
-    /// The request is to be sent again: to another one, if there is another.
-    fn avoid(&mut self, endpoint: SocketAddr) {
-        if let Self::Service { attempts, .. } = self {
-            attempts.avoid(endpoint);
-        }
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::connect;
 use super::io::{Counted, Io, Stream};
-use super::pool::{Key, Lease, Place, Sender, Terms};
+use super::pool::{Key, Lease, Made, Place, Sender, Terms};
 use super::quiet::Quiet;
 use crate::balance::Carries;
 use crate::balance::caps::{self, Full};
@@ -34,8 +34,9 @@ pub(super) struct Talk {
     fate: watch::Receiver<Fate>,
     /// Where the dialled port has clients' connections end that are idle.
     pub(super) quiet: Option<Arc<Quiet>>,
-    /// Who was talked to so far, for telemetry: a handful, and most requests go where one went before.
-    told: Mutex<Vec<Arc<Told>>>,
+    /// Who was talked to so far, for telemetry, as the snapshot of this generation has it: a handful, and most requests go where one went
+    /// before.
+    told: Mutex<Vec<(u64, Arc<Told>)>>,
 }
 
 /// What telemetry is told of requests to one endpoint.
@@ -66,6 +67,11 @@ impl Told {
         let counters = all.iter().map(|facts| telemetry.http_counters(facts)).collect();
         let Some(facts) = all.into_iter().next() else { unreachable!("somebody reports every connection") };
         Self { to, assurance, facts: Arc::new(facts), counters }
+    }
+
+    /// Whether it tells of requests to this endpoint for that Service, as the one or the other snapshot has them.
+    fn is_of(&self, to: SocketAddr, service: Option<&ObjectRef>, assurance: &Assurance) -> bool {
+        self.to == to && self.facts.service.as_ref() == service && self.assurance == *assurance
     }
 
     /// How the connection is protected.
@@ -145,16 +151,17 @@ impl Talk {
                 let made = connect::http1(io).await;
                 let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
                 self.keep(connection, let_in);
-                Ok(Lease { sender: Sender::Http1(sender), assurance, terms, is_reused: false })
+                Ok(Lease { sender: Sender::Http1(sender), assurance, terms, is_reused: false, _stream: None })
             }
             Dialect::Http2 => {
                 let make = || async {
                     let (io, assurance, terms, let_in) =
                         self.connect(snapshot, service, (to, port), dialect).await?;
-                    let made = connect::http2(io).await;
-                    let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
+                    let made = connect::http2_shared(io).await;
+                    let (sender, most_streams, connection) =
+                        made.map_err(|error| refused(&error, &assurance))?;
                     self.keep(connection, let_in);
-                    Ok((sender, assurance, terms))
+                    Ok(Made { sender, most_streams, assurance, terms })
                 };
                 pool.http2(&key, &wanted, spent, make).await
             }
@@ -264,6 +271,11 @@ impl Talk {
         Ok(guard.map(|guard| Place::new(guard, &self.here.place_left)))
     }
 
+    /// With whom requests are counted that have reached no endpoint: the Service as such.
+    pub(super) fn told_of_service(&self, service: Option<&ObjectRef>) -> Arc<Told> {
+        self.told(&self.proxy.snapshot.load(), service, self.captured.dialled, &Assurance::NONE)
+    }
+
     /// With whom requests to the endpoint are counted.
     pub(super) fn told(
         &self,
@@ -273,7 +285,11 @@ impl Talk {
         assurance: &Assurance,
     ) -> Arc<Told> {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = told.iter().find(|told| told.to == to && told.assurance == *assurance) {
+        let place = told.iter().position(|(_, told)| told.is_of(to, service, assurance));
+        // An address may have become another pod's.
+        if let Some((generation, known)) = place.map(|place| &told[place])
+            && *generation == snapshot.generation
+        {
             return known.clone();
         }
         let facts = |reporter: &_| {
@@ -282,10 +298,16 @@ impl Talk {
         };
         let all: Vec<ConnectionFacts> = reach::reporters(assurance).iter().map(facts).collect();
         let new = Arc::new(Told::new(&self.proxy.telemetry, to, assurance.clone(), all));
-        if told.len() == MOST_TOLD {
-            told.remove(0);
+        let entry = (snapshot.generation, new.clone());
+        match place {
+            Some(place) => told[place] = entry,
+            None => {
+                if told.len() == MOST_TOLD {
+                    told.remove(0);
+                }
+                told.push(entry);
+            }
         }
-        told.push(new.clone());
         new
     }
 }

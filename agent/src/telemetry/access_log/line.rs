@@ -163,6 +163,11 @@ fn request(fields: &mut impl Fields, request: &HttpRequest) -> fmt::Result {
         None => fields.text("route", None::<&&str>)?,
     }
     fields.text("rule", route.map(|route| &route.rule))?;
+    match &request.backend {
+        Some((service, port)) => fields.text("backend", Some(&format_args!("{service}:{port}")))?,
+        None => fields.text("backend", None::<&&str>)?,
+    }
+    fields.text("detail", request.detail.as_ref())?;
     fields.number("attempts", Some(&request.attempts))?;
     fields.text("trace_id", request.trace.as_ref())
 }

@@ -34,6 +34,22 @@ impl Scrape {
             }
         }
 
+        let help = "Copies of HTTP requests for a Service that is a mirror, by what became of them.";
+        let mut family = out.counter("undermesh_http_mirrored", help)?;
+        for service in services() {
+            for (event, outcome) in [
+                (ServiceEvent::Mirrored, "sent"),
+                (ServiceEvent::MirrorDropped, "dropped"),
+                (ServiceEvent::MirrorFailed, "failed"),
+            ] {
+                let count = service.load.counted(event);
+                if count > 0 {
+                    let [name, namespace] = labels(service);
+                    counter(&mut family, &[name, namespace, ("outcome", outcome)], count)?;
+                }
+            }
+        }
+
         let help =
             "Endpoints that were left alone for a while because they failed what they were sent, by why.";
         let mut family = out.counter("undermesh_http_ejections", help)?;

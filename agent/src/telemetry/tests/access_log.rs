@@ -141,6 +141,8 @@ fn logged_requests(format: AccessLogFormat) -> Vec<String> {
     let full = HttpRequest {
         grpc_status: Some(4711),
         path: "/a \"b\"\u{9b}=\n".into(),
+        backend: Some((ObjectRef::new("shop", "db-canary"), 5432)),
+        detail: Some("shop/db-canary: no \"endpoints\"".into()),
         attempts: 2,
         request_bytes: 10,
         trace: Some(traced("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00")),
@@ -182,6 +184,8 @@ fn a_request_has_a_line_with_every_field() {
     expect![[r#"
         attempts=2
         authority="db.shop"
+        backend="shop/db-canary:5432"
+        detail="shop/db-canary: no \"endpoints\""
         duration_seconds=0.003
         grpc_status=4711
         method="PURGE"
@@ -197,7 +201,17 @@ fn a_request_has_a_line_with_every_field() {
     "#]]
     .assert_eq(&own.map(|(k, v)| format!("{k}={v}\n")).collect::<String>());
     assert_eq!(full["path"], "/a \"b\"\u{9b}=\n");
-    for absent in ["status", "grpc_status", "route", "rule", "trace_id", "upstream_address", "source_pod"] {
+    for absent in [
+        "status",
+        "grpc_status",
+        "route",
+        "rule",
+        "backend",
+        "detail",
+        "trace_id",
+        "upstream_address",
+        "source_pod",
+    ] {
         assert_eq!(bare[absent], serde_json::Value::Null, "{absent}");
     }
     assert_eq!(bare["path"], "é".repeat(1_024), "a path is cut between characters");
@@ -209,7 +223,7 @@ fn a_line_of_text_is_one_line_whatever_the_client_sends() {
     let lines = logged_requests(AccessLogFormat::Text);
     assert_eq!(lines.len(), 2, "{lines:?}");
     let own = |line: &str| line.split_once(" sent_bytes=").unwrap().1.to_owned();
-    expect![[r#"10 received_bytes=1000 duration_seconds=0.003000 method=PURGE authority=db.shop path="/a \"b\"\u009b=\u000a" version=HTTP/2 status=200 grpc_status=4711 route=HTTPRoute/shop/db rule=0 attempts=2 trace_id=4bf92f3577b34da6a3ce929d0e0e4736"#]].assert_eq(&own(&lines[0]));
+    expect![[r#"10 received_bytes=1000 duration_seconds=0.003000 method=PURGE authority=db.shop path="/a \"b\"\u009b=\u000a" version=HTTP/2 status=200 grpc_status=4711 route=HTTPRoute/shop/db rule=0 backend=shop/db-canary:5432 detail="shop/db-canary: no \"endpoints\"" attempts=2 trace_id=4bf92f3577b34da6a3ce929d0e0e4736"#]].assert_eq(&own(&lines[0]));
     assert!(own(&lines[1]).starts_with("0 received_bytes=1000 duration_seconds=0.003000 method=MMM"));
     assert!(!lines[1].contains(" status=") && !lines[1].contains(" route="), "{}", lines[1]);
 }

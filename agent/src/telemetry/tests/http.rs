@@ -8,6 +8,7 @@ pub(super) fn request(what: &str) -> HttpRequest {
     let (method, status) = what.split_once(' ').unwrap();
     HttpRequest {
         route: Some(route("db", "0")),
+        backend: None,
         method: method.parse().unwrap(),
         status: status.parse().ok(),
         grpc_status: None,
@@ -15,6 +16,7 @@ pub(super) fn request(what: &str) -> HttpRequest {
         authority: "db.shop".into(),
         path: "/orders".into(),
         end: RequestEnd::Done,
+        detail: None,
         attempts: 1,
         duration: Duration::from_millis(3),
         request_bytes: 0,

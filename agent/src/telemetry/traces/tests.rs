@@ -150,6 +150,7 @@ fn request(trace: Option<RequestTrace>) -> HttpRequest {
     let upstream: SocketAddr = "10.0.0.2:8080".parse().unwrap();
     HttpRequest {
         route: Some(RouteLabel { kind: "HTTPRoute", id: ObjectRef::new("shop", "orders"), rule: "0".into() }),
+        backend: None,
         method: ::http::Method::GET,
         status: Some(200),
         grpc_status: None,
@@ -157,6 +158,7 @@ fn request(trace: Option<RequestTrace>) -> HttpRequest {
         authority: "db.shop:5432".into(),
         path: "/orders".into(),
         end: RequestEnd::Done,
+        detail: None,
         attempts: 1,
         duration: Duration::from_millis(3),
         request_bytes: 0,

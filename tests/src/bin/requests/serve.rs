@@ -41,6 +41,9 @@ pub struct Serve {
     /// A file with a certificate and its key, in PEM: takes TLS alone.
     #[arg(long)]
     tls: Option<PathBuf>,
+    /// Requests that it takes at a time on one connection of HTTP/2.
+    #[arg(long)]
+    streams: Option<u32>,
 }
 
 impl Serve {
@@ -50,6 +53,7 @@ impl Serve {
         let server = Arc::new(Server {
             name: self.name,
             next: self.forward.map(Next::new),
+            streams: self.streams,
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
         });
@@ -94,6 +98,7 @@ struct Caller {
 struct Server {
     name: String,
     next: Option<Next>,
+    streams: Option<u32>,
     connections: AtomicU64,
     requests: AtomicU64,
 }
@@ -133,13 +138,15 @@ impl Server {
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         caller: Caller,
     ) {
+        let mut builder = Builder::new(TokioExecutor::new());
+        if let Some(streams) = self.streams {
+            builder.http2().max_concurrent_streams(streams);
+        }
         let answer = service_fn(move |request| {
             let (server, caller) = (self.clone(), caller.clone());
             async move { server.answer(request, caller).await }
         });
-        let _ = Builder::new(TokioExecutor::new())
-            .serve_connection_with_upgrades(TokioIo::new(stream), answer)
-            .await;
+        let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), answer).await;
     }
 
     async fn answer(&self, request: Request<Incoming>, caller: Caller) -> Result<Response<Body>, Broken> {
