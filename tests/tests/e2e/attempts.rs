@@ -180,8 +180,7 @@ fn copies_arrive_and_hold_nothing_up() -> Result<()> {
         })
     };
     for version in [&[][..], &["--http2"]] {
-        // What a copy may be behind by.
-        let small = [&["--method", "POST", "--body", "200000", "--count", "5"], version].concat();
+        let small = [&["--method", "POST", "--body", "8000000", "--count", "5"], version].concat();
         let before = counted("sent")?;
         stage.ask("/", &small)?.all(200)?;
         becomes("sent", before)?;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::exchange::Exchange;
 use super::repeat::{Repeat, Resumed, Watched};
@@ -31,8 +31,6 @@ pub(super) struct RequestBody {
     is_awaited: bool,
     /// Others that get the same.
     copies: Vec<Copying>,
-    /// They have had their turn since the last frame.
-    copies_had_turn: bool,
     held_back: Option<HeldBack>,
     /// Where it breaks off when policies do not let its request in any more.
     held: Option<Arc<Held>>,
@@ -55,14 +53,11 @@ enum Inner {
         trailers: Option<HeaderMap>,
     },
     /// What another request's body has said.
-    Copy {
-        pieces: mpsc::Receiver<Copied>,
-        behind: Arc<AtomicUsize>,
-    },
+    Copy(mpsc::Receiver<Copied>),
 }
 
-/// A piece of a body for whoever gets a copy; None is its end.
-type Copied = Option<Bytes>;
+/// A piece of a body for whoever gets a copy, and the room that it takes until that is passed on; None is its end.
+type Copied = Option<(Bytes, OwnedSemaphorePermit)>;
 
 /// A body broke off.
 #[derive(Debug, thiserror::Error)]
@@ -81,15 +76,17 @@ pub(super) enum BodyError {
     Denied(#[source] h2::Error),
 }
 
-/// Bytes by which a copy may be behind what it is a copy of, and pieces, each of which takes room of its own.
-const MOST_BEHIND: usize = 256 * 1024;
-const MOST_PIECES: usize = 64;
+/// Pieces by which a copy may be behind what it is a copy of.
+const MOST_BEHIND: usize = 64;
 
-/// Where a copy gets what is said, and how many bytes of that it has not passed on.
+/// Bytes by which all copies of a worker thread may be behind together.
+pub(super) const ROOM_FOR_COPIES: usize = 16 << 20;
+
+/// Where a copy gets what is said, and the room that there is for that.
 #[derive(Debug)]
 struct Copying {
     pieces: mpsc::Sender<Copied>,
-    behind: Arc<AtomicUsize>,
+    room: Arc<Semaphore>,
 }
 
 /// A body whose client waits for `100 Continue`: our asking for the first byte is what tells it to go on.
@@ -112,7 +109,6 @@ impl RequestBody {
             upload: Arc::default(),
             is_awaited: false,
             copies: Vec::new(),
-            copies_had_turn: false,
             held_back: None,
             held: None,
             tokens: None,
@@ -120,14 +116,13 @@ impl RequestBody {
     }
 
     /// The same again, for another request. It is broken off when it falls behind, so that it never holds this one up.
-    pub(super) fn copy(&mut self) -> Self {
+    pub(super) fn copy(&mut self, room: &Arc<Semaphore>) -> Self {
         if self.is_end_stream() {
             return Self::empty();
         }
-        let (copying, pieces) = mpsc::channel(MOST_PIECES);
-        let behind = Arc::<AtomicUsize>::default();
-        self.copies.push(Copying { pieces: copying, behind: behind.clone() });
-        Self { inner: Inner::Copy { pieces, behind }, ..Self::empty() }
+        let (copy, pieces) = mpsc::channel(MOST_BEHIND);
+        self.copies.push(Copying { pieces: copy, room: room.clone() });
+        Self { inner: Inner::Copy(pieces), ..Self::empty() }
     }
 
     /// The same when all of it is there. For short ones.
@@ -142,7 +137,7 @@ impl RequestBody {
         let inner = match &self.inner {
             Inner::Empty => Inner::Empty,
             Inner::Kept { data, trailers } => Inner::Kept { data: data.clone(), trailers: trailers.clone() },
-            Inner::Client(_) | Inner::Watched(_) | Inner::Resumed(_) | Inner::Copy { .. } => return None,
+            Inner::Client(_) | Inner::Watched(_) | Inner::Resumed(_) | Inner::Copy(_) => return None,
         };
         Some(Self { inner, held: self.held.clone(), tokens: self.tokens.clone(), ..Self::empty() })
     }
@@ -204,11 +199,8 @@ impl RequestBody {
             Inner::Client(inner) => Pin::new(inner).poll_frame(cx).map_err(BodyError::from),
             Inner::Watched(watched) => watched.poll_frame(cx),
             Inner::Resumed(resumed) => Pin::new(&mut resumed.rest).poll_frame(cx).map_err(BodyError::from),
-            Inner::Copy { pieces, behind } => pieces.poll_recv(cx).map(|piece| match piece {
-                Some(Some(bytes)) => {
-                    behind.fetch_sub(bytes.len(), Ordering::Relaxed);
-                    Some(Ok(Frame::data(bytes)))
-                }
+            Inner::Copy(pieces) => pieces.poll_recv(cx).map(|piece| match piece {
+                Some(Some((bytes, _room))) => Some(Ok(Frame::data(bytes))),
                 Some(None) => None,
                 None => Some(Err(BodyError::Behind)),
             }),
@@ -220,20 +212,18 @@ impl RequestBody {
         frame
     }
 
-    fn pass_on(&mut self, piece: Copied) {
-        let length = piece.as_ref().map_or(0, Bytes::len);
-        self.copies.retain(|copy| {
-            let behind = copy.behind.fetch_add(length, Ordering::Relaxed) + length;
-            behind <= MOST_BEHIND && copy.pieces.try_send(piece.clone()).is_ok()
-        });
+    fn pass_on(&mut self, piece: Option<&Bytes>) {
+        self.copies.retain(|copy| copy.pass_on(piece));
     }
+}
 
-    /// Whether a copy is so far behind that the task that sends it should have a turn, which it had not: a client may say more at once than
-    /// a copy may be behind.
-    fn let_copies_catch_up(&mut self) -> bool {
-        let is_behind = |copy: &Copying| copy.behind.load(Ordering::Relaxed) > 0;
-        self.copies_had_turn = !self.copies_had_turn && self.copies.iter().any(is_behind);
-        self.copies_had_turn
+impl Copying {
+    /// False if it has fallen behind.
+    fn pass_on(&self, piece: Option<&Bytes>) -> bool {
+        let Some(piece) = piece else { return self.pieces.try_send(None).is_ok() };
+        let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+        let room = self.room.clone().try_acquire_many_owned(length);
+        room.is_ok_and(|room| self.pieces.try_send(Some((piece.clone(), room))).is_ok())
     }
 }
 
@@ -327,10 +317,6 @@ impl Body for RequestBody {
             ready!(told.as_mut().poll(cx));
             this.held_back = None;
         }
-        if this.let_copies_catch_up() {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
         let mut frame = match &mut this.inner {
             Inner::Kept { data, .. } if !data.is_empty() => Some(Ok(Frame::data(std::mem::take(data)))),
             Inner::Kept { trailers, .. } => trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
@@ -347,8 +333,7 @@ impl Body for RequestBody {
                 }
                 if let Some(data) = frame.data_ref() {
                     this.upload.add(data.len() as u64);
-                    let data = data.clone();
-                    this.pass_on(Some(data));
+                    this.copies.retain(|copy| copy.pass_on(Some(data)));
                 }
                 if this.is_end_stream() {
                     this.pass_on(None);
@@ -367,7 +352,7 @@ impl Body for RequestBody {
             Inner::Watched(watched) => watched.is_end_stream(),
             Inner::Resumed(resumed) => resumed.is_end_stream(),
             Inner::Kept { data, trailers } => data.is_empty() && trailers.is_none(),
-            Inner::Copy { .. } => false,
+            Inner::Copy(_) => false,
         }
     }
 
@@ -378,7 +363,7 @@ impl Body for RequestBody {
             Inner::Watched(watched) => watched.size_hint(),
             Inner::Resumed(resumed) => resumed.size_hint(),
             Inner::Kept { data, .. } => SizeHint::with_exact(data.len() as u64),
-            Inner::Copy { .. } => SizeHint::default(),
+            Inner::Copy(_) => SizeHint::default(),
         }
     }
 }
@@ -470,25 +455,29 @@ mod tests {
     use super::*;
 
     /// What is sent there.
-    fn body() -> (mpsc::Sender<Copied>, RequestBody) {
+    fn body() -> (impl AsyncFn(Vec<u8>), RequestBody) {
         let (sender, pieces) = mpsc::channel(1_000);
-        let behind = Arc::new(AtomicUsize::new(usize::MAX / 2));
-        (sender, RequestBody { inner: Inner::Copy { pieces, behind }, ..RequestBody::empty() })
+        let say = async move |said: Vec<u8>| {
+            let room = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+            sender.send(Some((said.into(), room))).await.unwrap();
+        };
+        (say, RequestBody { inner: Inner::Copy(pieces), ..RequestBody::empty() })
     }
 
     #[tokio::test]
     async fn a_copy_that_is_not_read_is_broken_off_and_one_that_is_read_has_all() {
-        for (piece, pieces, expected) in [(16 * 1024, 16, 16), (16 * 1024, 17, 16), (1, 64, 64), (1, 65, 64)]
-        {
-            let (sender, mut original) = body();
-            let (mut stalled, mut read) = (original.copy(), original.copy());
+        const KIB: usize = 1024;
+        let room = Arc::new(Semaphore::new(256 * KIB));
+        for (piece, pieces, expected) in [(16 * KIB, 15, 15), (16 * KIB, 16, 15), (1, 64, 64), (1, 65, 64)] {
+            let (say, mut original) = body();
+            let (mut read, mut stalled) = (original.copy(&room), original.copy(&room));
             let mut had = 0;
             for _ in 0..pieces {
-                sender.send(Some(Bytes::from(vec![b'.'; piece]))).await.unwrap();
+                say(vec![b'.'; piece]).await;
                 assert!(original.frame().await.unwrap().is_ok());
                 had += read.frame().await.unwrap().unwrap().into_data().unwrap().len();
             }
-            drop(sender);
+            drop(say);
             assert_eq!(had, piece * pieces);
             let mut arrived = 0;
             while let Some(Ok(_)) = stalled.frame().await {
@@ -498,12 +487,14 @@ mod tests {
                 }
             }
             assert_eq!(arrived, expected, "of {pieces} pieces of {piece} bytes");
+            drop((stalled, read, original));
+            assert_eq!(room.available_permits(), 256 * KIB);
         }
     }
 
     #[tokio::test]
     async fn time_in_which_the_sender_is_waited_for_is_not_the_endpoints() {
-        let (sender, mut body) = body();
+        let (say, mut body) = body();
         let (upload, asked) = (body.upload().clone(), Instant::now());
         let waited = || upload.waited_behind(asked);
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -513,7 +504,7 @@ mod tests {
             assert!(futures_util::poll!(frame.as_mut()).is_pending());
             assert!(upload.is_awaited() && waited().is_none());
             tokio::time::sleep(Duration::from_millis(20)).await;
-            sender.send(Some(Bytes::from_static(b"more"))).await.unwrap();
+            say(b"more".to_vec()).await;
             assert!(frame.await.unwrap().is_ok());
         }
         assert!(!upload.is_awaited());

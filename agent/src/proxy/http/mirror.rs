@@ -51,7 +51,7 @@ pub(super) fn send(
             load.count(ServiceEvent::MirrorDropped);
             continue;
         };
-        let body = request.body_mut().copy();
+        let body = request.body_mut().copy(&talk.here.upstreams.room_for_copies);
         let mut copy = head::copy(request, body);
         // What is said ahead of answers that nobody waits for goes nowhere either.
         copy.extensions_mut().remove::<Herald>();

@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use tokio::sync::{Notify, OnceCell, Semaphore, watch};
 
-use super::body::RequestBody;
+use super::body::{ROOM_FOR_COPIES, RequestBody};
 use super::mirror;
 use crate::model::{BackendTls, EndpointLoad, PortGuard, PortLoad};
 use crate::proxy::reach::{Assurance, InTheWay};
@@ -200,6 +200,8 @@ pub(in crate::proxy) struct Pool {
     pub(in crate::proxy) tasks: Tasks,
     /// Places for copies of requests that are under way.
     pub(super) mirrors: Arc<Semaphore>,
+    /// Room for what these have not passed on yet, in bytes.
+    pub(super) room_for_copies: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -248,6 +250,7 @@ impl Default for Pool {
             slots: Mutex::default(),
             tasks: Tasks::default(),
             mirrors: Arc::new(Semaphore::new(mirror::MOST)),
+            room_for_copies: Arc::new(Semaphore::new(ROOM_FOR_COPIES)),
         }
     }
 }
