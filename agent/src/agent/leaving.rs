@@ -43,12 +43,13 @@ impl Leaving {
         self.0.values().map(|(workload, _)| &**workload)
     }
 
-    /// Those whose heir this pod is: it has an address or the network namespace of theirs.
+    /// Those whose heir this pod is: it has their name, an address or the network namespace of theirs. Of one name one pod is captured.
     pub(super) fn forerunners(&self, heir: &Workload) -> Vec<WorkloadUid> {
         let netns = |pod: &Workload| pod.paths.as_ref().map(|paths| paths.netns.clone());
         let inherits = |from: &Workload| {
             heir.uid != from.uid
-                && (heir.addresses.iter().any(|address| from.addresses.contains(address))
+                && (heir.pod == from.pod
+                    || heir.addresses.iter().any(|address| from.addresses.contains(address))
                     || netns(heir).is_some_and(|it| netns(from) == Some(it)))
         };
         self.0.iter().filter(|(_, (from, _))| inherits(from)).map(|(uid, _)| uid.clone()).collect()
@@ -90,6 +91,8 @@ mod tests {
         assert_eq!(forerunners("heir", 1, "/run/netns/b"), 1);
         assert_eq!(forerunners("heir", 2, "/run/netns/a"), 1);
         assert_eq!(forerunners("other", 2, "/run/netns/b"), 0);
+        let again = Arc::new(Workload { uid: "again".into(), ..(*pod("former", 2, "/run/netns/b")).clone() });
+        assert_eq!(leaving.forerunners(&again).len(), 1);
         assert_eq!(forerunners("former", 1, "/run/netns/a"), 0, "it is no heir of its own");
     }
 }

@@ -203,6 +203,8 @@ struct Known {
     id: SpiffeId,
     /// The pod as it is now.
     workload: Arc<Workload>,
+    /// It is not to be told of any more.
+    is_withdrawn: bool,
 }
 
 impl Background {
@@ -232,12 +234,13 @@ impl Members {
         let is_held = self.known.get(&uid).is_some_and(|known| known.id == id);
         if !is_held {
             certificates.ensure(&id);
-            let known = Known { id: id.clone(), workload: workload.clone() };
-            if let Some(before) = self.known.insert(uid.clone(), known) {
+            if let Some(before) = self.known.remove(&uid) {
                 certificates.release(&before.id);
                 self.withdraw(std::slice::from_ref(&uid));
             }
         }
+        let known = Known { id: id.clone(), workload: workload.clone(), is_withdrawn: false };
+        self.known.insert(uid.clone(), known);
         // An earlier agent may have published it, as it was then.
         self.updated(workload);
         if is_held && self.telling.has(&uid) {
@@ -256,7 +259,7 @@ impl Members {
         match self.awaited.join_next_with_id().await {
             Some(Ok((_, Awaited::Certificate(uid)))) => {
                 let known = self.known.get(&uid);
-                if let Some(Known { id, workload }) = known
+                if let Some(Known { id, workload, is_withdrawn: false }) = known
                     && self.tunnel.certificates.current(id).is_some()
                 {
                     self.telling.publish(workload);
@@ -281,6 +284,11 @@ impl Members {
 
     /// Nobody is to open a tunnel to these any more. If that is news to others, [`Self::next`] says when they know.
     pub(super) fn withdraw(&mut self, uids: &[WorkloadUid]) -> Option<Notice> {
+        for uid in uids {
+            if let Some(known) = self.known.get_mut(uid) {
+                known.is_withdrawn = true;
+            }
+        }
         let known = self.telling.withdraw(uids)?;
         let told = self.awaited.spawn(async {
             known.await;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -118,21 +118,37 @@ impl Drop for Caller {
 
 /// Until when a connection may stay unless something comes of it; whoever serves it knows what.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seat(Arc<Mutex<Option<Instant>>>);
+pub(super) struct Seat(Arc<Mutex<Stay>>);
+
+#[derive(Debug, Default)]
+struct Stay {
+    until: Option<Instant>,
+    is_earned: bool,
+}
 
 impl Seat {
-    /// For so long from now on.
+    /// For so long from now on, unless it has been earned.
     pub(super) fn limit(&self, time: Duration) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + time);
+        let mut stay = self.stay();
+        stay.until = (!stay.is_earned).then(|| Instant::now() + time);
     }
 
-    /// For as long as it likes. True if that is news.
-    pub(super) fn keep(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().is_some()
+    /// For as long as it likes.
+    pub(super) fn keep(&self) {
+        self.stay().until = None;
+    }
+
+    /// For as long as it likes, whatever else it asks for.
+    pub(super) fn earn(&self) {
+        *self.stay() = Stay { until: None, is_earned: true };
     }
 
     fn deadline(&self) -> Option<Instant> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.stay().until
+    }
+
+    fn stay(&self) -> MutexGuard<'_, Stay> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

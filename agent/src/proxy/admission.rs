@@ -82,10 +82,14 @@ impl Door {
         snapshot.tokens.get(&self.pod)
     }
 
-    /// Whether the endpoint takes a connection of the caller. A pod that was deleted and still runs takes none: who may call it is not
-    /// known any more.
+    /// Whether it is known who may call the pod. Of one that was deleted and still runs it is not any more.
+    pub(super) fn is_known(&self, snapshot: &Snapshot) -> bool {
+        snapshot.workloads.contains_key(&self.pod)
+    }
+
+    /// Whether the endpoint takes a connection of the caller.
     pub(super) fn enter(&self, snapshot: &Snapshot, caller: &Caller) -> Result<Entry, Refused> {
-        if !snapshot.workloads.contains_key(&self.pod) {
+        if !self.is_known(snapshot) {
             return Err(Refused { reason: RefuseReason::UnknownDestination, ruling: None });
         }
         let is_limited = is_limited(snapshot, self.address, Limited::Requests);

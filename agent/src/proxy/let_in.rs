@@ -177,6 +177,10 @@ impl HeldTo {
 impl Carried {
     fn review(&mut self, snapshot: &Snapshot, enrolled: &Pods) {
         let Self { standing, end } = self;
+        // What stands is held to what was known last.
+        if !standing.door.is_known(snapshot) {
+            return;
+        }
         let now = standing.door.policies(snapshot).cloned();
         let is_same = now.as_ref().map(Arc::as_ptr) == standing.entry.policies.as_ref().map(Arc::as_ptr);
         let before = std::mem::replace(&mut standing.entry.policies, now);

@@ -12,7 +12,7 @@ use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
 use crate::kit::{PORT, SHOP, SOON, Talk, dial_at_once, last_line, options, serve_on};
-use crate::rates::{Stage, web};
+use crate::rates::{Stage, of_status, web};
 use crate::requests::{Asked, ask};
 
 const OUTCOMES: &str = "undermesh_policy_outcomes_total";
@@ -438,6 +438,31 @@ fn what_a_replaced_agent_carries_is_held_to_the_policies_of_now() -> Result<()> 
     in_force(&stage, &policy("who", json!({})))?;
     far.ends_somehow(Duration::from_secs(2))?;
     ensure!(has_ended()? > ended, "it has not ended the last one");
+    Ok(())
+}
+
+/// What its policies say is not known any more, so nobody asks it anything, on connections that stand either.
+#[test]
+fn a_deleted_pod_that_still_runs_is_asked_nothing() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-access-deleted", &[])?;
+    let admin = json!({ "action": "Deny", "rules": [{ "to": [{ "paths": ["/admin"] }] }] });
+    in_force(&stage, &policy("admin", admin))?;
+    let [.., (outside, url)] = stage.clients();
+    let mut command = Command::new(binary("requests")?);
+    command.args(["ask", &url, "--count", "40", "--pause-ms", "100"]);
+    let mut asks = outside.spawn(command)?;
+    let asked_for = || Ok::<_, anyhow::Error>(stage.mesh.agents[0].metrics()?.sum(REQUESTS, &[]));
+    eventually(SOON, "it is asked", || {
+        let count = asked_for()?;
+        ensure!(count >= 5.0, "{count} requests");
+        Ok(())
+    })?;
+    stage.server.delete()?;
+    asks.wait(SOON)?;
+    let asked: Asked = last_line(&asks.output())?;
+    let (served, denied) = (of_status(&asked, 200), of_status(&asked, 403));
+    ensure!(served >= 5 && denied >= 5 && served + denied == 40, "{served} served, {denied} denied");
     Ok(())
 }
 

@@ -129,9 +129,11 @@ impl AccessPolicies {
         if before.map(|pod| &pod.labels) == now.map(|pod| &pod.labels) {
             return;
         }
+        // No Service leads to what has no labels: for agents that is all but the pods of their nodes.
+        let is_led_to = [before, now].into_iter().flatten().any(|pod| !pod.labels.is_empty());
+        let of_mesh: Vec<_> = if is_led_to { self.of_all_requests().collect() } else { Vec::new() };
         let [before, now] = self.selecting.of_both(namespace, before, now);
-        let said: Vec<Key> = before.union(&now).cloned().chain(self.of_all_requests()).map(said).collect();
-        self.unsaid.extend(said);
+        self.unsaid.extend(before.union(&now).cloned().chain(of_mesh).map(said));
     }
 
     /// The policies for the whole mesh that ask for requests: of which something is to be said where there are none.
@@ -232,7 +234,10 @@ impl AccessPolicies {
             })
             .collect();
         // Of other nodes' pods their agents tell.
-        let of_here = |scope: Scope<'_>| here.within(scope, pods);
+        let of_here = |scope: Scope<'_>| match scope {
+            Scope::Mesh => behind_opaque(services, pods, |pod| here.has(pod)),
+            scope => here.within(scope, pods),
+        };
         let leading = leading_to(policy, mesh, services, pods, of_here);
         let not_enforced = resolve::not_enforced(policy, leading.iter().map(Arc::as_ref));
         let rules = FieldPath::new(["spec", "rules"]);
@@ -260,16 +265,18 @@ impl AccessPolicies {
         };
         let service = |id: &ObjectRef| services.document(id).map(Arc::as_ref);
         let of_scope = |scope: Scope<'_>| match scope {
-            // Any pod leads to its Services.
-            Scope::Mesh => services
-                .opaque()
-                .filter_map(|id| Some(services.selected(id, pods).next()?.id.clone()))
-                .collect(),
+            Scope::Mesh => behind_opaque(services, pods, |_| true),
             scope => selected(scope, pods).map(|pod| pod.id.clone()).collect(),
         };
         let leading = leading_to(policy, mesh, services, pods, of_scope);
         Some(resolve::authorization(policy, selects_nothing, service, leading.iter().map(Arc::as_ref)))
     }
+}
+
+/// Of each Service with a port that is declared to carry no HTTP, one of these pods that it leads to.
+fn behind_opaque(services: &Services, pods: &Pods, is_one: impl Fn(&ObjectRef) -> bool) -> Vec<ObjectRef> {
+    let behind = |id| services.selected(id, pods).find(|pod| is_one(&pod.id)).map(|pod| pod.id.clone());
+    services.opaque().filter_map(behind).collect()
 }
 
 fn said(id: ObjectRef) -> Key {

@@ -27,11 +27,12 @@ impl UnaryService<IstioCertificateRequest> for Ca {
         let ca = self.clone();
         // It has said what it wants. As long as nothing of that was granted, it is given no more time than at first.
         let seat = request.extensions().get::<Seat>().cloned().unwrap_or_default();
-        let is_unproven = seat.keep();
+        seat.keep();
         Box::pin(async move {
             let answer = ca.answer(asked(request)).await;
-            if answer.is_err() && is_unproven {
-                seat.limit(BOUNDS.request);
+            match answer {
+                Ok(_) => seat.earn(),
+                Err(_) => seat.limit(BOUNDS.request),
             }
             let cert_chain = answer.map_err(|refusal| refusal.status())?;
             Ok(Response::new(IstioCertificateResponse { cert_chain }))

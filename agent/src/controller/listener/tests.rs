@@ -87,11 +87,15 @@ async fn a_connection_of_which_nothing_comes_ends() {
     assert_eq!(connection.read(&mut byte).await.unwrap(), 1);
     let late = timeout(PATIENCE, connection.read(&mut byte)).await.unwrap().unwrap_err();
     assert_eq!(late.kind(), io::ErrorKind::TimedOut);
-    assert!(connection.seat.keep() && !connection.seat.keep());
+    connection.seat.keep();
     let waits = timeout(Duration::from_millis(600), connection.read(&mut byte)).await;
     assert!(waits.is_err(), "it may stay: {waits:?}");
     connection.seat.limit(Duration::from_millis(200));
     assert!(timeout(PATIENCE, connection.read(&mut byte)).await.unwrap().is_err());
+    connection.seat.earn();
+    connection.seat.limit(Duration::from_millis(200));
+    let waits = timeout(Duration::from_millis(600), connection.read(&mut byte)).await;
+    assert!(waits.is_err(), "it has earned to stay: {waits:?}");
 }
 
 #[tokio::test]

@@ -44,6 +44,9 @@ pub(super) async fn request(
         head::say_host(request.headers_mut(), &authority)
             .map_err(|bad| Refusal::new(RequestEnd::BadRequest, bad.to_string()))?;
     }
+    if !door.is_known(snapshot) {
+        return Err(refused(proxy, &None));
+    }
     let claims = match door.tokens(snapshot) {
         Some(rules) => {
             request.body_mut().clear_trailers(rules.clone());

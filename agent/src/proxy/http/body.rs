@@ -333,7 +333,7 @@ impl Body for RequestBody {
                 }
                 if let Some(data) = frame.data_ref() {
                     this.upload.add(data.len() as u64);
-                    this.copies.retain(|copy| copy.pass_on(Some(data)));
+                    this.pass_on(Some(data));
                 }
                 if this.is_end_stream() {
                     this.pass_on(None);

@@ -137,10 +137,10 @@ impl<'a> Endpoints<'a> {
     /// Nobody waits for the one that is being tried any more. That is not its doing, and says how long it takes at least.
     pub(super) fn gave_up(&mut self) {
         let waited = self.upload.waited_behind(self.chosen);
-        if let (Of::Service { attempts, .. }, Some(waited)) = (&mut self.of, waited) {
-            attempts.gave_up(waited);
+        match (&mut self.of, waited) {
+            (Of::Service { attempts, .. }, Some(waited)) => attempts.gave_up(waited),
+            _ => self.no_verdict(),
         }
-        self.no_verdict();
     }
 
     /// Whether the client is still to say more of the request, and all that it has said is on its way.

@@ -24,6 +24,7 @@ use crate::proxy::reach::{Assurance, InTheWay};
 use crate::proxy::tasks::Tasks;
 use crate::proxy::upstream::SHARED_FOR;
 use crate::snapshot::Snapshot;
+use crate::telemetry::RefuseReason;
 
 /// Connections without a request go after this long. Servers close theirs earlier as a rule, which shows at once.
 const IDLE_LIMIT: Duration = Duration::from_secs(90);
@@ -244,6 +245,14 @@ pub(super) struct Made {
     pub(super) terms: Arc<Terms>,
 }
 
+impl Made {
+    fn lent(self, stream: StreamPlace, is_reused: bool) -> Lease {
+        *stream.0.used.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let Self { sender, assurance, terms, .. } = self;
+        Lease { sender: Sender::Http2(sender), assurance, terms, is_reused, _stream: Some(stream) }
+    }
+}
+
 impl Default for Pool {
     fn default() -> Self {
         Self {
@@ -303,21 +312,34 @@ impl Pool {
             let stream = self.shared(key, assurance, spent);
             let shared = &stream.0;
             let is_reused = shared.made.initialized();
-            let made = shared.made.get_or_try_init(&make).await?.clone();
+            let made = match shared.made.get_or_try_init(&make).await {
+                Ok(made) => made.clone(),
+                // No further one may be made. Where there is one, its server's next free stream is waited for there.
+                Err(why) if why.reason == RefuseReason::Overloaded => {
+                    let (stream, made) = self.least_lent(key, assurance).ok_or(why)?;
+                    return Ok(made.lent(stream, true));
+                }
+                Err(why) => return Err(why),
+            };
             // All that have waited for it may be too many.
             if shared.most_streams_known(&made).await < shared.lent.load(Relaxed) {
                 continue;
             }
-            *shared.used.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-            let Made { sender, assurance, terms, .. } = made;
-            return Ok(Lease {
-                sender: Sender::Http2(sender),
-                assurance,
-                terms,
-                is_reused,
-                _stream: Some(stream),
-            });
+            return Ok(made.lent(stream, is_reused));
         }
+    }
+
+    /// A place on the connection to the endpoint that has lent the fewest, however many its server takes.
+    fn least_lent(&self, key: &Key, assurance: &Assurance) -> Option<(StreamPlace, Made)> {
+        let slots = self.slots();
+        let usable = slots.http2.get(key)?.iter().filter_map(|shared| {
+            let made =
+                shared.made.get().filter(|made| !made.sender.is_closed() && made.assurance == *assurance)?;
+            Some((shared, made))
+        });
+        let (shared, made) = usable.min_by_key(|(shared, _)| shared.lent.load(Relaxed))?;
+        shared.lent.fetch_add(1, Relaxed);
+        Some((StreamPlace(shared.clone()), made.clone()))
     }
 
     /// A place on the first connection that has one and may be used. Those that may not are left to who is still on them.

@@ -212,7 +212,9 @@ impl Sending<'_> {
             }
             let Some((service, port)) = endpoints.port() else { return answer };
             if !retries.has_failed(&answer, verdict) {
-                budget::answered(service);
+                if verdict.is_some() {
+                    budget::answered(service);
+                }
                 return answer;
             }
             let wait = again.and_then(|again| Some((retries.wait(service, port, &answer)?, again)));

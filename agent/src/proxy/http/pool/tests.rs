@@ -84,6 +84,24 @@ async fn a_server_that_takes_few_streams_gets_more_connections() {
     }
 }
 
+#[tokio::test]
+async fn where_no_further_connection_may_be_made_streams_are_waited_for() {
+    let pool = Pool::default();
+    let (all, count) = connections(&pool, 1, 1).await;
+    assert_eq!(count, 1);
+    let refused = |reason| async move { Err(InTheWay::new(reason, Assurance::NONE)) };
+    let (key, port) = (key(), PortLoad::default());
+    let lease = |reason| pool.http2(&key, &Assurance::NONE, None, move || refused(reason));
+    let waits = lease(RefuseReason::Overloaded).await.unwrap();
+    assert!(Arc::ptr_eq(&waits.terms, &all[0].terms) && waits.is_reused);
+    assert_eq!(lease(RefuseReason::ConnectRefused).await.unwrap_err().reason, RefuseReason::ConnectRefused);
+    drop((all, waits));
+    assert!(!pool.let_go(&port), "it has no place at the port");
+    let elsewhere = Key { source: 2, ..key.clone() };
+    let none = pool.http2(&elsewhere, &Assurance::NONE, None, || refused(RefuseReason::Overloaded)).await;
+    assert_eq!(none.unwrap_err().reason, RefuseReason::Overloaded);
+}
+
 fn counted(port: &PortLoad) -> Arc<Terms> {
     let guard = port.enter(UnderWay::Connections, 9).unwrap();
     Terms::new(Some(Place::new(guard, &Arc::default())), None, None)
