@@ -36,6 +36,7 @@ fuzz_target!(|input: &str| {
         headers: &headers,
         claims: claims.as_ref(),
         is_grpc: false,
+        ignores_path_case: false,
     };
     let allows = Set::new(vec![policy(Action::Allow, "a")]).request(&connection, &request);
     let both = Set::new(vec![policy(Action::Allow, "a"), policy(Action::Deny, "d")]);
