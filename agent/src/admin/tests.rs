@@ -7,8 +7,8 @@ use tokio::net::TcpStream;
 
 use super::*;
 use crate::model::{
-    Candidates, DialledPods, Endpoint, EndpointLoad, Enrolment, MtlsMode, ObjectRef, Service, ServicePort,
-    SessionAffinity, TrafficDistribution, TrafficScope, Workload,
+    Candidates, Endpoint, EndpointLoad, MtlsMode, ObjectRef, Service, ServicePort, SessionAffinity,
+    TrafficDistribution, TrafficScope, Workload,
 };
 use crate::snapshot::{Destination, Snapshot};
 use crate::telemetry::{
@@ -59,20 +59,9 @@ fn workload() -> Arc<Workload> {
         uid: "uid-1".into(),
         pod: ObjectRef::new("shop", "db-0"),
         workload: "db".into(),
-        service_account: "default".into(),
-        identity: None,
         addresses: vec!["10.0.0.2".parse().unwrap()],
-        node: Some("node-1".into()),
-        enrolment: Enrolment::Wanted,
         mtls: MtlsMode::Strict,
-        mtls_ports: Vec::new(),
-        guarded: false,
-        probed_ports: Vec::new(),
-        by_request: false,
-        mtls_by: Vec::new(),
-        mtls_opened: None,
-        dialled_pods: DialledPods::Pod,
-        paths: None,
+        ..Workload::example()
     })
 }
 

@@ -286,8 +286,6 @@ mod tests {
     use expect_test::{Expect, expect};
 
     use super::*;
-    use crate::model::MtlsMode;
-    use crate::model::{DialledPods, Enrolment, ObjectRef};
 
     /// A node's agent, one of its pods, since when, and the pod's addresses.
     type Told<'a> = (&'a str, &'a str, u64, &'a [&'a str]);
@@ -360,22 +358,8 @@ mod tests {
         let mut publisher = Publisher::open(folder.path(), &"n1".into(), OnAgentDown::Closed).unwrap();
         publisher.publish(&Workload {
             uid: "stays".into(),
-            pod: ObjectRef::new("shop", "stays"),
-            workload: "stays".into(),
-            service_account: "default".into(),
-            identity: None,
             addresses: addresses(&["10.1.0.6"]),
-            node: Some("n1".into()),
-            enrolment: Enrolment::Wanted,
-            mtls: MtlsMode::Permissive,
-            mtls_ports: Vec::new(),
-            guarded: false,
-            probed_ports: Vec::new(),
-            by_request: false,
-            mtls_by: Vec::new(),
-            mtls_opened: None,
-            dialled_pods: DialledPods::Pod,
-            paths: None,
+            ..Workload::example()
         });
         let told = read(&publisher.path).unwrap().pods;
         let told: Vec<_> = told.iter().map(|pod| (&*pod.uid, pod.since)).collect();

@@ -105,29 +105,11 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::model::{DialledPods, Enrolment, MtlsMode, Workload};
+    use crate::model::{Enrolment, Workload};
     use crate::telemetry::{NotEnrolledReason, PodReport};
 
     fn pod(enrolment: Enrolment) -> Arc<Workload> {
-        Arc::new(Workload {
-            uid: "uid".into(),
-            pod: ObjectRef::new("shop", "web"),
-            workload: "web".into(),
-            service_account: "web".into(),
-            identity: None,
-            addresses: vec![[10, 0, 0, 1].into()],
-            node: Some("node-1".into()),
-            enrolment,
-            mtls: MtlsMode::Permissive,
-            mtls_ports: Vec::new(),
-            guarded: false,
-            probed_ports: Vec::new(),
-            by_request: false,
-            mtls_by: Vec::new(),
-            mtls_opened: None,
-            dialled_pods: DialledPods::Pod,
-            paths: None,
-        })
+        Arc::new(Workload { enrolment, ..Workload::example() })
     }
 
     /// What becomes of the pod after a second.

@@ -59,27 +59,15 @@ impl Leaving {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{DialledPods, Enrolment, MtlsMode, ObjectRef, PodPaths};
+    use crate::model::{ObjectRef, PodPaths};
 
     fn pod(uid: &str, address: u8, netns: &str) -> Arc<Workload> {
         Arc::new(Workload {
             uid: uid.into(),
             pod: ObjectRef::new("shop", uid),
-            workload: "web".into(),
-            service_account: "web".into(),
-            identity: None,
             addresses: vec![[10, 0, 0, address].into()],
-            node: Some("node-1".into()),
-            enrolment: Enrolment::Wanted,
-            mtls: MtlsMode::Permissive,
-            mtls_ports: Vec::new(),
-            guarded: false,
-            probed_ports: Vec::new(),
-            by_request: false,
-            mtls_by: Vec::new(),
-            mtls_opened: None,
-            dialled_pods: DialledPods::Pod,
             paths: Some(PodPaths { netns: netns.into(), cgroup: "/cgroup".into() }),
+            ..Workload::example()
         })
     }
 

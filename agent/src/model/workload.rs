@@ -211,6 +211,32 @@ impl MtlsMode {
     }
 }
 
+#[cfg(test)]
+impl Workload {
+    /// For tests: the pod `shop/web-0` of a node, which is to be in the mesh.
+    pub(crate) fn example() -> Self {
+        Self {
+            uid: "uid".into(),
+            pod: ObjectRef::new("shop", "web-0"),
+            workload: "web".into(),
+            service_account: "default".into(),
+            identity: None,
+            addresses: vec![[10, 0, 0, 1].into()],
+            node: Some("node-1".into()),
+            enrolment: Enrolment::Wanted,
+            mtls: MtlsMode::Permissive,
+            mtls_ports: Vec::new(),
+            guarded: false,
+            probed_ports: Vec::new(),
+            by_request: false,
+            mtls_by: Vec::new(),
+            mtls_opened: None,
+            dialled_pods: DialledPods::Pod,
+            paths: None,
+        }
+    }
+}
+
 /// The `undermesh.io/dialled-pods` annotation of a pod or its namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DialledPods {

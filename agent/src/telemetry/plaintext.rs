@@ -191,7 +191,6 @@ mod tests {
     use expect_test::{Expect, expect};
 
     use super::*;
-    use crate::model::{DialledPods, Enrolment, MtlsMode};
     use crate::telemetry::Peer;
 
     const HOUR: u64 = 3_600;
@@ -230,20 +229,9 @@ mod tests {
             uid: name.into(),
             pod: ObjectRef::new("shop", format!("{name}-0")),
             workload: name.into(),
-            service_account: "default".into(),
-            identity: None,
             addresses: Vec::new(),
             node: None,
-            enrolment: Enrolment::Wanted,
-            mtls: MtlsMode::Permissive,
-            mtls_ports: Vec::new(),
-            mtls_by: Vec::new(),
-            mtls_opened: None,
-            guarded: false,
-            probed_ports: Vec::new(),
-            by_request: false,
-            dialled_pods: DialledPods::Pod,
-            paths: None,
+            ..Workload::example()
         })
     }
 

@@ -10,7 +10,7 @@ use std::sync::Barrier;
 use expect_test::{Expect, expect};
 
 use super::*;
-use crate::model::{DialledPods, Enrolment, MtlsMode, ObjectRef, Probers, Workload};
+use crate::model::{Enrolment, ObjectRef, Probers, Workload};
 
 fn telemetry(settings: TelemetrySettings) -> Arc<Telemetry> {
     Telemetry::new(settings, Status::new("node-1", Arc::default()), Logs::default(), Traces::off())
@@ -28,20 +28,7 @@ fn workload(namespace: &str, name: &str) -> Arc<Workload> {
         uid: format!("{namespace}/{name}").into(),
         pod: ObjectRef::new(namespace, format!("{name}-0")),
         workload: name.into(),
-        service_account: "default".into(),
-        identity: None,
-        addresses: vec!["10.0.0.1".parse().unwrap()],
-        node: Some("node-1".into()),
-        enrolment: Enrolment::Wanted,
-        mtls: MtlsMode::Permissive,
-        mtls_ports: Vec::new(),
-        guarded: false,
-        probed_ports: Vec::new(),
-        by_request: false,
-        mtls_by: Vec::new(),
-        mtls_opened: None,
-        dialled_pods: DialledPods::Pod,
-        paths: None,
+        ..Workload::example()
     })
 }
 
