@@ -3,7 +3,6 @@
 //! A script for each side is followed without the mesh first; then with it, each side must see the same, step by step.
 
 use std::net::IpAddr;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +11,7 @@ use undermesh_tests::lab::{AgentOptions, Manifest, Process, eventually, patient}
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
+use crate::kit::full_server;
 use crate::mesh::{Mesh, OPENED, PORT, REFUSED, SERVICE_PORT, at, counted, listen, service_ips};
 use crate::tunnel::SOON;
 
@@ -152,13 +152,7 @@ fn both_ends_of_a_tunnel_know_why_a_server_is_not_reached() -> Result<()> {
     mesh.agents[0] = mesh.nodes[0].spawn_agent(AgentOptions::default())?;
     mesh.agents[0].wait_ready(SOON)?;
     mesh.agents[1].wait_published(&[mesh.far.ip()], SOON)?;
-    let mut full = Command::new("python3");
-    full.args(["-c", FULL_SERVER]);
-    let full = mesh.far.spawn(full)?;
-    eventually(SOON, "the server is full", || {
-        ensure!(full.output().contains("full"), "{}", full.output());
-        Ok(())
-    })?;
+    let _full = full_server(&mesh.far, 9)?;
     let told = mesh.client(&["connect", &at(mesh.far.ip(), 9), "--script", "hear-end"])?;
     ensure!(told[0]["saw"][0] == "|ECONNRESET", "{told}");
     for (agent, reporter) in mesh.agents.iter().zip(["source", "destination"]) {
@@ -167,15 +161,6 @@ fn both_ends_of_a_tunnel_know_why_a_server_is_not_reached() -> Result<()> {
     }
     Ok(())
 }
-
-/// Its queue has room for one connection, which takes it and is not accepted: what comes then gets no answer.
-const FULL_SERVER: &str = "
-import socket, time
-server = socket.create_server(('0.0.0.0', 9), backlog=0)
-waiting = socket.create_connection(('127.0.0.1', 9))
-print('full', flush=True)
-time.sleep(60)
-";
 
 #[test]
 fn an_unreachable_server_resets_within_the_time_limit() -> Result<()> {

@@ -21,6 +21,25 @@ pub const PORT: u16 = 7000;
 /// The namespace of a mesh's pods.
 pub const SHOP: &str = "shop";
 
+/// A server whose queue has room for one connection, which takes it and is not accepted: what comes then gets no answer.
+pub fn full_server(pod: &Pod, port: u16) -> Result<Process> {
+    let script = format!(
+        "import socket, time\n\
+         server = socket.create_server(('0.0.0.0', {port}), backlog=0)\n\
+         waiting = socket.create_connection(('127.0.0.1', {port}))\n\
+         print('full', flush=True)\n\
+         time.sleep(120)"
+    );
+    let mut python = Command::new("python3");
+    python.args(["-c", &script]);
+    let full = pod.spawn(python)?;
+    eventually(SOON, "the server is full", || {
+        ensure!(full.output().contains("full"), "{}", full.output());
+        Ok(())
+    })?;
+    Ok(full)
+}
+
 /// A lab with an agent on each node. The namespace `shop` is enrolled.
 pub struct Mesh {
     pub agents: Vec<Agent>,

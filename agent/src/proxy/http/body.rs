@@ -53,7 +53,7 @@ enum Inner {
         trailers: Option<HeaderMap>,
     },
     /// What another request's body has said.
-    Copy(mpsc::Receiver<Copied>),
+    Copy(mpsc::UnboundedReceiver<Copied>),
 }
 
 /// A piece of a body for whoever gets a copy, and the room that it takes until that is passed on; None is its end.
@@ -76,16 +76,17 @@ pub(super) enum BodyError {
     Denied(#[source] h2::Error),
 }
 
-/// Pieces by which a copy may be behind what it is a copy of.
-const MOST_BEHIND: usize = 64;
-
 /// Bytes by which all copies of a worker thread may be behind together.
 pub(super) const ROOM_FOR_COPIES: usize = 16 << 20;
+
+/// What a piece that waits for its copy takes besides its bytes: many small ones are not for nothing.
+const PIECE: usize = 256;
 
 /// Where a copy gets what is said, and the room that there is for that.
 #[derive(Debug)]
 struct Copying {
-    pieces: mpsc::Sender<Copied>,
+    /// Bounded by `room`.
+    pieces: mpsc::UnboundedSender<Copied>,
     room: Arc<Semaphore>,
 }
 
@@ -120,7 +121,7 @@ impl RequestBody {
         if self.is_end_stream() {
             return Self::empty();
         }
-        let (copy, pieces) = mpsc::channel(MOST_BEHIND);
+        let (copy, pieces) = mpsc::unbounded_channel();
         self.copies.push(Copying { pieces: copy, room: room.clone() });
         Self { inner: Inner::Copy(pieces), ..Self::empty() }
     }
@@ -220,10 +221,10 @@ impl RequestBody {
 impl Copying {
     /// False if it has fallen behind.
     fn pass_on(&self, piece: Option<&Bytes>) -> bool {
-        let Some(piece) = piece else { return self.pieces.try_send(None).is_ok() };
-        let length = u32::try_from(piece.len()).unwrap_or(u32::MAX);
-        let room = self.room.clone().try_acquire_many_owned(length);
-        room.is_ok_and(|room| self.pieces.try_send(Some((piece.clone(), room))).is_ok())
+        let Some(piece) = piece else { return self.pieces.send(None).is_ok() };
+        let taken = u32::try_from(piece.len() + PIECE).unwrap_or(u32::MAX);
+        let room = self.room.clone().try_acquire_many_owned(taken);
+        room.is_ok_and(|room| self.pieces.send(Some((piece.clone(), room))).is_ok())
     }
 }
 
@@ -456,19 +457,25 @@ mod tests {
 
     /// What is sent there.
     fn body() -> (impl AsyncFn(Vec<u8>), RequestBody) {
-        let (sender, pieces) = mpsc::channel(1_000);
+        let (sender, pieces) = mpsc::unbounded_channel();
         let say = async move |said: Vec<u8>| {
             let room = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
-            sender.send(Some((said.into(), room))).await.unwrap();
+            sender.send(Some((said.into(), room))).unwrap();
         };
         (say, RequestBody { inner: Inner::Copy(pieces), ..RequestBody::empty() })
     }
 
     #[tokio::test]
     async fn a_copy_that_is_not_read_is_broken_off_and_one_that_is_read_has_all() {
-        const KIB: usize = 1024;
-        let room = Arc::new(Semaphore::new(256 * KIB));
-        for (piece, pieces, expected) in [(16 * KIB, 15, 15), (16 * KIB, 16, 15), (1, 64, 64), (1, 65, 64)] {
+        const ROOM: usize = 256 << 10;
+        let room = Arc::new(Semaphore::new(ROOM));
+        // The other copy has room for one of them.
+        let held = |piece| ROOM / (piece + PIECE) - 1;
+        let (large, small) = (held(16 << 10), held(1));
+        assert!(large == 14 && small == 1019);
+        for (piece, pieces, expected) in
+            [(16 << 10, large, large), (16 << 10, large + 1, large), (1, small, small), (1, small + 1, small)]
+        {
             let (say, mut original) = body();
             let (mut read, mut stalled) = (original.copy(&room), original.copy(&room));
             let mut had = 0;
@@ -488,7 +495,7 @@ mod tests {
             }
             assert_eq!(arrived, expected, "of {pieces} pieces of {piece} bytes");
             drop((stalled, read, original));
-            assert_eq!(room.available_permits(), 256 * KIB);
+            assert_eq!(room.available_permits(), ROOM);
         }
     }
 
