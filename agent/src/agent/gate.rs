@@ -18,8 +18,8 @@ use crate::model::{ObjectRef, WorkloadUid};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{PodState, Status};
 
-/// Whether the pod is captured in the network namespace at the path.
-pub(super) type IsCaptured = dyn Fn(&ObjectRef, &Path) -> bool + Send + Sync;
+/// Whether the pod is captured, in one network namespace.
+pub(super) type IsCaptured = Box<dyn Fn(&ObjectRef) -> bool + Send + Sync>;
 
 /// Decides what becomes of arrivals.
 #[derive(Clone)]
@@ -28,8 +28,8 @@ pub(super) struct Gate {
     pub(super) status: Arc<Status>,
     /// Changes whenever this agent may have enrolled a pod.
     pub(super) applied: watch::Receiver<()>,
-    /// Whether the pod is captured there.
-    pub(super) is_captured: Arc<IsCaptured>,
+    /// Who is captured in the network namespace at a path.
+    pub(super) captured_in: Arc<dyn Fn(&Path) -> IsCaptured + Send + Sync>,
     pub(super) on_agent_down: OnAgentDown,
 }
 
@@ -67,15 +67,16 @@ impl Gate {
 
     async fn decide(mut self, arrival: Arrival) {
         let Arrival { uid, netns, patience, decide } = arrival;
+        let is_captured = (self.captured_in)(&netns);
         let settled = async {
-            while self.known(&uid, &netns) != Known::Settled {
+            while self.known(&uid, &is_captured) != Known::Settled {
                 if let Ok(Err(_ended)) = timeout(LOOK, self.applied.changed()).await {
                     std::future::pending().await
                 }
             }
         };
         let in_time = timeout(patience.saturating_sub(SPARE), settled).await.is_ok();
-        let decision = match self.known(&uid, &netns) {
+        let decision = match self.known(&uid, &is_captured) {
             // With `open`, whatever fails must not keep applications from running.
             Known::Wanted(why) if !in_time && self.on_agent_down == OnAgentDown::Closed => Err(why),
             _ => Ok(()),
@@ -84,10 +85,10 @@ impl Gate {
         let _ = decide.send(decision);
     }
 
-    fn known(&self, uid: &WorkloadUid, netns: &Path) -> Known {
+    fn known(&self, uid: &WorkloadUid, is_captured: &IsCaptured) -> Known {
         let snapshot = self.snapshot.load();
         let Some(workload) = snapshot.workloads.get(uid) else { return Known::Nothing };
-        if !workload.enrolment.is_wanted() || (self.is_captured)(&workload.pod, netns) {
+        if !workload.enrolment.is_wanted() || is_captured(&workload.pod) {
             return Known::Settled;
         }
         Known::Wanted(match self.status.pod(uid) {
@@ -139,12 +140,15 @@ mod tests {
         status.set_pod("uid".into(), report(PodState::Enrolled { since: SystemTime::UNIX_EPOCH }));
         let (_tell, applied) = watch::channel(());
         let captured = Arc::new(Mutex::new("before"));
-        let is_captured = {
+        let captured_in = {
             let captured = captured.clone();
-            move |_: &ObjectRef, netns: &Path| netns == Path::new(*captured.lock().unwrap())
+            move |netns: &Path| -> IsCaptured {
+                let (captured, netns) = (captured.clone(), netns.to_owned());
+                Box::new(move |_| netns == Path::new(*captured.lock().unwrap()))
+            }
         };
-        let is_captured = Arc::new(is_captured);
-        let gate = Gate { snapshot, status: status.clone(), applied, is_captured, on_agent_down };
+        let captured_in = Arc::new(captured_in);
+        let gate = Gate { snapshot, status: status.clone(), applied, captured_in, on_agent_down };
         let (arrive, arrivals) = mpsc::unbounded_channel();
         tokio::spawn(gate.keep(arrivals));
         let (decide, decision) = oneshot::channel();

@@ -180,7 +180,10 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
         snapshot: snapshot.clone(),
         status: status.clone(),
         applied: gate,
-        is_captured: Arc::new(move |pod, netns| pinned.has(pod, netns)),
+        captured_in: Arc::new(move |netns| {
+            let captured = pinned.within(netns);
+            Box::new(move |pod| captured.has(pod))
+        }),
         on_agent_down,
     };
     let reporters = Reporters { status, announcer: announcer.clone() };

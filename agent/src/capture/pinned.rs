@@ -11,21 +11,35 @@ use crate::model::ObjectRef;
 #[derive(Clone, Debug)]
 pub struct PinnedPods(PathBuf);
 
+/// Those of them that are of one network namespace.
+#[derive(Debug)]
+pub struct PinnedWithin {
+    pods: PinnedPods,
+    /// None if the namespace cannot be opened.
+    cookie: Option<u64>,
+}
+
 impl PinnedPods {
     pub(super) fn new(folder: PathBuf) -> Self {
         Self(folder)
     }
 
-    /// Whether the pod is captured in the network namespace at this path, and not merely in one that it had before. Blocks for a
-    /// moment.
-    pub fn has(&self, pod: &ObjectRef, netns: &Path) -> bool {
-        Netns::open(netns).is_ok_and(|netns| self.is_complete(pod, netns.cookie()))
+    /// What is captured in the network namespace at this path. Blocks for a moment.
+    pub fn within(&self, netns: &Path) -> PinnedWithin {
+        PinnedWithin { pods: self.clone(), cookie: Netns::open(netns).ok().map(|netns| netns.cookie()) }
     }
 
     /// A pod that is being enrolled has some of its programs.
     fn is_complete(&self, pod: &ObjectRef, cookie: u64) -> bool {
         let pins = self.0.join(pin_label(pod, cookie));
         COOKIE_FREE.iter().chain([&STEER]).all(|program| pins.join(program).exists())
+    }
+}
+
+impl PinnedWithin {
+    /// Whether the pod is captured there, and not merely in a namespace that it had before.
+    pub fn has(&self, pod: &ObjectRef) -> bool {
+        self.cookie.is_some_and(|cookie| self.pods.is_complete(pod, cookie))
     }
 }
 

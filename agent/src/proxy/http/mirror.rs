@@ -16,7 +16,7 @@ use super::head;
 use super::interim::Herald;
 use super::send::{self, Way, Wishes};
 use super::talk::{Dialect, Talk};
-use crate::model::{ObjectRef, ServiceEvent};
+use crate::model::{Service, ServiceEvent};
 use crate::route::{Rule, Target};
 use crate::snapshot::Snapshot;
 use crate::telemetry::RequestEnd;
@@ -45,10 +45,10 @@ pub(super) fn send(
             continue;
         }
         let Target::Service { id, port } = mirror.target.clone() else { continue };
-        let Some(load) = snapshot.services.get(&id).map(|service| service.load.clone()) else { continue };
+        let Some(service) = snapshot.services.get(&id).cloned() else { continue };
         let Ok(place) = talk.here.upstreams.mirrors.clone().try_acquire_owned() else {
             debug!(service = %id, "a request is not mirrored: too many copies are under way");
-            load.count(ServiceEvent::MirrorDropped);
+            service.load.count(ServiceEvent::MirrorDropped);
             continue;
         };
         let body = request.body_mut().copy(&talk.here.upstreams.room_for_copies);
@@ -66,8 +66,8 @@ pub(super) fn send(
         let tasks = talk.here.upstreams.tasks.clone();
         tasks.spawn(async move {
             let _place = place;
-            let came = tokio::time::timeout(LIMIT, carried(&talk, &snapshot, &id, port, copy, dialect));
-            load.count(came.await.unwrap_or_else(|_elapsed| {
+            let came = tokio::time::timeout(LIMIT, carried(&talk, &snapshot, &service, port, copy, dialect));
+            service.load.count(came.await.unwrap_or_else(|_elapsed| {
                 debug!(service = %id, "a mirrored request took too long");
                 ServiceEvent::MirrorFailed
             }));
@@ -79,15 +79,14 @@ pub(super) fn send(
 async fn carried(
     talk: &Arc<Talk>,
     snapshot: &Snapshot,
-    id: &ObjectRef,
+    service: &Service,
     port: u16,
     mut copy: Request<RequestBody>,
     dialect: Dialect,
 ) -> ServiceEvent {
-    let Some(service) = snapshot.services.get(id) else { return ServiceEvent::MirrorFailed };
     let way = Way::Service { service, port, kept: None };
     let mut exchange = Exchange::begin(&talk.proxy.telemetry, &copy);
-    (exchange.service, exchange.talk) = (Some(id.clone()), Some(talk.clone()));
+    (exchange.service, exchange.talk) = (Some(service.id.clone()), Some(talk.clone()));
     // What it is a copy of is its parent.
     if let Some(trace) = &exchange.trace {
         trace.pass_on(copy.headers_mut());
@@ -100,7 +99,7 @@ async fn carried(
             if read.is_ok() { ServiceEvent::Mirrored } else { ServiceEvent::MirrorFailed }
         }
         Err(refusal) => {
-            debug!(service = %id, detail = refusal.detail, "a mirrored request came to nothing");
+            debug!(service = %service.id, detail = refusal.detail, "a mirrored request came to nothing");
             drop(exchange.refused(&refusal));
             // The copy's body broke off.
             let is_dropped = refusal.end == RequestEnd::ClientGone;

@@ -18,56 +18,41 @@ impl Scrape {
         }
 
         let help = "HTTP requests that a rule or a Service port would have had sent again and that were not, by why.";
-        let mut family = out.counter("undermesh_http_retries_withheld", help)?;
-        for service in services() {
-            for (event, reason) in [
+        self.service_events(
+            out.counter("undermesh_http_retries_withheld", help)?,
+            "reason",
+            &[
                 (ServiceEvent::RetryBudgetSpent, "budget"),
                 (ServiceEvent::RetriedElsewhere, "retried_elsewhere"),
                 (ServiceEvent::RetryAfterTooLong, "retry_after"),
                 (ServiceEvent::RetriesCapped, "limit"),
-            ] {
-                let count = service.load.counted(event);
-                if count > 0 {
-                    let [name, namespace] = labels(service);
-                    counter(&mut family, &[name, namespace, ("reason", reason)], count)?;
-                }
-            }
-        }
+            ],
+        )?;
 
         let help = "Copies of HTTP requests for a Service that is a mirror, by what became of them.";
-        let mut family = out.counter("undermesh_http_mirrored", help)?;
-        for service in services() {
-            for (event, outcome) in [
+        self.service_events(
+            out.counter("undermesh_http_mirrored", help)?,
+            "outcome",
+            &[
                 (ServiceEvent::Mirrored, "sent"),
                 (ServiceEvent::MirrorDropped, "dropped"),
                 (ServiceEvent::MirrorFailed, "failed"),
-            ] {
-                let count = service.load.counted(event);
-                if count > 0 {
-                    let [name, namespace] = labels(service);
-                    counter(&mut family, &[name, namespace, ("outcome", outcome)], count)?;
-                }
-            }
-        }
+            ],
+        )?;
 
         let help =
             "Endpoints that were left alone for a while because they failed what they were sent, by why.";
-        let mut family = out.counter("undermesh_http_ejections", help)?;
-        for service in services() {
-            for (event, reason) in [
+        self.service_events(
+            out.counter("undermesh_http_ejections", help)?,
+            "reason",
+            &[
                 (ServiceEvent::EjectedForServerErrors, "server_errors"),
                 (ServiceEvent::EjectedForGatewayFailures, "gateway_failures"),
                 (ServiceEvent::EjectedForRefusal, "refused"),
                 (ServiceEvent::EjectedForFailedProbe, "failed_probe"),
                 (ServiceEvent::EjectedForSuccessRate, "success_rate"),
-            ] {
-                let count = service.load.counted(event);
-                if count > 0 {
-                    let [name, namespace] = labels(service);
-                    counter(&mut family, &[name, namespace, ("reason", reason)], count)?;
-                }
-            }
-        }
+            ],
+        )?;
 
         let mut family = out.gauge("undermesh_endpoints_ejected", "Endpoints that are left alone now.")?;
         for service in services() {
@@ -81,6 +66,25 @@ impl Scrape {
             let was_ever = EJECTIONS.iter().any(|event| service.load.counted(*event) > 0);
             if was_ever || !addresses.is_empty() {
                 gauge(&mut family, &labels(service), addresses.len() as u64)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How often each of these has happened at each Service, where it has.
+    fn service_events(
+        &self,
+        mut family: MetricEncoder<'_>,
+        label: &'static str,
+        events: &[(ServiceEvent, &str)],
+    ) -> fmt::Result {
+        for service in self.snapshot.services.values() {
+            for (event, value) in events {
+                let count = service.load.counted(*event);
+                if count > 0 {
+                    let [name, namespace] = labels(service);
+                    counter(&mut family, &[name, namespace, (label, value)], count)?;
+                }
             }
         }
         Ok(())
