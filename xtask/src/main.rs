@@ -58,7 +58,8 @@ enum Task {
     Cluster(cluster::ClusterTask),
     /// Run the tests that need a real Kubernetes, on one that is made for them.
     E2e(cluster::E2e),
-    /// Measure an agent in a cluster of 20,000 pods, and how soon a change is in force.
+    /// Measure an agent in a cluster of 20,000 pods, and how soon a change is in force; try 500 real pods at once, and an API server
+    /// that is away for ten minutes.
     Scale,
     /// Show the mesh at work on this machine.
     Demo(demo::Demo),

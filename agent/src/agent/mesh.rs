@@ -349,6 +349,7 @@ impl Mesh {
         match self.capture.enrol(workload) {
             Ok(pod) => {
                 info!(pod = %workload.pod, "enrolled");
+                report::inherited(&self.telemetry, workload, pod.opened.as_ref());
                 self.failures.remove(&workload.uid);
                 // Its certificate is asked for before the first connection needs it.
                 if let Some(members) = &mut self.members {

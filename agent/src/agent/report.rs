@@ -253,7 +253,20 @@ pub(super) fn opened(
         Some(before) => (now.opened_since(before), "which was refused before"),
         None => (now.mtls_opened.clone(), "which its namespace, the mesh or the agent's own setting refuses"),
     };
-    let Some(opened) = opened else { return };
+    if let Some(opened) = opened {
+        tell_opened(telemetry, now, &opened, refused);
+    }
+}
+
+/// Tells of what takes plaintext that refused it under an earlier agent, however that came about while no agent watched.
+pub(super) fn inherited(telemetry: &Telemetry, now: &Workload, opened: Option<&Opened>) {
+    // Of what is more open than it should be it was told when the pod came.
+    if let Some(opened) = opened.filter(|opened| now.mtls_opened.as_ref() != Some(opened)) {
+        tell_opened(telemetry, now, opened, "which was refused before this agent began");
+    }
+}
+
+fn tell_opened(telemetry: &Telemetry, now: &Workload, opened: &Opened, refused: &str) {
     let by: Vec<String> = now.mtls_by.iter().map(ToString::to_string).collect();
     let by = match by.is_empty() {
         true => "no policy and no annotation, hence the agent's own setting".to_owned(),

@@ -12,6 +12,7 @@ mod dial;
 mod direct;
 mod earlier;
 mod error;
+mod inherited;
 mod kubelet;
 mod link;
 mod listener;
@@ -40,7 +41,7 @@ use tracing::{debug, info, warn};
 use undermesh_common::Tuple;
 use undermesh_common::maps::Voucher;
 
-use crate::model::{Probers, SameNode, Workload, WorkloadUid};
+use crate::model::{Opened, Probers, SameNode, Workload, WorkloadUid};
 use crate::snapshot::Snapshot;
 
 pub use charge::Succession;
@@ -60,6 +61,7 @@ pub use undermesh_common::maps::Counters;
 
 use codes::Codes;
 use error::map_error;
+use inherited::Inherited;
 use kubelet::Kubelet;
 use places::Places;
 use pod::Enrolled;
@@ -121,6 +123,7 @@ pub struct Capture {
     kubelet: Option<Kubelet>,
     places: Places,
     earlier: EarlierConnections,
+    inherited: Inherited,
     /// Enrolled pods that nobody has looked at yet for what they had before.
     new: Vec<WorkloadUid>,
 }
@@ -132,6 +135,8 @@ pub struct NewPod {
     pub net: Arc<PodNet>,
     /// One entry per worker.
     pub listeners: Vec<PodListeners>,
+    /// What takes plaintext that refused it when the agent before this one was last there.
+    pub opened: Option<Opened>,
 }
 
 impl Capture {
@@ -150,6 +155,7 @@ impl Capture {
             info!(addresses = captured.len(), "took over the pinned maps of an earlier agent");
         }
         Ok(Self {
+            inherited: Inherited::of(&programs),
             programs,
             settings,
             codes,
@@ -288,6 +294,7 @@ impl Capture {
         self.complete(|_, leaving| leaving.net.cookie == net.cookie && leaving.net.pod != net.pod);
         let enrolled = Enrolled::enrol(&mut self.programs, &net, self.settings.workers);
         let (enrolled, listeners) = enrolled.inspect_err(|_| self.drop_route(&net))?;
+        let opened = self.inherited.opened(net.cookie, enrolled.entry());
         self.supersede(&net);
         self.by_address.rcu(|pods| {
             let mut pods = imbl::HashMap::clone(pods);
@@ -301,7 +308,7 @@ impl Capture {
         }
         self.pods.insert(workload.uid.clone(), enrolled);
         self.new.push(workload.uid.clone());
-        Ok(NewPod { net, listeners })
+        Ok(NewPod { net, listeners, opened })
     }
 
     /// The other pod that has the network namespace.

@@ -237,6 +237,11 @@ impl Enrolled {
         written
     }
 
+    /// What the kernel knows of it.
+    pub(super) fn entry(&self) -> &Pod {
+        &self.entry
+    }
+
     /// Whether the kernel refuses what does not come through a tunnel.
     pub(super) fn is_tunnelled(&self) -> bool {
         self.entry.tunnelled != 0

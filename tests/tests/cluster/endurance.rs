@@ -3,16 +3,16 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use undermesh_tests::cluster::Cluster;
 use undermesh_tests::cluster::app::TRAFFIC;
 use undermesh_tests::lab::eventually;
 use undermesh_tests::require;
 use undermesh_tests::require::Feature::Cluster as ACluster;
 
-use crate::installed::{self, PORT, SHOP, container, counted, join, joins, pod, ran, start};
+use crate::installed::{self, PORT, SHOP, SYSTEM, container, counted, join, joins, pod, ran, start};
 use crate::kit;
 
 /// On each of the two nodes. With what else is there it is as many as a node has addresses for.
@@ -29,6 +29,7 @@ fn five_hundred_pods_are_labelled_at_once() -> Result<()> {
         let begun = Instant::now();
         gather(cluster)?;
         eprintln!("{} pods run after {:.0} s", 2 * CROWD, begun.elapsed().as_secs_f32());
+        tell_what_is_taken(cluster, "before the label")?;
         let took = join(cluster)?;
         let enrolled = counted(cluster, "undermesh_pods_enrolled", &[])?;
         ensure!(enrolled == (2 * CROWD) as f64, "{enrolled} pods are enrolled");
@@ -36,7 +37,9 @@ fn five_hundred_pods_are_labelled_at_once() -> Result<()> {
             "{enrolled} pods were in the mesh, and said so at the API server, {:.1} s after the label",
             took.as_secs_f32()
         );
-        Ok(())
+        // The kubelet looks every ten seconds or so.
+        sleep(Duration::from_secs(30));
+        tell_what_is_taken(cluster, "after it")
     })
 }
 
@@ -71,6 +74,25 @@ fn connections_go_on_while_the_api_server_is_away_for_ten_minutes() -> Result<()
         eprintln!("none of {} connections failed", ran["made"]);
         Ok(())
     })
+}
+
+/// Tells what the containers of the mesh take, as the kubelets see it: what requests of resources are about.
+fn tell_what_is_taken(cluster: &Cluster, when: &str) -> Result<()> {
+    for node in cluster.nodes() {
+        let path = format!("/api/v1/nodes/{}/proxy/stats/summary", node.name());
+        let summary: Value = serde_json::from_str(&cluster.kubectl(&["get", "--raw", &path])?)?;
+        let pods = summary["pods"].as_array().context("no pods")?;
+        for pod in pods.iter().filter(|pod| pod["podRef"]["namespace"] == SYSTEM) {
+            let number = |path| pod.pointer(path).and_then(Value::as_f64).unwrap_or_default();
+            eprintln!(
+                "{when}, {}: {:.1} MiB, {:.1} s of CPU since it began",
+                pod["podRef"]["name"],
+                number("/memory/workingSetBytes") / f64::from(1 << 20),
+                number("/cpu/usageCoreNanoSeconds") / 1e9,
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Starts the pods, each node's own, and waits until they run.

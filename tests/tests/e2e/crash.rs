@@ -9,7 +9,8 @@ use anyhow::{Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
-use undermesh_tests::lab::{Agent, Pod, PodSpec, Process, binary, eventually, patient};
+use serde_json::json;
+use undermesh_tests::lab::{Agent, Manifest, Pod, PodSpec, Process, binary, eventually, patient};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
@@ -196,7 +197,35 @@ fn a_pod_that_comes_to_take_plaintext_is_told_of() -> Result<()> {
         "the pod takes plaintext, which its namespace, the mesh or the agent's own setting refuses",
     )?;
     strict.update(|pod| pod.set_annotation("undermesh.io/mtls", Some("permissive")))?;
-    told(&mesh, 2.0, "the pod takes plaintext, which was refused before")
+    told(&mesh, 2.0, "the pod takes plaintext, which was refused before")?;
+
+    // While no agent watches: of what a policy had refused, and then of what the agent's own setting had. Of the open pods nothing new
+    // is to be told where nobody wants them otherwise.
+    mesh.add(0, PodSpec::new(SHOP, "plain"))?;
+    let policy = Manifest::new("undermesh.io/v1alpha1", "MeshPolicy", Some(SHOP), "metrics").with(
+        "spec",
+        json!({
+            "selector": { "matchLabels": { "app": "scraped" } },
+            "mtls": { "ports": [{ "port": 9090, "mode": "Strict" }] },
+        }),
+    );
+    mesh.lab.apply(&policy)?;
+    let scraped = PodSpec::new(SHOP, "scraped").label("app", "scraped");
+    mesh.add(0, scraped.annotation("undermesh.io/mtls", "permissive"))?;
+    mesh.ready()?;
+    mesh.agents[0].kill();
+    mesh.lab.delete(&policy)?;
+    mesh.restart(0, &["--mtls", "permissive"])?;
+    told(&mesh, 2.0, "the pod takes plaintext, which was refused before this agent began")?;
+    let log = mesh.agents[0].process().log_tail(200);
+    let line = "ports of the pod take plaintext, which was refused before this agent began";
+    ensure!(log.lines().any(|it| it.contains(line) && it.contains("9090")), "{log}");
+    // Once.
+    mesh.agents[0].kill();
+    mesh.restart(0, &["--mtls", "permissive"])?;
+    let again = mesh.agents[0].metrics()?.sum("undermesh_mtls_downgrades_total", &[]);
+    ensure!(again == 0.0, "{again} downgrades although nothing has changed");
+    Ok(())
 }
 
 #[test]

@@ -133,15 +133,16 @@ fn on_existing(kubeconfig: &Path, values: &[String]) -> Result<()> {
     run(test)
 }
 
-/// Measures the mesh in a cluster of many pods.
+/// Measures the mesh in a cluster of many pods, and tries what takes too long for every day.
 pub fn scale() -> Result<()> {
     setup::for_build()?;
     setup::for_cluster()?;
     let tools = programs::ensure()?;
     Build { release: true }.run()?;
     let mut test = cargo();
-    test.args(["test", "--release", "--package", "undermesh-tests", "--test", "cluster", "scale::"]);
-    test.args(["--", "--ignored", "--nocapture"]);
+    test.args(["test", "--release", "--package", "undermesh-tests", "--test", "cluster"]);
+    // One cluster at a time: they would be in each other's way.
+    test.args(["--", "--ignored", "--nocapture", "--test-threads=1", "scale::", "endurance::"]);
     run_on(&tools, test)
 }
 
