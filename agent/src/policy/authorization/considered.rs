@@ -1,8 +1,7 @@
-//! Every policy of a workload, rule by rule: for people who wonder what decides, and what never will.
+//! Every policy of a workload, rule by rule: for people who wonder what decides.
 //!
 //! It decides nothing, and costs what there is to tell: connections and requests are never held up by it.
 
-use super::RuleRef;
 use super::facts::{Connection, Facts, Request};
 use super::matching::Match;
 use super::nearest::failed;
@@ -46,47 +45,6 @@ impl Set {
     ) -> Vec<Considered<'_>> {
         let consider = |applied| Considered::of(applied, *connection, request.copied());
         self.policies().iter().map(consider).collect()
-    }
-
-    /// Rules that allow and never will, for a rule that denies takes all that they match; each with that one.
-    pub fn covered(&self) -> Vec<(RuleRef, RuleRef)> {
-        let of = |action: Action| {
-            let policies = self
-                .policies()
-                .iter()
-                .filter(move |it| it.policy.action == action && it.policy.invalid.is_none());
-            policies.flat_map(|applied| {
-                let rules = applied.policy.rules.iter().enumerate();
-                rules.map(move |(place, rule)| {
-                    (applied, rule, RuleRef { policy: applied.policy.name.clone(), rule: place })
-                })
-            })
-        };
-        let in_force: Vec<_> = of(Action::Deny).filter(|(applied, ..)| !applied.policy.dry_run).collect();
-        let taken_by = |allowed: &Applied, rule: &Rule| {
-            let mut all = in_force.iter();
-            let found = all.find(|(denied, denies, _)| reaches(denied, allowed) && denies.takes_all_of(rule));
-            found.map(|(.., name)| name.clone())
-        };
-        of(Action::Allow).filter_map(|(applied, rule, name)| Some((name, taken_by(applied, rule)?))).collect()
-    }
-}
-
-/// Whether the one is for all the ports that the other is for.
-fn reaches(denied: &Applied, allowed: &Applied) -> bool {
-    match (&denied.ports, &allowed.ports) {
-        (None, _) => true,
-        (Some(_), None) => false,
-        (Some(all), Some(ports)) => ports.iter().all(|port| all.contains(port)),
-    }
-}
-
-impl Rule {
-    /// Whether it matches whatever the other one does, as far as that shows without looking into its lists.
-    fn takes_all_of(&self, other: &Self) -> bool {
-        (self.from.is_empty() || self.from == other.from)
-            && (self.to.is_empty() || self.to == other.to)
-            && self.when.iter().all(|condition| other.when.contains(condition))
     }
 }
 

@@ -11,6 +11,7 @@ mod keys;
 mod matching;
 mod members;
 mod nearest;
+mod never;
 mod path;
 mod ports;
 mod rule;
@@ -22,6 +23,7 @@ pub use considered::{Considered, Found};
 pub use decision::{Decision, NearMiss, OnConnection, Outcome, RuleRef, Verdict};
 pub use expression::Expression;
 pub use facts::{Connection, Request};
+pub use never::{Never, NeverWhy};
 pub use path::{EscapedSlashes, PathNormalisation, Refused, normalise};
 pub use rule::{
     Action, Applied, Condition, GrpcMethod, Matcher, Operation, PathPattern, Pattern, Policy, Rule, Segment,

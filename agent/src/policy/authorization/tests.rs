@@ -69,8 +69,8 @@ fn check_considered(policies: &str, question: &str, expected: expect_test::Expec
             };
         }
     }
-    for (rule, by) in set.covered() {
-        told += &format!("{rule} is covered by {by}\n");
+    for never in set.never() {
+        told += &format!("{never}\n");
     }
     expected.assert_eq(&told);
 }
@@ -127,7 +127,7 @@ fn rules_that_never_let_anything_in_are_known() {
           2 matches
         b
           1 fails: from: namespaces needs an identity, and none is proven
-        a, rule 1 is covered by b, rule 1
+        a, rule 1 never lets anything in: b, rule 1 denies it all
     "#]],
     );
     check(
@@ -138,8 +138,8 @@ fn rules_that_never_let_anything_in_are_known() {
           2 matches
         b
           1 matches
-        a, rule 1 is covered by b, rule 1
-        a, rule 2 is covered by b, rule 1
+        a, rule 1 never lets anything in: b, rule 1 denies it all
+        a, rule 2 never lets anything in: b, rule 1 denies it all
     "#]],
     );
     check(
@@ -160,7 +160,7 @@ fn rules_that_never_let_anything_in_are_known() {
           1 matches
         c
           1 matches
-        a, rule 1 is covered by c, rule 1
+        a, rule 1 never lets anything in: c, rule 1 denies it all
     "#]],
     );
     check(
@@ -171,6 +171,30 @@ fn rules_that_never_let_anything_in_are_known() {
         b
           1 depends on to: paths needs a request, and there is none
     "#]],
+    );
+    check(
+        "allow a @80: to ports=81 | to ports=80 | to ports!=80 | from namespaces=shop,sh* namespaces!=s* | from namespaces=shop namespaces!=web\n\
+         deny b: from ipBlocks=10.0.0.0/8 ipBlocks!=10.0.0.0/7 from namespaces=shop | to methods=GET methods!=GET to paths=/a/* paths!=/*\n\
+         audit c: to hosts=shop hosts!=* from ipBlocks=10.0.0.0/8 | to hosts=shop:80 hosts!=shop",
+        expect_test::expect![[r#"
+            a
+              1 fails: to: ports does not have 80
+              2 matches
+              3 fails: to: notPorts has 80
+              4 fails: from: namespaces needs an identity, and none is proven
+              5 fails: from: namespaces needs an identity, and none is proven
+            b
+              1 fails: from: ipBlocks and notIpBlocks leave out 10.0.0.1
+              2 depends on to: methods needs a request, and there is none
+            c
+              1 depends on to: hosts needs a request, and there is none
+              2 depends on to: hosts needs a request, and there is none
+            a, rule 1 never matches: to: it is for none of the ports that the policy is for
+            a, rule 3 never matches: to: it is for none of the ports that the policy is for
+            a, rule 4 never matches: from: notNamespaces takes back all that is meant
+            b, rule 2 never matches: to: notMethods takes back all that is meant
+            c, rule 1 never matches: to: notHosts takes back all that is meant
+        "#]],
     );
 }
 

@@ -101,8 +101,7 @@ impl Asking<'_> {
                 }
             }
         };
-        let never = |(rule, by)| format!("{rule} never lets anything in: {by} denies it all");
-        side.never = policies.covered().into_iter().map(never).collect();
+        side.never = policies.never().iter().map(ToString::to_string).collect();
         side
     }
 

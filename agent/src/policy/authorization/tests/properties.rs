@@ -289,6 +289,22 @@ proptest! {
         }
     }
 
+    /// What is said to do nothing does nothing.
+    #[test]
+    fn rules_that_never_match_do_not(
+        head in select(&["allow", "deny", "audit", "allow", "deny @80,81", "allow @81"][..]),
+        rules in proptest::collection::vec(rule_that_contradicts_itself(), 1..4),
+        question in question(),
+    ) {
+        let (action, ports) = head.split_once(' ').unwrap_or((head, ""));
+        let set = set(&[format!("{action} p {ports}: {}", rules.join(" | "))]);
+        let request = question.request();
+        let considered = set.considered(&question.connection(), Some(&request));
+        for never in set.never().iter().filter(|_| considered[0].is_here) {
+            prop_assert!(considered[0].rules[never.rule.rule] != Found::Matches, "{}: {:?}", never, question);
+        }
+    }
+
     /// What is not HTTP is let in by nothing that asks for more than its connection has.
     #[test]
     fn bytes_are_let_in_only_if_every_request_would_be(lines in policies(), question in question()) {
@@ -297,6 +313,30 @@ proptest! {
             prop_assert!(set.request(&question.connection(), &question.request()).is_allowed());
         }
     }
+}
+
+/// A rule that may take back what it means.
+fn rule_that_contradicts_itself() -> impl Strategy<Value = String> {
+    let identities = &["spiffe://cluster.local/ns/shop/sa/web", "spiffe://cluster.local/ns/sh*", "*"][..];
+    let hosts = &["shop", "shop:80", "*op", "*op:80", "*:80", "sh*", "shop:8*", "*"][..];
+    let lists = [
+        ("from identities", identities),
+        ("from serviceAccounts", &["shop/web", "bank/web"]),
+        ("from namespaces", &["shop", "sh*", "*op", "*"]),
+        ("from trustDomains", &["cluster.local", "*"]),
+        ("from ipBlocks", &["10.0.0.0/8", "10.0.0.1/32", "0.0.0.0/0"]),
+        ("to ports", &["80", "81", "82"]),
+        ("to methods", &["GET", "G*", "*"]),
+        ("to paths", &["/a", "/a/*", "/a/b", "/*", "*b", "/a/{*}"]),
+        ("to hosts", hosts),
+    ];
+    select(lists.to_vec()).prop_flat_map(|(list, values)| {
+        let some = || proptest::collection::vec(select(values), 1..3).prop_map(|values| values.join(","));
+        (some(), some()).prop_map(move |(meant, left_out)| {
+            let (section, name) = list.split_once(' ').expect("a list is of a section");
+            format!(" {section} {name}={meant} {name}!={left_out} ")
+        })
+    })
 }
 
 /// The same but for the rule that was closest to allowing it, which is another one when more is known.
