@@ -150,7 +150,7 @@ pub struct RetryBudget {
 /// How long things may take. None: for ever, but where something else is said. A route's own `timeouts` win.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TrafficTimeouts {
-    /// From a request to the beginning of its answer, all attempts together.
+    /// From a request to the end of its answer, all attempts together; of gRPC to the answer's beginning, for streams last.
     pub request: Option<Duration>,
     /// One attempt.
     pub per_try: Option<Duration>,

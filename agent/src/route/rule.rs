@@ -125,7 +125,7 @@ pub enum InvalidBackend {
 /// How long a request may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From the request to the beginning of its answer, all attempts together.
+    /// From the request to the end of its answer, all attempts together; of gRPC to the answer's beginning, for streams last.
     pub request: TimeLimit,
     /// One attempt.
     pub backend_request: TimeLimit,

@@ -396,6 +396,9 @@ fn deadlines_travel_with_requests() -> Result<()> {
         ensure!(answer["headers"]["grpc-status"] == "4", "{answer}");
         ensure!(began.elapsed() < Duration::from_secs(2), "it took {:?}", began.elapsed());
     }
+    // A stream that goes on for longer has a status as well.
+    let answer = stage.ask("/?drip_ms=20", &grpc("grpc-timeout: 300m"))?.answered(200)?;
+    ensure!(answer["trailers"]["grpc-status"] == "4" && answer["bytes"].as_u64() > Some(0), "{answer}");
     ensure!(stage.counted(EJECTIONS, &[])? == 0.0, "an endpoint is blamed for its clients' hurry");
     // A rule's limit is told as well, if it is the shorter one; gRPC has streams that a rule does not limit.
     let rules = json!([{ "timeouts": { "request": "2s" }, "backendRefs": [{ "name": "web", "port": 80 }] }]);
@@ -409,5 +412,7 @@ fn deadlines_travel_with_requests() -> Result<()> {
         Ok(())
     })?;
     ensure!(told(&GRPC, "grpc-timeout")?.is_none(), "a rule limits a stream");
+    let streamed = stage.ask("/?drip_ms=20", &[&GRPC[..], &["--limit-ms", "2500"]].concat())?;
+    ensure!(streamed.failed.keys().eq(["no answer in time"]), "a rule ends a stream: {streamed:?}");
     Ok(())
 }

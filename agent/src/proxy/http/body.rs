@@ -384,6 +384,9 @@ pub(super) enum AnswerError {
     /// Policies do not let its request in any more.
     #[error("policies do not let the request in any more")]
     Denied(#[source] h2::Error),
+    /// The request may not take longer.
+    #[error("the answer has not ended within the time that the request is given")]
+    Overdue(#[source] h2::Error),
 }
 
 /// The body of a response on its way to the client.
@@ -423,7 +426,7 @@ impl Body for ResponseBody {
         match this {
             Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Upstream { inner, exchange } => {
-                if exchange.poll_denied(cx).is_ready() {
+                if exchange.poll_denied(cx).is_ready() || exchange.poll_overdue(cx).is_ready() {
                     let last = exchange.last();
                     // What the upstream has to say beyond that is for nobody.
                     *this = Self::Own(None);

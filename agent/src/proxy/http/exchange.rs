@@ -11,6 +11,7 @@ use http::header::HeaderMap;
 use http::uri::Authority;
 use http::{Method, Request, Response, Uri, Version};
 use http_body::Frame;
+use tokio::time::{Sleep, sleep_until};
 
 use super::answer::{Refusal, is_grpc};
 use super::body::{AnswerError, RequestBody, ResponseBody, Upload};
@@ -53,6 +54,8 @@ pub(super) struct Exchange {
     status: Option<u16>,
     grpc_status: Option<u16>,
     end: Option<RequestEnd>,
+    /// When all of the answer must have passed, and how it ends otherwise.
+    limit: Option<(Pin<Box<Sleep>>, RequestEnd)>,
     /// What policies have said of it.
     pub(super) ruling: RulingOf,
     /// Where it is held to the policies of an endpoint of this node.
@@ -99,6 +102,7 @@ impl Exchange {
             status: None,
             grpc_status: None,
             end: None,
+            limit: None,
             ruling: None,
             held: None,
             told: None,
@@ -192,19 +196,44 @@ impl Exchange {
         Poll::Ready(ruling)
     }
 
+    /// All of the answer must have passed until then, or it ends so.
+    pub(super) fn limit(&mut self, until: Instant, end: RequestEnd) {
+        self.limit = Some((Box::pin(sleep_until(until.into())), end));
+    }
+
+    /// Once the answer takes longer than it may.
+    pub(super) fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some((limit, end)) = &mut self.limit else { return Poll::Pending };
+        std::task::ready!(limit.as_mut().poll(cx));
+        self.end = Some(*end);
+        Poll::Ready(())
+    }
+
     fn denied(&mut self, ruling: &RulingOf) {
         self.end = Some(RequestEnd::Denied);
         self.ruling = ruling.clone().or_else(|| self.ruling.take());
     }
 
-    /// Policies end it while it is answered: a call of gRPC with its status, anything else by being broken off.
+    /// Policies or its limit end it while it is answered: a call of gRPC with its status, anything else by being broken off.
     pub(super) fn last(&mut self) -> Result<Frame<Bytes>, AnswerError> {
+        let (end, is_denied) = match self.end {
+            Some(end) if end != RequestEnd::Denied => (end, false),
+            _ => (RequestEnd::Denied, true),
+        };
         if !self.is_grpc || self.version != Version::HTTP_2 {
             // Nothing says more of it that clients would not take for something else.
-            return Err(AnswerError::Denied(h2::Reason::CANCEL.into()));
+            let broken_off = h2::Reason::CANCEL.into();
+            return Err(if is_denied {
+                AnswerError::Denied(broken_off)
+            } else {
+                AnswerError::Overdue(broken_off)
+            });
         }
-        let trailers =
-            Refusal::new(RequestEnd::Denied, "policies do not let this request in any more").trailers();
+        let detail = match is_denied {
+            true => "policies do not let this request in any more",
+            false => "the answer has not ended within the time that the request is given",
+        };
+        let trailers = Refusal::new(end, detail).trailers();
         self.grpc_status = grpc_status(&trailers);
         Ok(Frame::trailers(trailers))
     }

@@ -69,7 +69,7 @@ impl<'s> Wishes<'s> {
 /// How long and how often a request is tried.
 #[derive(Clone, Copy, Debug)]
 struct Patience<'s> {
-    /// When the answer must have begun.
+    /// When the answer must be there.
     until: Option<Instant>,
     /// When it is of no use to the client any more, by what that says.
     asked: Option<Instant>,
@@ -103,11 +103,19 @@ impl<'s> Patience<'s> {
         }
     }
 
-    /// How long the answer to an attempt is of use that begins now. To gRPC that is all of a stream, which rules do not limit.
-    fn left(&self, now: Instant, is_grpc: bool) -> Option<Duration> {
+    /// When all of the answer to an attempt that begins then must be there, and what it counts as otherwise. Of gRPC that is all of a
+    /// stream, which rules do not limit.
+    fn whole(&self, began: Instant, is_grpc: bool) -> Option<(Instant, RequestEnd)> {
         let until = if is_grpc { self.asked } else { self.until };
-        let until = until.map(|until| until.saturating_duration_since(now));
-        [until, self.attempt.filter(|_| !is_grpc)].into_iter().flatten().min()
+        let attempt =
+            self.attempt.filter(|_| !is_grpc).map(|limit| (began + limit, RequestEnd::UpstreamTimeout));
+        let limits = [until.map(|until| (until, RequestEnd::RequestTimeout)), attempt];
+        limits.into_iter().flatten().min_by_key(|(until, _)| *until)
+    }
+
+    /// How long the answer to an attempt is of use that begins now.
+    fn left(&self, now: Instant, is_grpc: bool) -> Option<Duration> {
+        self.whole(now, is_grpc).map(|(until, _)| until.saturating_duration_since(now))
     }
 
     /// A client that will not wait for longer says nothing of the endpoint.
@@ -286,6 +294,9 @@ impl Sending<'_> {
                         limit::tell(standing, response.headers_mut());
                     }
                     exchange.head(response.status().as_u16(), response.headers());
+                    if let Some((until, end)) = self.patience.whole(now, exchange.is_grpc) {
+                        exchange.limit(until, end);
+                    }
                     exchange.loan = Some(Loan::new(&talk.here.upstreams, talk.key(to, port), lease));
                     return Ok(response);
                 }
