@@ -76,10 +76,15 @@ impl Kube {
 
     /// Applies manifests (YAML or JSON) on the server's side.
     pub fn apply(&self, manifests: &str) -> Result<String> {
+        self.try_apply(manifests)?.success()
+    }
+
+    /// The same to whichever end.
+    pub fn try_apply(&self, manifests: &str) -> Result<Output> {
         let mut file = tempfile::NamedTempFile::new()?;
         file.write_all(manifests.as_bytes())?;
         let file = file.path().to_str().context("a temporary file with a strange name")?;
-        self.kubectl(&["apply", "--server-side", "--filename", file])
+        self.try_kubectl(&["apply", "--server-side", "--filename", file])
     }
 
     /// What `kubectl get -o json` says.

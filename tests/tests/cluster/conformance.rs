@@ -94,7 +94,10 @@ fn a_routes_status_says_what_becomes_of_it(cluster: &Cluster) -> Result<()> {
     says(cluster, &["web: Accepted, ResolvedRefs"])?;
     let extension = json!({ "group": "example.com", "kind": "Filter", "name": "any" });
     let filter = json!({ "type": "ExtensionRef", "extensionRef": extension });
-    cluster.apply(&route(&["web"], json!({ "filters": [filter] })).to_string())?;
+    let unsupported = route(&["web"], json!({ "filters": [filter] })).to_string();
+    let said = cluster.try_apply(&unsupported)?;
+    ensure!(said.stderr.contains("Warning: undermesh: spec.rules[0].filters[0]"), "{said:?}");
+    said.success()?;
     says(cluster, &["web: not Accepted for UnsupportedValue"])?;
     cluster.kubectl(&["delete", "httproute/web", "service/web", "service/web-v2"])?;
     Ok(())

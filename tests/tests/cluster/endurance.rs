@@ -3,16 +3,18 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use undermesh_tests::cluster::Cluster;
 use undermesh_tests::cluster::app::TRAFFIC;
-use undermesh_tests::lab::{Metrics, eventually};
+use undermesh_tests::lab::eventually;
 use undermesh_tests::require;
 use undermesh_tests::require::Feature::Cluster as ACluster;
 
-use crate::installed::{self, PORT, SHOP, SYSTEM, container, counted, join, joins, pod, ran, start};
+use crate::installed::{
+    self, LIMIT, PORT, SHOP, container, counted, join, join_within, joins, pod, ran, start,
+};
 use crate::kit;
 
 /// On each of the two nodes. With what else is there it is as many as a node has addresses for.
@@ -29,15 +31,15 @@ fn five_hundred_pods_are_labelled_at_once() -> Result<()> {
         let begun = Instant::now();
         gather(cluster)?;
         eprintln!("{} pods run after {:.0} s", 2 * CROWD, begun.elapsed().as_secs_f32());
-        tell_what_is_taken(cluster, "before the label")?;
-        let took = join(cluster)?;
+        installed::tell_what_is_taken(cluster, "before the label")?;
+        let took = join_within(cluster, LIMIT)?;
         let enrolled = counted(cluster, "undermesh_pods_enrolled", &[])?;
         ensure!(enrolled == (2 * CROWD) as f64, "{enrolled} pods are enrolled");
         eprintln!(
             "{enrolled} pods were in the mesh, and said so at the API server, {:.1} s after the label",
             took.as_secs_f32()
         );
-        tell_what_is_taken(cluster, "after it")
+        installed::tell_what_is_taken(cluster, "after it")
     })
 }
 
@@ -72,21 +74,6 @@ fn connections_go_on_while_the_api_server_is_away_for_ten_minutes() -> Result<()
         eprintln!("none of {} connections failed", ran["made"]);
         Ok(())
     })
-}
-
-/// Tells what agents and controllers take: what requests of resources are about.
-fn tell_what_is_taken(cluster: &Cluster, when: &str) -> Result<()> {
-    let pods = cluster.get(&["pods", "--namespace", SYSTEM])?;
-    for pod in pods["items"].as_array().context("no pods")? {
-        let metrics = Metrics::parse(&installed::page(cluster, pod, "metrics")?);
-        eprintln!(
-            "{when}, {}: {:.1} MiB resident, {:.1} s of CPU since it began",
-            pod["metadata"]["name"],
-            metrics.sum("process_resident_memory_bytes", &[]) / f64::from(1 << 20),
-            metrics.sum("process_cpu_seconds_total", &[]),
-        );
-    }
-    Ok(())
 }
 
 /// Starts the pods, each node's own, and waits until they run.

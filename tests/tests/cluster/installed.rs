@@ -137,9 +137,14 @@ pub(crate) fn container(command: &[&str]) -> Value {
 
 /// Puts the shop into the mesh; how long it takes until every pod says that it is in.
 pub(crate) fn join(cluster: &Kube) -> Result<Duration> {
+    join_within(cluster, Duration::from_secs(20))
+}
+
+/// The same, where there are so many pods that it may take so long.
+pub(crate) fn join_within(cluster: &Kube, limit: Duration) -> Result<Duration> {
     let begun = Instant::now();
     cluster.kubectl(&["label", "namespace", SHOP, "undermesh.io/mesh=enabled"])?;
-    eventually(Duration::from_secs(20), "every pod is enrolled", || {
+    eventually(limit, "every pod is enrolled", || {
         let pods = cluster.get(&["pods", "--namespace", SHOP])?;
         for pod in pods["items"].as_array().into_iter().flatten() {
             ensure!(condition(pod)["status"] == "True", "{}: {}", pod["metadata"]["name"], condition(pod));
@@ -222,6 +227,21 @@ pub(crate) fn page(cluster: &Kube, agent: &Value, page: &str) -> Result<String> 
 pub(crate) fn counted(cluster: &Kube, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
     let count = |agent: &Value| Ok(Metrics::parse(&page(cluster, agent, "metrics")?).sum(name, labels));
     agents(cluster)?.iter().map(count).sum()
+}
+
+/// Tells what agents and controllers take: what requests of resources are about.
+pub(crate) fn tell_what_is_taken(cluster: &Kube, when: &str) -> Result<()> {
+    let pods = cluster.get(&["pods", "--namespace", SYSTEM])?;
+    for pod in pods["items"].as_array().context("no pods")? {
+        let metrics = Metrics::parse(&page(cluster, pod, "metrics")?);
+        eprintln!(
+            "{when}, {}: {:.1} MiB resident, {:.1} s of CPU since it began",
+            pod["metadata"]["name"],
+            metrics.sum("process_resident_memory_bytes", &[]) / f64::from(1 << 20),
+            metrics.sum("process_cpu_seconds_total", &[]),
+        );
+    }
+    Ok(())
 }
 
 /// The clock of the traffic's figures.

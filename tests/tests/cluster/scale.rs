@@ -66,6 +66,7 @@ fn twenty_thousand_pods_and_a_hundred_changes_a_second() -> Result<()> {
         );
         all_are_known(cluster)?;
         let full = Figures::of(cluster)?;
+        installed::tell_what_is_taken(cluster, "with all pods")?;
         eprintln!(
             "{:.1} MiB resident of an agent that knows the shop alone, {:.1} of one that knows all",
             empty.mib, full.mib

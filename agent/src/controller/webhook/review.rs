@@ -35,17 +35,13 @@ pub(super) fn judge(request: &AdmissionRequest<DynamicObject>) -> Review {
 }
 
 fn problems(group: &str, kind: &str, object: Value) -> Vec<Problem> {
-    if group == Kind::TrafficPolicy.group() {
-        let mut own = Custom::ALL.into_iter().filter(|custom| custom.kind.group() == group);
-        return match own.find(|custom| custom.kind.as_str() == kind) {
-            Some(custom) => {
-                read(object, |policy: Value, problems| (custom.read)(&policy, problems).map(drop))
-            }
-            // Of a later version of us.
-            None => Vec::new(),
-        };
+    let is_it = |custom: &Custom| custom.kind.group() == group && custom.kind.as_str() == kind;
+    if let Some(custom) = Custom::ALL.into_iter().find(is_it) {
+        return read(object, |object: Value, problems| (custom.read)(&object, problems).map(drop));
     }
     match kind {
+        // Of a later version of us.
+        _ if group == Kind::TrafficPolicy.group() => Vec::new(),
         "Namespace" => {
             read(object, |namespace: Namespace, problems| Document::namespace(&namespace, problems).map(drop))
         }
@@ -208,6 +204,37 @@ mod tests {
         );
         labelled["spec"]["timeouts"] = json!({});
         assert_eq!(review(Some(policy(1)), labelled), Review::Clean);
+    }
+
+    #[test]
+    fn whoever_writes_a_route_hears_which_fields_are_not_supported() {
+        let route = |filter: Value| {
+            json!({
+                "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+                "metadata": { "name": "web", "namespace": "shop" },
+                "spec": {
+                    "parentRefs": [{ "group": "", "kind": "Service", "name": "web" }],
+                    "rules": [{ "filters": [filter], "backendRefs": [{ "name": "web", "port": 80 }] }],
+                },
+            })
+        };
+        let review = |object: Value| {
+            let request = json!({
+                "uid": "1", "operation": "CREATE", "name": "web", "userInfo": {}, "object": object,
+                "kind": { "group": "gateway.networking.k8s.io", "version": "v1", "kind": "HTTPRoute" },
+                "resource": { "group": "gateway.networking.k8s.io", "version": "v1", "resource": "httproutes" },
+            });
+            judge(&serde_json::from_value(request).unwrap())
+        };
+        let set = json!({ "set": [{ "name": "a", "value": "b" }] });
+        let known = json!({ "type": "RequestHeaderModifier", "requestHeaderModifier": set });
+        assert_eq!(review(route(known)), Review::Clean);
+        let other = json!({ "group": "example.com", "kind": "Filter", "name": "any" });
+        let Review::Warn(said) = review(route(json!({ "type": "ExtensionRef", "extensionRef": other })))
+        else {
+            panic!("nothing is said of a filter that is not supported");
+        };
+        expect![[r#"undermesh: spec.rules[0].filters[0].type: expected one of RequestHeaderModifier, ResponseHeaderModifier, RequestMirror, RequestRedirect, URLRewrite, CORS; found "ExtensionRef", which is not supported here"#]].assert_eq(&said.join("\n"));
     }
 
     #[test]
