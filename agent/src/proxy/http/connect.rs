@@ -13,17 +13,19 @@ use tracing::debug;
 use super::body::RequestBody;
 use super::io::Io;
 use super::pool::USUAL_STREAMS;
-use super::{HEADER_LIST, HTTP2_CONNECTION_WINDOW, HTTP2_STREAM_WINDOW, MOST_BUFFERED, MOST_HEADERS};
+use super::{HTTP2_CONNECTION_WINDOW, HTTP2_STREAM_WINDOW, HttpLimits};
 use crate::proxy::tasks::Tasks;
 
 /// What requests are handed to, and what has to run for them to get anywhere; that ends with the connection.
 pub(super) async fn http1(
+    limits: &HttpLimits,
     io: Io,
 ) -> hyper::Result<(http1::SendRequest<RequestBody>, impl Future<Output = ()> + Send + 'static)> {
     let (sender, connection) = http1::Builder::new()
         .preserve_header_case(true)
-        .max_headers(MOST_HEADERS)
-        .max_buf_size(MOST_BUFFERED)
+        .max_headers(limits.http1_headers)
+        .max_header_size(limits.http1_head)
+        .max_buf_size(limits.http1_buffered())
         .handshake(TokioIo::new(io))
         .await?;
     Ok((sender, async move { ended(connection.with_upgrades().await) }))
@@ -37,14 +39,16 @@ const TOLD_WITHIN: Duration = Duration::from_millis(50);
 
 /// The same of HTTP/2, whose streams end with what has to run.
 pub(super) async fn http2(
+    limits: &HttpLimits,
     io: Io,
 ) -> hyper::Result<(http2::SendRequest<RequestBody>, impl Future<Output = ()> + Send + 'static)> {
-    let (sender, _most_streams, carried) = http2_shared(io).await?;
+    let (sender, _most_streams, carried) = http2_shared(limits, io).await?;
     Ok((sender, carried))
 }
 
 /// The same, with how many requests the server takes at a time, once it has said so or was given enough time to.
 pub(super) async fn http2_shared(
+    limits: &HttpLimits,
     io: Io,
 ) -> hyper::Result<(
     http2::SendRequest<RequestBody>,
@@ -55,7 +59,7 @@ pub(super) async fn http2_shared(
     let (sender, connection) = http2::Builder::new(streams.0.clone())
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
-        .max_header_list_size(HEADER_LIST)
+        .max_header_list_size(limits.http2_head)
         .initial_max_send_streams(UNTOLD_STREAMS)
         .handshake(TokioIo::new(io))
         .await?;
