@@ -106,3 +106,46 @@ fn ended(result: hyper::Result<()>) {
         debug!(%error, "an upstream connection broke");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, StatusCode};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::blame;
+    use super::super::io::{Counted, Stream};
+    use super::*;
+    use crate::proxy::relay::Meter;
+    use crate::telemetry::RequestEnd;
+
+    /// What comes of a request to which a server answers this.
+    async fn answered(answer: &str) -> Result<StatusCode, RequestEnd> {
+        let limits = HttpLimits { http1_head: 9_000, http1_headers: 200, ..HttpLimits::DEFAULT };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let io = Io::Left(Counted::new(Stream::socket(client), Meter::new([]), None));
+        let (mut sender, carried) = http1(&limits, io).await.unwrap();
+        tokio::spawn(carried);
+        let asked = sender.send_request(Request::get("/").body(RequestBody::empty()).unwrap());
+        let answering = async {
+            server.read_u8().await.unwrap();
+            server.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let (response, ()) = tokio::join!(asked, answering);
+        response.map(|response| response.status()).map_err(|error| blame::blamed(&error))
+    }
+
+    #[tokio::test]
+    async fn a_head_of_an_answer_in_http1_has_no_more_bytes_and_headers_than_it_may() {
+        const BEGIN: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n";
+        let large = |bytes: usize| format!("{BEGIN}x: {}\r\n\r\n", "y".repeat(bytes - BEGIN.len() - 7));
+        let many = |headers: usize| format!("{BEGIN}{}\r\n", "x: y\r\n".repeat(headers - 1));
+        assert_eq!(large(9_000).len(), 9_000);
+        assert_eq!(answered(&large(9_000)).await, Ok(StatusCode::OK));
+        assert_eq!(answered(&large(9_001)).await, Err(RequestEnd::UpstreamReset));
+        assert_eq!(answered(&many(200)).await, Ok(StatusCode::OK));
+        assert_eq!(answered(&many(201)).await, Err(RequestEnd::UpstreamReset));
+    }
+}
