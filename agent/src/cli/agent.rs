@@ -1,5 +1,6 @@
 //! `undermesh agent`: raw arguments, validated into settings once.
 
+mod http;
 mod identity;
 mod policy;
 mod traces;
@@ -14,6 +15,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::TcpKeepalive;
 use tracing::{error, info, warn};
 
+use self::http::HttpArgs;
 use self::identity::IdentityArgs;
 use self::policy::PolicyArgs;
 use self::traces::TraceArgs;
@@ -112,9 +114,6 @@ pub struct AgentArgs {
         env = "UNDERMESH_CONNECT_TIMEOUT",
     )]
     connect_timeout: u64,
-    /// Whether HTTP requests are counted where no route needs to know of them.
-    #[arg(long, value_enum, default_value_t, env = "UNDERMESH_HTTP")]
-    http: Http,
     /// Idle seconds after which a relayed connection's peer is probed, for peers that vanish.
     #[arg(
         long,
@@ -163,6 +162,8 @@ pub struct AgentArgs {
     #[arg(long, value_name = "FILE", env = "UNDERMESH_ACCESS_LOG_FILE")]
     access_log_file: Option<PathBuf>,
     #[command(flatten)]
+    http: HttpArgs,
+    #[command(flatten)]
     policy: PolicyArgs,
     #[command(flatten)]
     traces: TraceArgs,
@@ -183,16 +184,6 @@ enum AccessLogChoice {
     Off,
     Text,
     Json,
-}
-
-/// What is done with HTTP that no route is about.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum Http {
-    /// Each request is balanced and counted on its own.
-    #[default]
-    Auto,
-    /// It is carried as any other bytes.
-    Off,
 }
 
 /// Runs the agent until it is told to stop. Exit code 1: it could not start or go on.
@@ -260,7 +251,8 @@ impl AgentArgs {
                     .with_interval(Duration::from_secs(self.keepalive_interval))
                     .with_retries(self.keepalive_probes),
                 max_connections: max_connections(self.max_connections, workers),
-                http: self.http == Http::Auto,
+                http: self.http.is_looked_at(),
+                http_limits: self.http.limits(),
                 paths: self.policy.paths(),
                 names_policies: self.policy.names_policies(),
             },

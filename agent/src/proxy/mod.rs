@@ -44,7 +44,7 @@ use crate::policy::authorization::PathNormalisation;
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Peer, Telemetry};
 
-pub use http::BackendTlsClients;
+pub use http::{BackendTlsClients, HttpLimits};
 use tunnel::Tunnel;
 pub use worker::{Fate, Workers, WorkersGone};
 
@@ -59,6 +59,8 @@ pub struct ProxySettings {
     pub max_connections: usize,
     /// Whether requests are told of where no route needs to know of them.
     pub http: bool,
+    /// What heads may be, and how many requests there may be at a time.
+    pub http_limits: HttpLimits,
     /// How paths are made comparable before policies see them.
     pub paths: PathNormalisation,
     /// Whether who is denied something is told by which policy.

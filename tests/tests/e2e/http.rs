@@ -27,7 +27,12 @@ struct Stage {
 
 impl Stage {
     fn set(name: &str) -> Result<Self> {
-        let mut mesh = Mesh::start(name, 2, &[])?;
+        Self::set_with(name, &[])
+    }
+
+    /// The same, with agents that are told this as well.
+    fn set_with(name: &str, args: &[&str]) -> Result<Self> {
+        let mut mesh = Mesh::start(name, 2, args)?;
         let client = mesh.pod(0, "client")?;
         let server = |node, name| mesh.add(node, PodSpec::new(SHOP, name).label("app", "echo"));
         let servers = [server(0, "near")?, server(1, "far")?];
@@ -410,6 +415,30 @@ fn a_request_that_does_not_get_on_is_given_up_and_an_idle_connection_is_not() ->
         .with_context(|| said.clone())?;
     ensure!((28..=40).contains(&seconds), "{said}");
     ensure!(said.matches("b'HTTP/1.1 200'").count() == 2, "{said}");
+    Ok(())
+}
+
+#[test]
+fn heads_may_be_as_large_as_the_agent_is_told() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let flags = ["--http1-max-head", "262144", "--http1-max-headers", "40", "--http2-max-head", "8192"];
+    let stage = Stage::set_with("um-e2e-http-limits", &flags)?;
+    let url = stage.url("/");
+    let large = |bytes| format!("x: {}", "y".repeat(bytes));
+    // An argument has less than 128 KiB, which is also what a head may have unless the agent is told something else.
+    let (large, some) = (large(100_000), large(9_000));
+    let headers = |count, header| [["--header", header]].repeat(count).concat();
+    for (status, args) in [
+        (200, headers(2, &large)),
+        (431, headers(3, &large)),
+        // And its Host.
+        (200, headers(39, "x: y")),
+        (431, headers(40, "x: y")),
+        (200, [vec!["--http2"], headers(40, "x: y")].concat()),
+        (431, [vec!["--http2"], headers(1, &some)].concat()),
+    ] {
+        ask(&stage.client, &url, &args)?.answered(status)?;
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@ const FLAGS: &[(&str, &[&str])] = &[
         "templates/agent/daemonset.yaml",
         &[
             "agent/src/cli/agent.rs",
+            "agent/src/cli/agent/http.rs",
             "agent/src/cli/agent/identity.rs",
             "agent/src/cli/agent/policy.rs",
             "agent/src/cli/agent/traces.rs",

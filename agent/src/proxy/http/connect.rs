@@ -13,17 +13,19 @@ use tracing::debug;
 use super::body::RequestBody;
 use super::io::Io;
 use super::pool::USUAL_STREAMS;
-use super::{HEADER_LIST, HTTP2_CONNECTION_WINDOW, HTTP2_STREAM_WINDOW, MOST_BUFFERED, MOST_HEADERS};
+use super::{HTTP2_CONNECTION_WINDOW, HTTP2_STREAM_WINDOW, HttpLimits};
 use crate::proxy::tasks::Tasks;
 
 /// What requests are handed to, and what has to run for them to get anywhere; that ends with the connection.
 pub(super) async fn http1(
+    limits: &HttpLimits,
     io: Io,
 ) -> hyper::Result<(http1::SendRequest<RequestBody>, impl Future<Output = ()> + Send + 'static)> {
     let (sender, connection) = http1::Builder::new()
         .preserve_header_case(true)
-        .max_headers(MOST_HEADERS)
-        .max_buf_size(MOST_BUFFERED)
+        .max_headers(limits.http1_headers)
+        .max_header_size(limits.http1_head)
+        .max_buf_size(limits.http1_buffered())
         .handshake(TokioIo::new(io))
         .await?;
     Ok((sender, async move { ended(connection.with_upgrades().await) }))
@@ -37,14 +39,16 @@ const TOLD_WITHIN: Duration = Duration::from_millis(50);
 
 /// The same of HTTP/2, whose streams end with what has to run.
 pub(super) async fn http2(
+    limits: &HttpLimits,
     io: Io,
 ) -> hyper::Result<(http2::SendRequest<RequestBody>, impl Future<Output = ()> + Send + 'static)> {
-    let (sender, _most_streams, carried) = http2_shared(io).await?;
+    let (sender, _most_streams, carried) = http2_shared(limits, io).await?;
     Ok((sender, carried))
 }
 
 /// The same, with how many requests the server takes at a time, once it has said so or was given enough time to.
 pub(super) async fn http2_shared(
+    limits: &HttpLimits,
     io: Io,
 ) -> hyper::Result<(
     http2::SendRequest<RequestBody>,
@@ -55,7 +59,7 @@ pub(super) async fn http2_shared(
     let (sender, connection) = http2::Builder::new(streams.0.clone())
         .initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
-        .max_header_list_size(HEADER_LIST)
+        .max_header_list_size(limits.http2_head)
         .initial_max_send_streams(UNTOLD_STREAMS)
         .handshake(TokioIo::new(io))
         .await?;
@@ -100,5 +104,48 @@ impl Drop for Streams {
 fn ended(result: hyper::Result<()>) {
     if let Err(error) = result {
         debug!(%error, "an upstream connection broke");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, StatusCode};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::blame;
+    use super::super::io::{Counted, Stream};
+    use super::*;
+    use crate::proxy::relay::Meter;
+    use crate::telemetry::RequestEnd;
+
+    /// What comes of a request to which a server answers this.
+    async fn answered(answer: &str) -> Result<StatusCode, RequestEnd> {
+        let limits = HttpLimits { http1_head: 9_000, http1_headers: 200, ..HttpLimits::DEFAULT };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut server, _) = listener.accept().await.unwrap();
+        let io = Io::Left(Counted::new(Stream::socket(client), Meter::new([]), None));
+        let (mut sender, carried) = http1(&limits, io).await.unwrap();
+        tokio::spawn(carried);
+        let asked = sender.send_request(Request::get("/").body(RequestBody::empty()).unwrap());
+        let answering = async {
+            server.read_u8().await.unwrap();
+            server.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let (response, ()) = tokio::join!(asked, answering);
+        response.map(|response| response.status()).map_err(|error| blame::blamed(&error))
+    }
+
+    #[tokio::test]
+    async fn a_head_of_an_answer_in_http1_has_no_more_bytes_and_headers_than_it_may() {
+        const BEGIN: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n";
+        let large = |bytes: usize| format!("{BEGIN}x: {}\r\n\r\n", "y".repeat(bytes - BEGIN.len() - 7));
+        let many = |headers: usize| format!("{BEGIN}{}\r\n", "x: y\r\n".repeat(headers - 1));
+        assert_eq!(large(9_000).len(), 9_000);
+        assert_eq!(answered(&large(9_000)).await, Ok(StatusCode::OK));
+        assert_eq!(answered(&large(9_001)).await, Err(RequestEnd::UpstreamReset));
+        assert_eq!(answered(&many(200)).await, Ok(StatusCode::OK));
+        assert_eq!(answered(&many(201)).await, Err(RequestEnd::UpstreamReset));
     }
 }

@@ -26,7 +26,7 @@ use super::limit;
 use super::pool::Sender;
 use super::talk::{Dialect, Told};
 use super::upgrade::Passed;
-use super::{authorize, blame, connect, head, interim, serve};
+use super::{HttpLimits, authorize, blame, connect, head, interim, serve};
 use crate::model::Limited;
 use crate::proxy::admission::{Caller, Door, Entry};
 use crate::proxy::detect::{self, Speech};
@@ -127,7 +127,9 @@ impl Inbound {
 
     async fn requests(self, (client, speech): (Stream, Speech), application: TcpStream, meter: Meter) {
         let application = Io::Left(Counted::new(Stream::socket(application), meter, None));
-        let (sender, is_over) = match begun(&self.here.upstreams.tasks, speech, application).await {
+        let proxy = self.proxy.clone();
+        let limits = &proxy.settings.http_limits;
+        let (sender, is_over) = match begun(&self.here.upstreams.tasks, limits, speech, application).await {
             Ok(begun) => begun,
             Err(error) => {
                 return debug!(to = %self.door.address, %error, "an application does not begin to speak HTTP");
@@ -152,10 +154,10 @@ impl Inbound {
                     _ = fate.wait_for(|fate| *fate != Fate::Serve) => {}
                 }
             };
-            return serve::http2(client, answer, leave).await;
+            return serve::http2(limits, client, answer, leave).await;
         }
         // Closed between two requests, it could take one with it: until the application ends it, it is left.
-        serve::http1(to, client, answer, is_over).await;
+        serve::http1(to, limits, client, answer, is_over).await;
         bridges.ended().await;
     }
 }
@@ -163,16 +165,17 @@ impl Inbound {
 /// What requests are handed to, and what breaks off when the application's connection does.
 async fn begun(
     tasks: &Tasks,
+    limits: &HttpLimits,
     speech: Speech,
     application: Io,
 ) -> hyper::Result<(Sender, oneshot::Receiver<Infallible>)> {
     let (over, is_over) = oneshot::channel();
     if speech == Speech::Http2 {
-        let (sender, connection) = connect::http2(application).await?;
+        let (sender, connection) = connect::http2(limits, application).await?;
         tasks.spawn(until_over(connection, over));
         return Ok((Sender::Http2(sender), is_over));
     }
-    let (sender, connection) = connect::http1(application).await?;
+    let (sender, connection) = connect::http1(limits, application).await?;
     tasks.spawn(until_over(connection, over));
     Ok((Sender::Http1(sender), is_over))
 }

@@ -246,7 +246,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::super::body::ResponseBody;
-    use super::super::serve;
+    use super::super::{HttpLimits, serve};
     use super::*;
 
     /// What a client hears that says this, whose requests are answered so.
@@ -266,7 +266,7 @@ mod tests {
         };
         let mut heard = String::new();
         let (_, written, read) = tokio::join!(
-            serve::http1("a test", server, answer, pending()),
+            serve::http1("a test", &HttpLimits::DEFAULT, server, answer, pending()),
             writer.write_all(said.as_bytes()),
             reader.read_to_string(&mut heard)
         );

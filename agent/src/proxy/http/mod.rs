@@ -23,6 +23,7 @@ mod inbound;
 mod interim;
 mod io;
 mod limit;
+mod limits;
 mod mirror;
 mod pool;
 mod quiet;
@@ -52,6 +53,7 @@ use super::worker::{Fate, Here};
 pub(super) use authorize::Kept;
 pub(super) use explained::{Routed, as_policies_see_it, routed};
 pub(super) use inbound::Inbound;
+pub use limits::HttpLimits;
 pub(super) use pool::Pool;
 use talk::{Dialect, Talk};
 pub use tls::BackendTlsClients;
@@ -78,18 +80,6 @@ impl Client {
     }
 }
 
-/// Headers in one head.
-const MOST_HEADERS: usize = 128;
-
-/// Bytes of a head, in HTTP/2 (RFC 9113, section 6.5.2).
-const HEADER_LIST: u32 = 64 * 1024;
-
-/// Bytes of a connection that are held at a time, a head as a whole among them.
-const MOST_BUFFERED: usize = 128 * 1024;
-
-/// Requests at a time on one HTTP/2 connection of a client.
-const HTTP2_STREAMS: u32 = 256;
-
 /// Bytes of one message that may be under way without having been passed on.
 const HTTP2_STREAM_WINDOW: u32 = 256 * 1024;
 
@@ -99,14 +89,14 @@ const HTTP2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Carries the requests of a client that speaks HTTP/1, until it ends the connection or has been told to.
 pub(super) async fn serve_http1(client: Client) {
     let Client { talk, socket, .. } = client;
-    let pod = talk.captured.net.pod.clone();
+    let (pod, limits) = (talk.captured.net.pod.clone(), &talk.proxy.settings.http_limits);
     // A pod that leaves is told of with an answer: closed between two, the connection could take a request with it.
     let leave = talk.idle_for_too_long();
     let answer = |request| {
         let talk = talk.clone();
         async move { Ok::<_, Infallible>(forward::answer(talk, request, Dialect::Http1).await) }
     };
-    serve::http1(pod, watched(&talk, socket), answer, leave).await;
+    serve::http1(pod, limits, watched(&talk, socket), answer, leave).await;
 }
 
 /// Carries the requests of a client that speaks HTTP/2, until it ends the connection or its pod leaves.
@@ -122,7 +112,7 @@ pub(super) async fn serve_http2(client: Client) {
         let talk = talk.clone();
         async move { Ok::<_, Infallible>(forward::answer(talk, request, Dialect::Http2).await) }
     };
-    serve::http2(watched(&talk, socket), answer, leave).await;
+    serve::http2(&talk.proxy.settings.http_limits, watched(&talk, socket), answer, leave).await;
 }
 
 /// The client's connection, of which it is noted whether it says anything, if anybody wants to know.

@@ -10,12 +10,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio_util::io::InspectReader;
 
-/// How long the head of a request may take from its first byte.
-const HEAD_LIMIT: Duration = Duration::from_secs(30);
-
 /// Whether a head is under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Heads {
+    /// How long one may take from its first byte.
+    limit: Duration,
     is_under_way: AtomicBool,
     /// A request is being answered: what comes meanwhile is its body, or waits its turn.
     is_busy: AtomicBool,
@@ -27,6 +26,16 @@ pub(super) struct Heads {
 pub(super) struct Busy(Arc<Heads>);
 
 impl Heads {
+    /// None is under way yet; each may take so long from its first byte.
+    pub(super) fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            is_under_way: AtomicBool::new(false),
+            is_busy: AtomicBool::new(false),
+            begun: Notify::new(),
+        }
+    }
+
     /// A head has come as a whole.
     pub(super) fn complete(self: &Arc<Self>) -> Busy {
         self.is_under_way.store(false, Ordering::Relaxed);
@@ -47,7 +56,7 @@ impl Heads {
                 self.begun.notified().await;
                 self.begun.notify_one();
             };
-            if tokio::time::timeout(HEAD_LIMIT, another).await.is_err()
+            if tokio::time::timeout(self.limit, another).await.is_err()
                 && self.is_under_way.load(Ordering::Relaxed)
             {
                 return;
@@ -87,8 +96,10 @@ mod tests {
 
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(30);
+
     fn heads() -> (Arc<Heads>, Pin<Box<dyn Future<Output = ()> + Send>>) {
-        let heads = Arc::new(Heads::default());
+        let heads = Arc::new(Heads::new(LIMIT));
         let watched = heads.clone();
         (heads, Box::pin(async move { watched.overdue().await }))
     }

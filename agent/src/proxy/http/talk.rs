@@ -136,7 +136,7 @@ impl Talk {
             return Err(InTheWay::new(RefuseReason::InvalidBackend, Assurance::NONE).because(&**why));
         }
         let key = self.key(to, port);
-        let pool = &self.here.upstreams;
+        let (pool, limits) = (&self.here.upstreams, &self.proxy.settings.http_limits);
         // What stands was made by what held then; what is asked for is what holds now.
         let wanted = reach::assurance(&self.proxy, snapshot, &self.captured, to);
         match dialect {
@@ -148,7 +148,7 @@ impl Talk {
                 }
                 let (io, assurance, terms, let_in) =
                     self.connect(snapshot, service, (to, port), dialect).await?;
-                let made = connect::http1(io).await;
+                let made = connect::http1(limits, io).await;
                 let (sender, connection) = made.map_err(|error| refused(&error, &assurance))?;
                 self.keep(connection, let_in);
                 Ok(Lease { sender: Sender::Http1(sender), assurance, terms, is_reused: false, _stream: None })
@@ -157,7 +157,7 @@ impl Talk {
                 let make = || async {
                     let (io, assurance, terms, let_in) =
                         self.connect(snapshot, service, (to, port), dialect).await?;
-                    let made = connect::http2_shared(io).await;
+                    let made = connect::http2_shared(limits, io).await;
                     let (sender, most_streams, connection) =
                         made.map_err(|error| refused(&error, &assurance))?;
                     self.keep(connection, let_in);
