@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use tonic::{Code, Status};
 use undermesh_tests::istiod::{self, Answer, Asked};
 use undermesh_tests::lab::{Place, binary, eventually, in_netns, run_at, run_here};
@@ -101,18 +102,20 @@ impl Attacker<'_> {
     /// Certificates for others' accounts, for which the authority is shown tokens that the API server has made.
     pub(super) fn by_requests(&self) -> Result<()> {
         let [friend, member] = IDS;
-        let (node, agents) = (self.cluster.nodes()[0].name(), agents(self.cluster)?);
-        let agent = agents.iter().find(|agent| agent["spec"]["nodeName"] == node).context("no agent")?;
+        let node = self.cluster.nodes()[0].name();
+        let is_near = |agent: &Value| agent["spec"]["nodeName"] == node;
+        let agent = agents(self.cluster)?.into_iter().find(is_near).context("no agent")?;
         let agent = agent["metadata"]["name"].as_str().context("an agent without a name")?;
-        let own = |more: &[&str]| self.token([SHOP, "default"], &[more, &bound_to("stranger")].concat());
-        let agents = |more: &[&str]| self.token([SYSTEM, AGENTS], &[&[AUDIENCE], more].concat());
-        let of_agent = agents(&bound_to(agent))?;
+        let of_own_pod =
+            |more: &[&str]| self.token([SHOP, "default"], &[more, &bound_to("stranger")].concat());
+        let of_agents = |more: &[&str]| self.token([SYSTEM, AGENTS], &[&[AUDIENCE], more].concat());
+        let of_agent = of_agents(&bound_to(agent))?;
         let cases = [
             // Its own pod's, for the API server and for the authority.
-            ("token_refused", Code::Unauthenticated, friend, own(&[])?),
-            ("not_an_agent", Code::PermissionDenied, friend, own(&[AUDIENCE])?),
+            ("token_refused", Code::Unauthenticated, friend, of_own_pod(&[])?),
+            ("not_an_agent", Code::PermissionDenied, friend, of_own_pod(&[AUDIENCE])?),
             // The agents', of no pod; and of the agent on the friend's node, where the other's pod is not.
-            ("unknown_node", Code::PermissionDenied, friend, agents(&[])?),
+            ("unknown_node", Code::PermissionDenied, friend, of_agents(&[])?),
             ("no_pod_on_node", Code::PermissionDenied, member, of_agent.clone()),
         ];
         let before = metrics(self.cluster, CONTROLLER)?;
