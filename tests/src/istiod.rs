@@ -1,22 +1,30 @@
-//! The part of istiod that an agent asks for certificates: `istio.v1.auth.IstioCertificateService`, over TLS.
+//! The part of istiod that an agent asks for certificates, `istio.v1.auth.IstioCertificateService` over TLS: to answer it, and to ask it.
 //!
-//! Here is what travels, and who answers is for the caller to say. The messages are written from Istio's definition and
+//! Here is what travels; what is asked and answered is for the caller to say. The messages are written from Istio's definition and
 //! not from the agent's code, so that the two check each other.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use prost_types::Struct;
+use anyhow::Result;
+use http::uri::PathAndQuery;
 use prost_types::value::Kind;
+use prost_types::{Struct, Value};
 use tokio::net::TcpListener;
 use tonic::codegen::{Body, BoxFuture, Service, StdError, http};
 use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Identity, Server, ServerTlsConfig};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
 const CREATE_CERTIFICATE: &str = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
+/// The metadata of a request that names whose certificate it asks for.
+const IDENTITY: &str = "ImpersonatedIdentity";
+/// The longest that an authority may take, which for a pod that is not there waits a while.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What a node asks for.
 #[derive(Clone, Debug)]
@@ -52,6 +60,26 @@ where
     let tls = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key));
     let mut server = Server::builder().tls_config(tls)?;
     server.add_service(Istiod(answer)).serve_with_incoming(TcpIncoming::from(listener)).await
+}
+
+/// Asks the authority at this address, which is to show a certificate for this name by this root in PEM. Fails where it does not answer.
+pub async fn ask(address: SocketAddr, (name, root): (&str, &str), asked: Asked) -> Result<Answer> {
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root)).domain_name(name);
+    let endpoint = Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls)?;
+    let channel = endpoint.connect_timeout(PATIENCE).timeout(PATIENCE).connect().await?;
+    let Asked { authorization, cluster, identity, csr, validity_seconds } = asked;
+    let identity = Value { kind: Some(Kind::StringValue(identity)) };
+    let metadata = Struct { fields: [(IDENTITY.to_owned(), identity)].into() };
+    let message =
+        IstioCertificateRequest { csr, validity_duration: validity_seconds, metadata: Some(metadata) };
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", authorization.parse()?);
+    request.metadata_mut().insert("clusterid", cluster.parse()?);
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await?;
+    let codec = ProstCodec::<IstioCertificateRequest, IstioCertificateResponse>::default();
+    let answer = client.unary(request, PathAndQuery::from_static(CREATE_CERTIFICATE), codec).await;
+    Ok(answer.map(|answer| answer.into_inner().cert_chain))
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -124,7 +152,7 @@ fn asked(request: Request<IstioCertificateRequest>) -> Asked {
     let (authorization, cluster) = (header("authorization"), header("clusterid"));
     let IstioCertificateRequest { csr, validity_duration, metadata } = request.into_inner();
     let mut fields = metadata.unwrap_or_default().fields;
-    let identity = match fields.remove("ImpersonatedIdentity").and_then(|value| value.kind) {
+    let identity = match fields.remove(IDENTITY).and_then(|value| value.kind) {
         Some(Kind::StringValue(identity)) => identity,
         _ => String::new(),
     };

@@ -123,6 +123,12 @@ impl Authority {
     }
 }
 
+/// A request (PKCS #10 in PEM) for a certificate, and says nothing but its own key.
+pub fn request() -> Result<String> {
+    let key = KeyPair::generate()?;
+    Ok(CertificateParams::default().serialize_request(&key)?.pem()?)
+}
+
 /// A name of at most 20 bytes, as a number (RFC 5280, section 4.1.2.2).
 fn serial(name: &str) -> SerialNumber {
     SerialNumber::from_slice(name.as_bytes())

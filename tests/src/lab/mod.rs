@@ -27,9 +27,10 @@ pub use http::Response;
 pub use manifest::Manifest;
 pub use metrics::{Metrics, Sample};
 pub use netns::enter as in_netns;
+pub use network::put_behind;
 pub use node::Node;
 pub use pod::{Pod, PodSpec};
-pub use process::{Output, Process, run_here};
+pub use process::{Output, Place, Process, run_at, run_here};
 pub use signals::sweep_on_signals;
 pub use sweep::leftovers;
 

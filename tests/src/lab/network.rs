@@ -10,14 +10,17 @@
 //! | their second network | 10.78.N.0/24 | fd78:N::/64 |
 //! | cluster IPs, which lead nowhere | 10.96.0.0/16 | fd96::/108 |
 
+use std::fs;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use super::state::State;
-use super::{netns, signals};
+use super::{netns, run_here, signals};
 
 /// A pod's addresses: its IPv4 and its IPv6 one.
 pub(super) fn pod_addresses(node: u8, host: u8) -> [IpAddr; 2] {
@@ -133,6 +136,40 @@ pub(super) struct Attach<'a> {
     pub(super) host: u8,
     /// The name of the link's end on the node.
     pub(super) link: &'a str,
+}
+
+/// Puts the namespace `inner` behind a pod's, as a container engine inside of a pod does: it has no way out but by the pod, which lets it
+/// speak in its name.
+pub fn put_behind(pod: &Path, inner: &Path) -> Result<()> {
+    netns::enter(inner, || {
+        ip(
+            None,
+            &format!(
+                "link set eth0 down
+                 link add out type veth peer name within netns {}
+                 addr add 10.99.0.2/24 dev out
+                 addr add fd99::2/64 dev out nodad
+                 link set out up",
+                pod.display()
+            ),
+        )
+    })?;
+    netns::enter(pod, || {
+        ip(
+            None,
+            "addr add 10.99.0.1/24 dev within
+             addr add fd99::1/64 dev within nodad
+             link set within up",
+        )?;
+        for program in ["iptables", "ip6tables"] {
+            let mut masquerade = Command::new(program);
+            masquerade.args(["-t", "nat", "-A", "POSTROUTING", "-o", "eth0", "-j", "MASQUERADE"]);
+            run_here(masquerade, Duration::from_secs(30))?.success()?;
+        }
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+        Ok(fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?)
+    })?;
+    netns::enter(inner, || ip(None, "route add default via 10.99.0.1\nroute add default via fd99::1"))
 }
 
 /// Runs lines of `ip`, in a namespace if one is named.

@@ -23,9 +23,11 @@ use super::{patient, signals};
 
 /// Where a program runs.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
-    pub(crate) netns: PathBuf,
-    pub(crate) cgroup: PathBuf,
+pub struct Place {
+    /// The file that opens its network namespace.
+    pub netns: PathBuf,
+    /// Its directory in the cgroup2 tree.
+    pub cgroup: PathBuf,
 }
 
 /// A running program; killed when dropped.
@@ -147,8 +149,8 @@ impl Output {
     }
 }
 
-/// Runs a program to its end, or to the limit, in a place of the lab.
-pub(crate) fn run_at(place: &Place, command: Command, limit: Duration) -> Result<Output> {
+/// Runs a program to its end, or to the limit, in a place.
+pub fn run_at(place: &Place, command: Command, limit: Duration) -> Result<Output> {
     run(command, limit, |command| spawn_at(place, command))
 }
 

@@ -80,13 +80,14 @@ impl<'a> Stage<'a> {
             ("host", here, json!({ "hostNetwork": true })),
             ("outside", there, json!({})),
             ("stranger", here, json!({})),
+            ("inner", here, json!({})),
         ] {
             let mut caller = installed::pod(name, node, &["/bin/busybox", "sleep", "1000000"]);
             caller["spec"]["terminationGracePeriodSeconds"] = json!(0);
             for (field, value) in more.as_object().into_iter().flatten() {
                 caller["spec"][field] = value.clone();
             }
-            if ["outside", "stranger"].contains(&name) {
+            if ["outside", "stranger", "inner"].contains(&name) {
                 caller["metadata"]["labels"] = json!({ "undermesh.io/mesh": "disabled" });
             }
             cluster.apply(&caller.to_string())?;
@@ -263,7 +264,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// The server takes no plaintext, and lets one account in.
+    /// The server lets one account in, and then takes no plaintext besides.
     fn an_attacker_gets_nowhere(&self) -> Result<()> {
         self.apply(AUTHORIZATION, json!({ "rules": [{ "from": [{ "serviceAccounts": ["near"] }] }] }))?;
         let served = |caller| {
@@ -281,9 +282,10 @@ impl<'a> Stage<'a> {
             let to = SocketAddr::new(self.server[0], HTTP);
             self.gets("far", protocol, to, "/", &headers, "403")?;
         }
+        let attacker = Attacker::new(self.cluster, ["stranger", "outside", "inner"], &self.server)?;
+        attacker.in_the_friends_name(&attacker::DENIED)?;
         self.apply(MESH, json!({ "mtls": { "mode": "Strict" } }))?;
         self.gets("outside", "HTTP/1.1", SocketAddr::new(self.server[0], HTTP), "/", &[], "ECONNREFUSED")?;
-        let attacker = Attacker::new(self.cluster, ["stranger", "outside"], &self.server)?;
         attacker.tries()?;
         served("near")?;
         attacker.tries_without_an_agent()?;

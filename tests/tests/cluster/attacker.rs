@@ -1,5 +1,8 @@
 //! An attacker on real nodes: in pods outside of the mesh, on the server's node and on another one, and in one of the mesh that is not let
-//! in; with keys, forged packets and the mesh's own addresses, and once more while the agent of the server's node is killed.
+//! in; with keys, forged packets, the mesh's own addresses and [others' names](impostor), and once more while the agent of the server's
+//! node is killed.
+
+mod impostor;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -7,21 +10,23 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use undermesh_tests::cluster::{Cluster, Node};
-use undermesh_tests::lab::{binary, eventually, in_netns, run_here};
+use undermesh_tests::lab::{Place, binary, eventually, in_netns, put_behind, run_here};
 use undermesh_tests::pki::{Authority, Leaf};
 
 use crate::installed::{A_WHILE, LIMIT, PORT, SHOP, SYSTEM, counted};
+
+pub(crate) use impostor::{DENIED, SHUT};
 
 const HANDSHAKES: &str = "undermesh_tls_handshakes_total";
 const KERNEL_REFUSED: &str = "undermesh_kernel_refused_connections_total";
 /// A kubelet looks after the files of its pods each minute and a half at the latest.
 const LONG: Duration = Duration::from_secs(120);
-/// Who is let in, and a pod of the mesh that is not.
+/// Who is let in, on the server's node, and a pod of the mesh on the other node that is not.
 const FRIEND: &str = "near";
 const MEMBER: &str = "far";
 /// Identities, of the friend and of the other.
@@ -52,30 +57,39 @@ fn write_list(cluster: &Cluster, list: &str) -> Result<()> {
     cluster.apply(&map.to_string()).map(drop)
 }
 
-/// What the attacker has: the network of pods outside of the mesh, and files.
+/// What the attacker has: the network of pods outside of the mesh, a network behind the friend's, and files.
 pub(crate) struct Attacker<'a> {
     cluster: &'a Cluster,
     /// On the server's node, and on the other one.
     networks: [PathBuf; 2],
     server: &'a [IpAddr],
     friend: Vec<IpAddr>,
+    /// Where the friend's programs run, and what they run in the network namespace behind its own.
+    friends: Place,
+    inner: Place,
     folder: tempfile::TempDir,
     ours: Authority,
 }
 
 impl<'a> Attacker<'a> {
-    /// In the network of these two pods, which are on the server's node and on the other one.
-    pub(crate) fn new(cluster: &'a Cluster, pods: [&str; 2], server: &'a [IpAddr]) -> Result<Self> {
+    /// In the network of two pods outside of the mesh, which are on the server's node and on the other one. A third one's network comes
+    /// to be behind the friend's.
+    pub(crate) fn new(cluster: &'a Cluster, pods: [&str; 3], server: &'a [IpAddr]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         for (name, text) in
             [("caller.py", include_str!("../e2e/caller.py")), ("forger.py", include_str!("../e2e/forger.py"))]
         {
             fs::write(folder.path().join(name), text)?;
         }
-        let [near, far] = [0, 1].map(|at| network(cluster, &cluster.nodes()[at], pods[at]));
+        let [near, far] = cluster.nodes() else { bail!("not two nodes") };
+        let network = |node, pod| Ok::<_, anyhow::Error>(place(cluster, node, pod)?.netns);
+        let networks = [network(near, pods[0])?, network(far, pods[1])?];
+        let friends = place(cluster, near, FRIEND)?;
+        let inner = Place { netns: network(near, pods[2])?, ..friends.clone() };
+        put_behind(&friends.netns, &inner.netns)?;
         let friend = addresses(&cluster.get(&["pod", FRIEND, "--namespace", SHOP])?)?;
         let ours = authority(cluster, folder.path())?;
-        Ok(Self { cluster, networks: [near?, far?], server, friend, folder, ours })
+        Ok(Self { cluster, networks, server, friend, friends, inner, folder, ours })
     }
 
     /// All that it tries while the agents run.
@@ -83,7 +97,9 @@ impl<'a> Attacker<'a> {
         self.by_certificates()?;
         self.by_forged_packets(true)?;
         self.by_codes()?;
-        self.by_loopback()
+        self.by_loopback()?;
+        self.in_the_friends_name(&SHUT)?;
+        self.by_requests()
     }
 
     /// The tunnel's port: who has no certificate, one of another authority or one that has expired is not let in, and who has one of
@@ -216,6 +232,8 @@ impl<'a> Attacker<'a> {
             let dial = node_dial(&self.cluster.nodes()[0], SocketAddr::new(*to, PORT))?;
             ensure!(dial == "ECONNREFUSED", "{to} from the node itself, without an agent: {dial}");
         }
+        self.by_forwarding("ECONNREFUSED")?;
+        self.by_a_taken_address("ECONNREFUSED")?;
         self.by_loopback()
     }
 
@@ -249,23 +267,19 @@ fn end(told: &str) -> Result<String> {
     Ok(at.as_str().unwrap_or_default().to_owned())
 }
 
-/// The network namespace of a pod, by one of its processes.
-fn network(cluster: &Cluster, node: &Node, pod: &str) -> Result<PathBuf> {
+/// Where a container of the pod runs, by one of its processes.
+fn place(cluster: &Cluster, node: &Node, pod: &str) -> Result<Place> {
     let pod = cluster.get(&["pod", pod, "--namespace", SHOP])?;
     let uid = pod["metadata"]["uid"].as_str().context("no uid")?;
     let mut find = Command::new("find");
-    find.arg(node.cgroup()).args([
-        "-path",
-        &format!("*{uid}*/cgroup.procs"),
-        "-exec",
-        "head",
-        "-qn1",
-        "{}",
-        "+",
-    ]);
-    let found = run_here(find, LIMIT)?.success()?;
-    let pid = found.lines().next().context("a pod without processes")?;
-    Ok(format!("/proc/{pid}/ns/net").into())
+    find.arg(node.cgroup()).args(["-path", &format!("*{uid}*/cgroup.procs")]);
+    for processes in run_here(find, LIMIT)?.success()?.lines().map(Path::new) {
+        if let (Some(pid), Some(cgroup)) = (fs::read_to_string(processes)?.lines().next(), processes.parent())
+        {
+            return Ok(Place { netns: format!("/proc/{pid}/ns/net").into(), cgroup: cgroup.into() });
+        }
+    }
+    bail!("{pod} has no processes")
 }
 
 pub(crate) fn addresses(pod: &Value) -> Result<Vec<IpAddr>> {

@@ -14,6 +14,10 @@ pub(crate) const SYSTEM: &str = "undermesh-system";
 pub(crate) const SHOP: &str = "shop";
 pub(crate) const PORT: u16 = 7000;
 
+/// The label of the pods of each component of the mesh.
+pub(crate) const AGENT: &str = "app.kubernetes.io/component=agent";
+pub(crate) const CONTROLLER: &str = "app.kubernetes.io/component=controller";
+
 /// What agents count of connections.
 pub(crate) const OPENED: &str = "undermesh_tcp_connections_opened_total";
 
@@ -212,21 +216,30 @@ pub(crate) fn a_typing_error_is_warned_of(cluster: &Kube) -> Result<()> {
 
 /// The pods of the agents.
 pub(crate) fn agents(cluster: &Kube) -> Result<Vec<Value>> {
-    let mut agents =
-        cluster.get(&["pods", "--namespace", SYSTEM, "--selector=app.kubernetes.io/component=agent"])?;
-    Ok(agents["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
+    pods_of(cluster, AGENT)
 }
 
-/// A page of an agent.
-pub(crate) fn page(cluster: &Kube, agent: &Value, page: &str) -> Result<String> {
-    let pod = agent["metadata"]["name"].as_str().context("an agent without a name")?;
+/// The pods of a component of the mesh.
+fn pods_of(cluster: &Kube, component: &str) -> Result<Vec<Value>> {
+    let mut pods = cluster.get(&["pods", "--namespace", SYSTEM, "--selector", component])?;
+    Ok(pods["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
+}
+
+/// A page of an agent or a controller.
+pub(crate) fn page(cluster: &Kube, pod: &Value, page: &str) -> Result<String> {
+    let pod = pod["metadata"]["name"].as_str().context("a pod without a name")?;
     cluster.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{SYSTEM}/pods/{pod}:15020/proxy/{page}")])
 }
 
 /// What all agents that run now have counted.
 pub(crate) fn counted(cluster: &Kube, name: &str, labels: &[(&str, &str)]) -> Result<f64> {
-    let count = |agent: &Value| Ok(Metrics::parse(&page(cluster, agent, "metrics")?).sum(name, labels));
-    agents(cluster)?.iter().map(count).sum()
+    Ok(metrics(cluster, AGENT)?.sum(name, labels))
+}
+
+/// The metrics of all pods of a component that run now.
+pub(crate) fn metrics(cluster: &Kube, component: &str) -> Result<Metrics> {
+    let pages = pods_of(cluster, component)?.into_iter().map(|pod| page(cluster, &pod, "metrics"));
+    Ok(Metrics::parse(&pages.collect::<Result<String>>()?))
 }
 
 /// Tells what agents and controllers take: what requests of resources are about.

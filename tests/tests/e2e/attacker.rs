@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use undermesh_tests::lab::{Manifest, Node, Pod, PodSpec, Process, binary, eventually, in_netns};
+use undermesh_tests::lab::{Manifest, Node, Pod, PodSpec, Process, binary, eventually, put_behind};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
 
@@ -68,7 +68,7 @@ impl Scene {
         let servers = [listen(&strict, PORT, &[])?, listen(&guarded, PORT, &[])?];
         let datagrams = [answer_datagrams(&strict)?, answer_datagrams(&guarded)?];
         fs::write(mesh.lab.dir().join("forger.py"), include_str!("forger.py"))?;
-        route_inner(&inner, &member)?;
+        put_behind(member.netns(), inner.netns())?;
         for (pod, node_port) in [&strict, &guarded].into_iter().zip(NODE_PORTS) {
             lead_node_port(&mesh.nodes[0], node_port, pod, PORT)?;
         }
@@ -330,35 +330,6 @@ fn datagrams_pass_and_neither_loopback_nor_the_admin_port_leads_in() -> Result<(
     ensure!(end(&told) == "ECONNRESET", "from its loopback to the other pod: {told}");
     scene.mesh.agents[0].kill();
     check(&scene)
-}
-
-/// Gives a namespace no way out but by the pod, which lets it speak in its name.
-fn route_inner(inner: &Pod, pod: &Pod) -> Result<()> {
-    let name = pod.netns().file_name().context("a namespace without a name")?.to_string_lossy();
-    for line in [
-        "link set eth0 down",
-        &format!("link add out type veth peer name within netns {name}"),
-        "address add 10.99.0.2/24 dev out",
-        "address add fd99::2/64 dev out nodad",
-        "link set out up",
-    ] {
-        run(inner, "ip", &line.split(' ').collect::<Vec<_>>())?;
-    }
-    for line in [
-        "address add 10.99.0.1/24 dev within",
-        "address add fd99::1/64 dev within nodad",
-        "link set within up",
-    ] {
-        run(pod, "ip", &line.split(' ').collect::<Vec<_>>())?;
-    }
-    for (program, via) in [("iptables", "10.99.0.1"), ("ip6tables", "fd99::1")] {
-        run(inner, "ip", &["route", "add", "default", "via", via])?;
-        run(pod, program, &["-t", "nat", "-A", "POSTROUTING", "-o", "eth0", "-j", "MASQUERADE"])?;
-    }
-    in_netns(pod.netns(), || {
-        fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
-        Ok(fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?)
-    })
 }
 
 /// As kube-proxy does it: to the pod, and with the node's own address.
