@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use undermesh_tests::lab::{Manifest, PodSpec, eventually};
 use undermesh_tests::require;
 use undermesh_tests::require::Feature;
@@ -48,20 +48,53 @@ fn an_endpoint_that_hangs_is_not_preferred() -> Result<()> {
     Ok(())
 }
 
+/// A limit on the whole, and on one attempt, with how that is told of.
+fn limits(time: &str) -> [(Value, &'static str); 2] {
+    [
+        (json!({ "request": time }), "request_timeout"),
+        (json!({ "request": "5s", "backendRequest": time }), "upstream_timeout"),
+    ]
+}
+
+/// A route says so from now on.
+fn limited(stage: &Stage, timeouts: Value) -> Result<()> {
+    let rules = json!([{ "timeouts": timeouts, "backendRefs": [{ "name": "web", "port": 80 }] }]);
+    let route = Manifest::new("gateway.networking.k8s.io/v1", "HTTPRoute", Some(SHOP), "web")
+        .with("spec", json!({ "parentRefs": [service("web")], "rules": rules }));
+    stage.mesh.lab.apply(&route)
+}
+
+/// An answer that has begun must have ended in time, too.
+#[test]
+fn answers_that_do_not_end_in_time_are_broken_off() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let stage = Stage::set("um-e2e-endless", 1)?;
+    for (timeouts, reason) in limits("300ms") {
+        limited(&stage, timeouts)?;
+        eventually(SOON, "the limit is in force", || {
+            stage.ask("/?delay_ms=2000", &[])?.answered(504).map(drop)
+        })?;
+        let begun = [("reason", reason), ("response_code", "200"), ("reporter", "source")];
+        for version in [&[][..], &["--http2"]] {
+            let before = stage.counted(REQUESTS, &begun)?;
+            let broken = stage.ask("/?drip_ms=20", &[version, &["--limit-ms", "3000"]].concat())?;
+            let whys: Vec<_> = broken.failed.keys().collect();
+            ensure!(whys.len() == 1 && whys[0].contains("broke off"), "{version:?}: {broken:?}");
+            let counted = stage.counted(REQUESTS, &begun)? - before;
+            ensure!(counted == 1.0, "{version:?}: {counted} answers that do not end are counted as {reason}");
+        }
+    }
+    Ok(())
+}
+
 /// Time in which a client is still to send more of its request is not the endpoint's, whatever limit it exceeds; time after that is.
 #[test]
 fn a_client_that_sends_slowly_is_not_held_against_endpoints() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let stage = Stage::set("um-e2e-upload", 3)?;
     let ejections = || stage.counted(EJECTIONS, &[]);
-    for (timeouts, reason) in [
-        (json!({ "request": "200ms" }), "request_timeout"),
-        (json!({ "request": "5s", "backendRequest": "200ms" }), "upstream_timeout"),
-    ] {
-        let rules = json!([{ "timeouts": timeouts, "backendRefs": [{ "name": "web", "port": 80 }] }]);
-        let route = Manifest::new("gateway.networking.k8s.io/v1", "HTTPRoute", Some(SHOP), "web")
-            .with("spec", json!({ "parentRefs": [service("web")], "rules": rules }));
-        stage.mesh.lab.apply(&route)?;
+    for (timeouts, reason) in limits("200ms") {
+        limited(&stage, timeouts)?;
         let labels = [("reason", reason), ("reporter", "source")];
         let slow = ["--method", "POST", "--drip-ms", "20", "--limit-ms", "2000"];
         eventually(SOON, "the limit is in force", || {
