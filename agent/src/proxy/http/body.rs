@@ -381,12 +381,14 @@ pub(super) enum AnswerError {
     /// Whoever sends it has failed.
     #[error(transparent)]
     Upstream(#[from] hyper::Error),
-    /// Policies do not let its request in any more.
-    #[error("policies do not let the request in any more")]
-    Denied(#[source] h2::Error),
-    /// The request may not take longer.
-    #[error("the answer has not ended within the time that the request is given")]
-    Overdue(#[source] h2::Error),
+    /// The agent ends it, for this reason.
+    #[error("{why}")]
+    Ended {
+        /// In a sentence.
+        why: &'static str,
+        /// What the client of HTTP/2 is told.
+        source: h2::Error,
+    },
 }
 
 /// The body of a response on its way to the client.

@@ -216,24 +216,16 @@ impl Exchange {
 
     /// Policies or its limit end it while it is answered: a call of gRPC with its status, anything else by being broken off.
     pub(super) fn last(&mut self) -> Result<Frame<Bytes>, AnswerError> {
-        let (end, is_denied) = match self.end {
-            Some(end) if end != RequestEnd::Denied => (end, false),
-            _ => (RequestEnd::Denied, true),
+        let end = self.end.unwrap_or(RequestEnd::Denied);
+        let why = match end {
+            RequestEnd::Denied => "policies do not let this request in any more",
+            _ => "the answer has not ended within the time that the request is given",
         };
         if !self.is_grpc || self.version != Version::HTTP_2 {
             // Nothing says more of it that clients would not take for something else.
-            let broken_off = h2::Reason::CANCEL.into();
-            return Err(if is_denied {
-                AnswerError::Denied(broken_off)
-            } else {
-                AnswerError::Overdue(broken_off)
-            });
+            return Err(AnswerError::Ended { why, source: h2::Reason::CANCEL.into() });
         }
-        let detail = match is_denied {
-            true => "policies do not let this request in any more",
-            false => "the answer has not ended within the time that the request is given",
-        };
-        let trailers = Refusal::new(end, detail).trailers();
+        let trailers = Refusal::new(end, why).trailers();
         self.grpc_status = grpc_status(&trailers);
         Ok(Frame::trailers(trailers))
     }
