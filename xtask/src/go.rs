@@ -74,7 +74,12 @@ impl Modules {
     }
 
     fn are_all_in(&self, folder: &Path) -> bool {
-        self.modules.iter().flat_map(Module::makes).all(|name| folder.join(name).is_file())
+        self.makes().all(|name| folder.join(name).is_file())
+    }
+
+    /// The names of the files that they make.
+    pub fn makes(&self) -> impl Iterator<Item = &'static str> {
+        self.modules.iter().flat_map(Module::makes)
     }
 
     /// Two checkouts share the cache: the second builder waits for the first.
@@ -164,7 +169,7 @@ impl Module {
             flags += &format!(" -X {variable}={version}");
         }
         // Charts ask the API server for these two.
-        if self.folder.ends_with("/kubernetes") {
+        if module == "k8s.io/kubernetes" {
             let mut numbers = version.trim_start_matches('v').split('.');
             for part in ["gitMajor", "gitMinor"] {
                 let number = numbers.next().unwrap_or_default();

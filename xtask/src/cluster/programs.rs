@@ -1,7 +1,9 @@
 //! What a cluster is made of, as Go modules: the folders of `tests/cluster`.
 
-use anyhow::Result;
-use undermesh_tests::cluster::Tools;
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use undermesh_tests::cluster::{PROGRAMS, Tools};
 
 use crate::go::{Module, Modules};
 
@@ -69,21 +71,7 @@ const MODULES: Modules = Modules {
             tags: "",
             cgo: false,
         },
-        Module {
-            folder: "tests/cluster/kubernetes",
-            programs: &[
-                ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
-                ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
-                ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
-                ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
-                ("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
-                ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
-            ],
-            told: Some(("k8s.io/kubernetes", &["k8s.io/component-base/version.gitVersion"])),
-            manifests: None,
-            tags: "",
-            cgo: false,
-        },
+        kubernetes("tests/cluster/kubernetes", KUBERNETES),
         Module {
             folder: "tests/cluster/coredns",
             programs: &[("coredns", "github.com/coredns/coredns")],
@@ -124,9 +112,49 @@ const MODULES: Modules = Modules {
     ],
 };
 
+/// What is another one in a cluster of the oldest Kubernetes that is supported.
+const OLDEST: Modules = Modules {
+    name: "kubernetes-oldest",
+    notice: "building the oldest Kubernetes that is supported (a quarter of an hour, once)",
+    // Without kubectl: the tests speak that of the newest.
+    modules: &[kubernetes("tests/cluster/kubernetes-oldest", KUBERNETES.split_at(1).1)],
+};
+
+const KUBERNETES: &[(&str, &str)] = &[
+    ("kubectl", "k8s.io/kubernetes/cmd/kubectl"),
+    ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
+    ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+    ("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"),
+    ("kubelet", "k8s.io/kubernetes/cmd/kubelet"),
+    ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
+];
+
+const fn kubernetes(folder: &'static str, programs: &'static [(&'static str, &'static str)]) -> Module {
+    Module {
+        folder,
+        programs,
+        told: Some(("k8s.io/kubernetes", &["k8s.io/component-base/version.gitVersion"])),
+        manifests: None,
+        tags: "",
+        cgo: false,
+    }
+}
+
 /// The programs, built if they are not.
 pub fn ensure() -> Result<Tools> {
     Tools::in_folder(&MODULES.ensure()?)
+}
+
+/// The same with the oldest Kubernetes that is supported.
+pub fn ensure_oldest() -> Result<Tools> {
+    let (all, oldest) = (MODULES.ensure()?, OLDEST.ensure()?);
+    for name in PROGRAMS.iter().filter(|name| !OLDEST.makes().any(|made| made == **name)) {
+        // Anew each time, for the others change by themselves.
+        let _ = fs::remove_file(oldest.join(name));
+        fs::hard_link(all.join(name), oldest.join(name))
+            .with_context(|| format!("{name} cannot be linked"))?;
+    }
+    Tools::in_folder(&oldest)
 }
 
 /// The programs, if they are built.
