@@ -86,10 +86,15 @@ impl Process {
         self.wait(limit)
     }
 
+    /// Its process group, which it leads.
+    pub fn group(&self) -> Pid {
+        pid(&self.child)
+    }
+
     /// Sends a signal to its process group.
     pub fn signal(&self, signal: Signal) {
         // It may just have ended by itself; whoever cares waits for it.
-        let _ = killpg(pid(&self.child), signal);
+        let _ = killpg(self.group(), signal);
     }
 
     /// CPU seconds that it has used so far, of all its threads, user and system.

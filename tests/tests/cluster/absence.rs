@@ -1,10 +1,11 @@
-//! An API server that is away while an agent starts, and one that comes back from a backup.
+//! An API server that is slow, one that is away while an agent starts, and one that comes back from a backup.
 
-use std::thread::sleep;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{scope, sleep};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
 use serde_json::{Value, json};
 use undermesh_tests::cluster::Cluster;
 use undermesh_tests::lab::{Metrics, eventually};
@@ -23,9 +24,40 @@ fn an_api_server_may_be_away_and_come_back_older() -> Result<()> {
         installed::install(cluster, &[])?;
         installed::open_shop(cluster)?;
         join(cluster)?;
+        a_slow_api_server_delays_what_is_new(cluster)?;
         an_agent_begins_without_an_api_server(cluster)?;
         what_a_backup_lacks_leaves_the_mesh(cluster)
     })
+}
+
+/// It answers, but for nine tenths of each second it does nothing.
+fn a_slow_api_server_delays_what_is_new(cluster: &mut Cluster) -> Result<()> {
+    let node = cluster.nodes()[0].name().to_owned();
+    let far = servers(cluster)?[1].1.clone() + ":7000";
+    start(cluster, "run-slow", &node, &["run", "--clients", "2", &far])?;
+    let server = cluster.control_program("kube-apiserver")?.group();
+    let is_over = AtomicBool::new(false);
+    let took = scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                for (signal, then) in [(Signal::SIGSTOP, 900), (Signal::SIGCONT, 100)] {
+                    let _ = killpg(server, signal);
+                    sleep(Duration::from_millis(then));
+                }
+            }
+        });
+        let begun = Instant::now();
+        let started = start(cluster, "meanwhile", &node, &["serve", "--name", "meanwhile"]);
+        is_over.store(true, Ordering::Relaxed);
+        started.map(|()| begun.elapsed())
+    })?;
+    eprintln!("a pod was made and in the mesh {took:.1?} after a slow API server had been asked for it");
+    let agents = agents(cluster)?;
+    let ready = |agent: &&Value| agent["status"]["containerStatuses"][0]["ready"] == true;
+    ensure!(agents.iter().filter(ready).count() == 2, "{agents:?}");
+    let ran = ran(cluster, "run-slow")?;
+    ensure!(ran["failed_in_all"] == 0 && ran["made"].as_u64() > Some(100), "{ran}");
+    Ok(())
 }
 
 /// Killed while no API server answers, it comes back with the pods of its node, and with certificates for them.
@@ -61,7 +93,7 @@ fn an_agent_begins_without_an_api_server(cluster: &mut Cluster) -> Result<()> {
                     tr '\\0' ' ' < /proc/$pid/cmdline | grep -q ' agent ' && kill -KILL $pid && echo $pid; done";
     let killed = cluster.nodes()[0].run(&["sh", "-c", kill], A_WHILE)?;
     ensure!(killed.stdout.lines().count() == 1, "killed: {killed:?}");
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     eventually(Duration::from_secs(90), "it has its pods, as they were", || {
         sleep(Duration::from_millis(500));
         let status = status(cluster)?;
@@ -122,7 +154,7 @@ fn what_a_backup_lacks_leaves_the_mesh(cluster: &mut Cluster) -> Result<()> {
     ensure!(known(cluster)? == 2, "{} agents know of the pod", known(cluster)?);
     cluster.restore_etcd()?;
     answers(cluster)?;
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     eventually(Duration::from_secs(90), "no agent knows of the pod", || {
         sleep(Duration::from_millis(500));
         let known = known(cluster)?;
