@@ -12,5 +12,6 @@ pub mod code;
 pub mod connect;
 pub mod lookup;
 pub mod maps;
+pub mod source;
 
 pub use address::{Address, Endpoint, Tuple};

@@ -1,7 +1,7 @@
 //! Which socket in an enrolled pod gets an inbound connection.
 
 use crate::maps::Pod;
-use crate::{Address, code};
+use crate::{Address, code, source};
 
 /// The port of the tunnel between nodes (HBONE), on every enrolled pod's own addresses.
 pub const TUNNEL_PORT: u16 = 15008;
@@ -38,6 +38,8 @@ pub enum Steer {
     Inbound,
     /// Refused unless the connection is vouched for, and the pod takes such ones.
     Strict,
+    /// As from the agent, which has decided: refused unless the connection is vouched for.
+    Dialled,
 }
 
 impl Inbound<'_> {
@@ -55,6 +57,9 @@ impl Inbound<'_> {
         // owns the address), so the addresses must.
         if self.pod.owns(self.remote) || self.remote.same(self.local) || self.remote.is_loopback() {
             return Steer::Pass;
+        }
+        if source::is(self.remote) {
+            return Steer::Dialled;
         }
         let is_strict = self.pod.is_strict(self.local_port);
         if !self.pod.owns(self.local) {
@@ -119,6 +124,9 @@ mod tests {
             (0, "10.0.0.5", "10.0.0.5", 80, Pass),
             (0, "127.0.0.1", "10.0.0.5", 80, Pass),
             (0, "127.0.0.1", "127.0.0.1", 80, Pass),
+            (1, "192.0.0.64", "10.0.0.5", 80, Dialled),
+            (0, "fd75:6d65:7368:1:0:1:0:3f", "fd00::5", 80, Dialled),
+            (0, "192.0.0.64", "127.128.0.1", 40000, RefuseListenerDial),
             (0, "127.0.0.1", "127.128.0.16", 80, Outbound),
             (0, "10.0.0.5", "127.128.0.16", 80, Outbound),
             (0, "fd00::5", "fd75:6d65:7368:1::10", 80, Outbound),

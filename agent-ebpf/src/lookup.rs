@@ -55,6 +55,13 @@ pub fn steer(ctx: SkLookupContext) -> u32 {
         }
         // SK_PASS without a socket would lead to the application's own wildcard listener.
         Steer::Outbound => assign(&ctx, cookie, OUTBOUND).map_or(DROP, |()| PASS),
+        // SAFETY: the entry is not read.
+        Steer::Dialled if unsafe { VOUCHED.get(Tuple::new(remote, local)) }.is_some() => PASS,
+        // Whoever forges its address over IPv6, where the kernel does not look at that.
+        Steer::Dialled => {
+            count(cookie, |c| c.refused_listener_dial += 1);
+            DROP
+        }
         steer @ (Steer::Inbound | Steer::Strict) => {
             // SAFETY: the entry is copied out at once.
             let voucher = unsafe { VOUCHED.get(Tuple::new(remote, local)) }.copied();

@@ -14,7 +14,7 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_getsock
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
 use undermesh_common::maps::Voucher;
-use undermesh_common::{Address, Endpoint, Tuple, code};
+use undermesh_common::{Address, Endpoint, Tuple, code, source};
 
 use crate::NETNS_COOKIE;
 use crate::context::address;
@@ -87,12 +87,13 @@ fn forget_unaccepted(ctx: &SockOpsContext) {
     }
 }
 
-/// Only for a source that is the dialling pod's own: by routes or addresses of its making a pod could have the kernel
-/// choose another's.
+/// Only for a source that is the dialling pod's own, or one for what stays in it: by routes or addresses of its making a pod could
+/// have the kernel choose another's.
 #[inline(always)]
 fn vouch(ctx: &SockOpsContext, client: Endpoint) {
     let tuple = dialled(ctx);
-    if !owns(ctx, &tuple.source) {
+    let own = if source::is(&tuple.source) { &tuple.destination } else { &tuple.source };
+    if !owns(ctx, own) {
         return;
     }
     // A full map leaves the dial without a voucher: a permissive server relays it once more, a strict one refuses it.

@@ -3,13 +3,14 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{FromRawFd, IntoRawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
-use undermesh_common::Endpoint;
+use undermesh_common::{Address, Endpoint, source};
 
 use super::programs::Programs;
 use super::{CaptureError, PodNet, sockopt};
@@ -19,6 +20,8 @@ use super::{CaptureError, PodNet, sockopt};
 #[derive(Debug)]
 pub struct Dialer {
     dials: Mutex<BpfHashMap<MapData, u64, Endpoint>>,
+    /// How many have been made to the pod that they are made from.
+    inside: AtomicU32,
 }
 
 /// A connection to be made.
@@ -29,7 +32,7 @@ pub struct Dial<'a> {
     /// Where to.
     pub to: SocketAddr,
     /// The source address, where the application had bound one; else the kernel chooses, as it would have for the
-    /// application.
+    /// application, or, within the pod, the agent does.
     pub source: Option<IpAddr>,
     /// The client that the connection stands for: makes the receiving pod trust the connection and its application
     /// see this address. Only for destinations on this node.
@@ -42,7 +45,7 @@ pub struct Dial<'a> {
 
 impl Dialer {
     pub(super) fn new(programs: &Programs) -> Result<Self, CaptureError> {
-        Ok(Self { dials: Mutex::new(programs.hash_map("dials")?) })
+        Ok(Self { dials: Mutex::new(programs.hash_map("dials")?), inside: AtomicU32::new(0) })
     }
 
     /// Connects. The caller bounds the time.
@@ -72,12 +75,27 @@ impl Dialer {
         if dial.is_local || dial.on_behalf_of.is_some() {
             sockopt::set_local(&socket)?;
         }
+        let to = dial.to.ip();
         if let Some(source) = dial.source {
-            sockopt::set_bind_address_no_port(&socket)?;
-            socket.bind(&SocketAddr::new(source, 0).into())?;
+            bind(&socket, source)?;
+        } else if dial.from.addresses.contains(&to) {
+            if to.is_ipv6() {
+                // A route alone does not make the address one that can be bound.
+                socket.set_freebind_v6(true)?;
+            }
+            bind(&socket, self.source_like(to))?;
         }
         // SAFETY: the descriptor is a TCP socket that nothing else owns any more.
         Ok(unsafe { TcpSocket::from_raw_fd(socket.into_raw_fd()) })
+    }
+
+    /// Each in turn, so that each has its share of the ports.
+    fn source_like(&self, like: IpAddr) -> IpAddr {
+        let number = self.inside.fetch_add(1, Ordering::Relaxed) % source::COUNT;
+        IpAddr::from(match like {
+            IpAddr::V4(_) => Address::from_ip4(source::ip4(number)),
+            IpAddr::V6(_) => Address::from_ip6(source::ip6(number)),
+        })
     }
 
     /// The kernel vouches for the connection when it has chosen the source port, right before the SYN.
@@ -92,4 +110,10 @@ impl Dialer {
     fn withdraw(&self, cookie: u64) {
         let _ = self.dials.lock().unwrap_or_else(PoisonError::into_inner).remove(&cookie);
     }
+}
+
+/// The kernel chooses the port at connect(), among those that are free for the destination.
+fn bind(socket: &Socket, source: IpAddr) -> io::Result<()> {
+    sockopt::set_bind_address_no_port(socket)?;
+    socket.bind(&SocketAddr::new(source, 0).into())
 }

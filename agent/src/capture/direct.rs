@@ -7,7 +7,7 @@ use std::io;
 
 use tracing::{error, info, warn};
 use undermesh_common::maps::Voucher;
-use undermesh_common::{Endpoint, Tuple};
+use undermesh_common::{Endpoint, Tuple, source};
 
 use super::pod::PodNet;
 use super::programs::Programs;
@@ -38,7 +38,8 @@ fn end_all(programs: &Programs, net: &PodNet) -> io::Result<usize> {
     let vouched = programs.hash_map::<Tuple, Voucher>("vouched").map_err(io::Error::other)?;
     let is_direct = |TcpSocket { local, peer, .. }: &TcpSocket| {
         let tuple = Tuple::new(Endpoint::from(*peer), Endpoint::from(*local));
-        !net.addresses.contains(&peer.ip()) && vouched.get(&tuple, 0).is_ok_and(|it| it.kubelet == 0)
+        let is_inside = net.addresses.contains(&peer.ip()) || source::is(&tuple.source);
+        !is_inside && vouched.get(&tuple, 0).is_ok_and(|it| it.kubelet == 0)
     };
     net.inside(|| {
         let open = sock_diag::receiving()?;

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use undermesh_common::{Address, code};
+use undermesh_common::{Address, code, source};
 
 use super::pod::PodNet;
 use super::sock_diag::{self, TcpSocket, TcpSocketId};
@@ -156,9 +156,13 @@ fn is_one_of(socket: &TcpSocket, cgroups: &HashSet<u64>) -> bool {
     socket.cgroup.is_some_and(|cgroup| cgroups.contains(&cgroup))
 }
 
-/// Loopback, the pod's own addresses, and the codes that stand for what the agent carries.
+/// Loopback, the pod's own addresses, the codes that stand for what the agent carries, and the sources that it dials from.
 fn is_its_own(net: &PodNet, peer: IpAddr) -> bool {
-    peer.is_loopback() || net.addresses.contains(&peer) || code::of(&Address::from(peer)).is_some()
+    let address = Address::from(peer);
+    peer.is_loopback()
+        || net.addresses.contains(&peer)
+        || code::of(&address).is_some()
+        || source::is(&address)
 }
 
 /// What is in a pod's namespace and not the pod's own, by both ends: an agent's, this one or one that it takes over from.

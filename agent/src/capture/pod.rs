@@ -1,20 +1,21 @@
 //! One enrolled pod: its place in the maps, its listeners and its programs.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aya::maps::{HashMap as BpfHashMap, MapData, SockHash};
+use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::route::{RouteProtocol, RouteScope, RouteType};
 use rtnetlink::{RouteMessageBuilder, new_connection};
 use tracing::debug;
 use undermesh_common::maps::{
     INBOUND, Listener, MODE_EXCEPTIONS, OUTBOUND, POD_ADDRESSES, PROBED_PORTS, Pod,
 };
-use undermesh_common::{Address, code};
+use undermesh_common::{Address, code, source};
 
 use super::listener::{self, PodListeners};
 use super::place::FileId;
@@ -91,23 +92,27 @@ impl PodNet {
         !self.is_in_place() && self.is_deserted()
     }
 
-    /// Makes the IPv6 codes reachable, where the pod has IPv6.
-    fn add_route(&self) -> Result<(), CaptureError> {
-        if self.addresses.iter().all(|address| address.to_canonical().is_ipv4()) {
-            return Ok(());
-        }
+    /// Makes reachable what the agent needs in the pod, in the families that the pod has.
+    fn add_routes(&self) -> Result<(), CaptureError> {
         self.netns
-            .run(|| code_route(RouteChange::Add))
+            .run(|| self.change_routes(RouteChange::Add))
             .and_then(|result| result)
-            .map_err(Part::Netns.step("adding the local route to the IPv6 codes"))
+            .map_err(Part::Netns.step("adding the local routes to the agent's sources and the IPv6 codes"))
     }
 
-    /// Takes the route to the IPv6 codes away, when no connection needs it any more.
+    /// Takes the routes away, when no connection needs them any more.
     pub(super) fn leave(&self) {
-        if let Err(error) = self.netns.run(|| code_route(RouteChange::Remove)).and_then(|result| result) {
-            // The namespace is going away, or never had IPv6.
-            debug!(pod = %self.pod, %error, "the route to the codes is not there to be removed");
+        let removed = self.netns.run(|| self.change_routes(RouteChange::Remove));
+        if let Err(error) = removed.and_then(|result| result) {
+            // The namespace is going away.
+            debug!(pod = %self.pod, %error, "the agent's routes are not there to be removed");
         }
+    }
+
+    fn change_routes(&self, change: RouteChange) -> io::Result<()> {
+        let has = |ipv4| self.addresses.iter().any(|address| address.to_canonical().is_ipv4() == ipv4);
+        let routes = [has(true).then(route_to_sources), has(false).then(route_to_codes)];
+        change_routes(change, routes.into_iter().flatten())
     }
 }
 
@@ -134,7 +139,7 @@ impl Enrolled {
             .map_err(Part::Cgroup.step(format!("opening {}", paths.cgroup.display())))?;
         let id = FileId::of(&cgroup).map_err(Part::Cgroup.step("asking which cgroup it is"))?;
         let entry = map_entry(net)?;
-        net.add_route()?;
+        net.add_routes()?;
         let listeners =
             listener::open(&net.netns, workers).map_err(Part::Listeners.step("listening inside the pod"))?;
 
@@ -332,35 +337,48 @@ fn interface_of(addresses: &[IpAddr]) -> io::Result<u32> {
     Ok(nix::net::if_::if_nametoindex(interface.interface_name.as_str())?)
 }
 
+#[derive(Clone, Copy)]
 enum RouteChange {
     Add,
     Remove,
 }
 
-/// `local <code prefix>/64 dev lo` in the calling thread's namespace: makes the IPv6 codes reachable, bound sockets
-/// included.
-fn code_route(change: RouteChange) -> io::Result<()> {
-    const LO: u32 = 1;
-    const LOCAL_TABLE: u32 = 255;
+/// `local <sources> dev lo`: what the agent dials the application from.
+fn route_to_sources() -> RouteMessage {
+    let network = Ipv4Addr::from(source::NETWORK4);
+    let route = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(network, source::LENGTH4);
+    to_itself(route).scope(RouteScope::Host).build()
+}
+
+/// `local <code prefix>/64 dev lo`: the IPv6 codes, bound sockets included, and the IPv6 sources.
+fn route_to_codes() -> RouteMessage {
     let mut octets = [0; 16];
     octets[..8].copy_from_slice(&code::PREFIX6);
-    let route = RouteMessageBuilder::<Ipv6Addr>::new()
-        .destination_prefix(Ipv6Addr::from(octets), 64)
-        .output_interface(LO)
-        .table_id(LOCAL_TABLE)
-        .kind(RouteType::Local)
-        .scope(RouteScope::Universe)
-        .protocol(RouteProtocol::Static)
-        .build();
+    let route = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(Ipv6Addr::from(octets), 64);
+    to_itself(route).scope(RouteScope::Universe).build()
+}
+
+fn to_itself<T>(route: RouteMessageBuilder<T>) -> RouteMessageBuilder<T> {
+    const LO: u32 = 1;
+    const LOCAL_TABLE: u32 = 255;
+    route.output_interface(LO).table_id(LOCAL_TABLE).kind(RouteType::Local).protocol(RouteProtocol::Static)
+}
+
+/// In the calling thread's namespace. All are tried.
+fn change_routes(change: RouteChange, routes: impl Iterator<Item = RouteMessage>) -> io::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_io().build()?.block_on(async {
         let (connection, handle, _) = new_connection()?;
         let connection = tokio::spawn(connection);
-        let result = match change {
-            RouteChange::Add => handle.route().add(route).replace().execute().await,
-            RouteChange::Remove => handle.route().del(route).execute().await,
-        };
+        let mut outcome = Ok(());
+        for route in routes {
+            let changed = match change {
+                RouteChange::Add => handle.route().add(route).replace().execute().await,
+                RouteChange::Remove => handle.route().del(route).execute().await,
+            };
+            outcome = outcome.and(changed);
+        }
         connection.abort();
-        result.map_err(io::Error::other)
+        outcome.map_err(io::Error::other)
     })
 }
 

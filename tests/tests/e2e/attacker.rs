@@ -253,8 +253,9 @@ fn forged_packets_reach_no_application() -> Result<()> {
             for (to, family) in [(victim.ip(), 0), (victim.ip6(), 1)] {
                 let loopback: [IpAddr; 2] = [[127, 0, 0, 1].into(), "::1".parse()?];
                 let friend = [scene.friend.ip(), scene.friend.ip6()][family];
+                let agent: [IpAddr; 2] = [[192, 0, 0, 64].into(), "fd75:6d65:7368:1:0:1::".parse()?];
                 let node = scene.mesh.nodes[0].addresses()[family];
-                for source in [friend, to, loopback[family], node] {
+                for source in [friend, to, loopback[family], agent[family], node] {
                     for attacker in [&scene.near, &scene.far] {
                         let ends = [&source.to_string(), "4321", &to.to_string(), &PORT.to_string()];
                         scene.forger(attacker, &[&["forge"], &ends[..]].concat())?;

@@ -1,4 +1,4 @@
-//! A pod's space of source ports is what it is without the mesh: one for each destination.
+//! A pod's space of source ports is what it is without the mesh: one for each destination, and for those who call it no bound.
 
 use std::process::Command;
 use std::time::Duration;
@@ -18,13 +18,23 @@ const PORT: u16 = 7002;
 fn three_hundred_ports_hold_750_connections_to_three_destinations() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
     let mut crowd = Crowd::create("um-e2e-ports-few")?;
-    // Before the agent comes, which takes one of them for its listeners.
-    in_netns(crowd.mesh.client.netns(), || {
-        Ok(std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40299")?)
-    })?;
+    has_three_hundred_ports(&crowd.mesh.client)?;
     crowd.mesh.start(&[])?;
     for family in [Pod::ip, Pod::ip6] {
-        crowd.connect(family, 750, 750, LIMIT)?;
+        crowd.connect(&crowd.all(), family, 750, 750, LIMIT)?;
+    }
+    Ok(())
+}
+
+/// Its clients end their connections first, which keeps ports in TIME_WAIT.
+#[test]
+fn a_server_with_three_hundred_ports_takes_two_thousand_connections() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let mut crowd = Crowd::create("um-e2e-ports-server")?;
+    has_three_hundred_ports(&crowd.mesh.far)?;
+    crowd.mesh.start(&[])?;
+    for family in [Pod::ip, Pod::ip6] {
+        crowd.connect(&[&crowd.mesh.far], family, 2000, 750, LIMIT)?;
     }
     Ok(())
 }
@@ -37,7 +47,12 @@ fn sixty_thousand_connections_leave_one_pod_for_three_destinations() -> Result<(
     // The agent needs two descriptors for each, and some apart.
     let (_, descriptors) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let at_once = (descriptors.saturating_sub(1500) / 2).min(20_000) as usize;
-    crowd.connect(Pod::ip, 60_000, at_once, Duration::from_secs(240))
+    crowd.connect(&crowd.all(), Pod::ip, 60_000, at_once, Duration::from_secs(240))
+}
+
+/// Before the agent comes, which takes one of them for its listeners.
+fn has_three_hundred_ports(pod: &Pod) -> Result<()> {
+    in_netns(pod.netns(), || Ok(std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40299")?))
 }
 
 struct Crowd {
@@ -61,9 +76,14 @@ impl Crowd {
         Ok(Self { _servers: servers, third, mesh })
     }
 
-    /// Connects in turn to all three servers, and requires that every connection was made, captured and answered.
+    fn all(&self) -> [&Pod; 3] {
+        [&self.mesh.near, &self.mesh.far, &self.third]
+    }
+
+    /// Connects in turn to these servers, and requires that every connection was made, captured and answered.
     fn connect(
         &self,
+        servers: &[&Pod],
         family: fn(&Pod) -> std::net::IpAddr,
         total: usize,
         at_once: usize,
@@ -73,8 +93,9 @@ impl Crowd {
         let opened = || -> Result<f64> { Ok(mesh.agent().metrics()?.sum(OPENED, &[("reporter", "source")])) };
         let before = opened()?;
         let (total_arg, at_once_arg) = (total.to_string(), at_once.to_string());
-        let to = [&mesh.near, &mesh.far, &self.third].map(|pod| at(family(pod), PORT));
-        let args = ["crowd", "--total", &total_arg, "--at-once", &at_once_arg, &to[0], &to[1], &to[2]];
+        let to: Vec<_> = servers.iter().map(|pod| at(family(pod), PORT)).collect();
+        let mut args = vec!["crowd", "--total", &total_arg, "--at-once", &at_once_arg];
+        args.extend(to.iter().map(String::as_str));
         let told = witness_within(&mesh.client, &args, limit)?;
         eprintln!("{total} connections: {told}");
         ensure!(told["made"] == total && told["failed"] == json!({}), "not all were made: {told}");
