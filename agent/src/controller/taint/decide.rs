@@ -11,6 +11,9 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 /// A container that has restarted within this time may do it again.
 const CALM: Duration = Duration::from_secs(30);
 
+/// One that ran for so long before it ended did not end for what it does at its start; so does the kubelet's own back-off go by it.
+const LONG: Duration = Duration::from_secs(600);
+
 /// What a pod of an agent says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct AgentPod {
@@ -24,6 +27,8 @@ pub(super) struct AgentPod {
     pub(super) restarts: i32,
     /// When the youngest container that has restarted was started, by the node's clock.
     pub(super) restarted: Option<SystemTime>,
+    /// How long the one ran that ended last, where that was not [`LONG`].
+    pub(super) short_life: Duration,
 }
 
 /// What was seen of every agent.
@@ -69,8 +74,14 @@ impl AgentPod {
             crash_looping: containers.iter().any(is_crash_looping),
             restarts: containers.iter().map(|container| container.restart_count).sum(),
             restarted: containers.iter().filter_map(restarted).max(),
+            short_life: containers.iter().filter_map(short_life).max().unwrap_or_default(),
         };
         Some((uid, agent))
+    }
+
+    /// How long it has to run after a restart: one that crashes over and over has to outlive its last life.
+    fn calm(&self) -> Duration {
+        CALM + self.short_life
     }
 }
 
@@ -83,6 +94,13 @@ fn restarted(container: &ContainerStatus) -> Option<SystemTime> {
     let running = container.state.as_ref()?.running.as_ref()?;
     let started = running.started_at.as_ref()?;
     (container.restart_count > 0).then(|| started.0.into())
+}
+
+fn short_life(container: &ContainerStatus) -> Option<Duration> {
+    let ended = container.last_state.as_ref()?.terminated.as_ref()?;
+    let (started, finished) = (ended.started_at.as_ref()?, ended.finished_at.as_ref()?);
+    let life = SystemTime::from(finished.0).duration_since(started.0.into()).ok()?;
+    (life < LONG).then_some(life)
 }
 
 impl Agents {
@@ -101,12 +119,12 @@ impl Agents {
         };
         let restless_until = match &before {
             Some(before) if before.pod.restarts == pod.restarts => before.restless_until,
-            Some(_) => Some(now + CALM),
+            Some(_) => Some(now + pod.calm()),
             // Met for the first time, as by a new leader: the node's own clock is better than nothing.
             None => pod
                 .restarted
                 .and_then(|restarted| wall.duration_since(restarted).ok())
-                .and_then(|ago| CALM.checked_sub(ago))
+                .and_then(|ago| pod.calm().checked_sub(ago))
                 .map(|left| now + left),
         };
         self.by_uid.insert(uid.to_owned(), Watched { pod, ready_since, restless_until });
@@ -233,6 +251,12 @@ mod tests {
         // A container beside the one that is ready.
         node.apply("a", AgentPod { crash_looping: true, ..agent(true, 4) }, 100);
         node.check(200, Verdict::Keep);
+        // Each time it lives for longer than a restart counts, and then ends.
+        for life in [40, 60] {
+            let restarts = 5 + life as i32;
+            node.apply("a", AgentPod { short_life: secs(life), ..agent(true, restarts) }, 100 + life);
+            node.check(100 + life + 40, Verdict::Wait(secs(life - 10)));
+        }
         // At last it stays up.
         node.apply("a", agent(true, 5), 200);
         node.check(229, Verdict::Wait(secs(1)));
@@ -245,6 +269,10 @@ mod tests {
         let restarted = |at: SystemTime| AgentPod { restarted: Some(at), ..agent(true, 1) };
         node.apply("a", restarted(node.wall - secs(10)), 0);
         node.check(0, Verdict::Wait(secs(20)));
+        node.apply("b", AgentPod { short_life: secs(60), ..restarted(node.wall - secs(10)) }, 0);
+        node.agents.remove("a");
+        node.check(0, Verdict::Wait(secs(80)));
+        node.agents.remove("b");
         node.apply("b", restarted(node.wall - secs(300)), 0);
         node.check(0, Verdict::Wait(secs(3)));
         node.agents.remove("b");
@@ -275,10 +303,14 @@ mod tests {
                 "conditions": [{"type": "Initialized", "status": "True"}, {"type": "Ready", "status": "True"}],
                 "containerStatuses": [
                     {"name": "a", "image": "", "imageID": "", "ready": true, "restartCount": 2,
-                     "state": {"running": {"startedAt": "2027-01-15T08:00:00Z"}}},
+                     "state": {"running": {"startedAt": "2027-01-15T08:00:00Z"}},
+                     "lastState": {"terminated": {"exitCode": 1,
+                                                  "startedAt": "2027-01-15T07:50:00Z", "finishedAt": "2027-01-15T07:50:40Z"}}},
                     {"name": "b", "image": "", "imageID": "", "ready": false, "restartCount": 1,
                      "state": {"waiting": {"reason": "CrashLoopBackOff"}}},
                     {"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                     "lastState": {"terminated": {"exitCode": 1,
+                                                  "startedAt": "2027-01-15T07:00:00Z", "finishedAt": "2027-01-15T07:10:00Z"}},
                      "state": {"running": {"startedAt": "2027-01-15T09:00:00Z"}}},
                 ],
             },
@@ -292,6 +324,7 @@ mod tests {
             crash_looping: true,
             restarts: 3,
             restarted,
+            short_life: secs(40),
         };
         assert_eq!((uid.as_str(), agent), ("u1", expected));
         let bare = json!({"metadata": {"uid": "u1"}, "spec": {"nodeName": "n1", "containers": []}});
