@@ -14,14 +14,14 @@ use undermesh_tests::require;
 use undermesh_tests::require::Feature::Cluster as ACluster;
 
 use crate::attacker::{self, Attacker};
-use crate::installed::{self, A_WHILE, PORT, SHOP, container, counted};
+use crate::installed::{self, A_WHILE, PORT, SHOP, SYSTEM, container, counted};
 use crate::kit;
 use crate::security::{AUTHORIZATION, MESH, policy, says};
 
 /// Where the server speaks HTTP, and is probed.
 const HTTP: u16 = 8080;
 /// The NodePorts that lead there, and to its [`PORT`].
-const NODE_PORTS: [u16; 2] = [30_080, 30_070];
+pub(crate) const NODE_PORTS: [u16; 2] = [30_080, 30_070];
 const PROTOCOLS: [&str; 4] = ["bytes", "HTTP/1.1", "HTTP/2", "gRPC"];
 const ISSUER: &str = "https://id.test/";
 
@@ -40,6 +40,7 @@ fn policies_hold_on_real_pods() -> Result<()> {
         let stage = Stage::set(cluster)?;
         stage.callers_are_let_in_by_who_they_are()?;
         stage.requests_are_let_in_by_what_they_ask_for()?;
+        stage.modes_go_by_the_mesh_the_namespace_and_the_port()?;
         stage.who_takes_no_plaintext_takes_probes_alone()?;
         stage.tokens_have_to_hold()?;
         stage.an_attacker_gets_nowhere()?;
@@ -150,6 +151,8 @@ impl<'a> Stage<'a> {
                 deny(json!({ "when": [{ "header": { "name": "x-team", "values": ["red*"] } }] })),
                 ["--header", "x-team: redder", "x-team: blue"],
             ),
+            (deny(json!({ "to": [{ "notMethods": ["GET"] }] })), ["--method", "PUT", "GET"]),
+            (deny(json!({ "to": [{ "notHosts": ["shop.test"] }] })), ["--host", "a.test", "shop.test"]),
             (
                 deny(json!({ "when": [{ "expression": "request.headers['x-size'].size() > 2" }] })),
                 ["--header", "x-size: 100", "x-size: 10"],
@@ -161,6 +164,39 @@ impl<'a> Stage<'a> {
                 self.gets("far", protocol, to, "/", &[word, denied], "403")?;
                 self.gets("far", protocol, to, "/", &[word, served], "200")?;
             }
+        }
+        let paths = ["/orders/{*}/items", "/files/{**}"];
+        for (to, denied, served) in [
+            (json!({ "paths": paths }), ["/orders/1/items", "/files/a/b"], ["/orders/1/2/items", "/file"]),
+            (json!({ "notPaths": ["/open"] }), ["/", "/open/a"], ["/open", "/x/../open"]),
+            (json!({ "ports": [HTTP], "paths": ["/a"] }), ["/a", "/./a"], ["/b", "/"]),
+        ] {
+            self.apply(AUTHORIZATION, deny(json!({ "to": [to] })))?;
+            let servers = self.server.iter().map(|server| SocketAddr::new(*server, HTTP));
+            for (to, (denied, served)) in servers.zip(denied.into_iter().zip(served)) {
+                self.gets("far", "HTTP/2", to, denied, &[], "403")?;
+                self.gets("far", "HTTP/2", to, served, &[], "200")?;
+            }
+        }
+        for (from, expected) in [
+            (json!({ "identities": ["spiffe://cluster.local/ns/shop/sa/f*"] }), ["200", "403", "200"]),
+            (json!({ "trustDomains": ["cluster.local"] }), ["403", "403", "200"]),
+            (json!({ "notIdentities": ["*/sa/near"] }), ["200", "403", "ECONNRESET"]),
+            (json!({ "notServiceAccounts": ["far"] }), ["403", "200", "ECONNRESET"]),
+            (json!({ "notNamespaces": [SHOP] }), ["200", "200", "ECONNRESET"]),
+            (json!({ "notTrustDomains": ["cluster.local"] }), ["200", "200", "ECONNRESET"]),
+            (json!({ "notIpBlocks": blocks }), ["403", "403", "200"]),
+        ] {
+            self.apply(AUTHORIZATION, deny(json!({ "from": [from] })))?;
+            for (number, (caller, expected)) in ["near", "far", "outside"].iter().zip(expected).enumerate() {
+                let to = SocketAddr::new(self.server[number % 2], HTTP);
+                self.gets(caller, "HTTP/1.1", to, "/", &[], expected)?;
+            }
+        }
+        self.apply(AUTHORIZATION, deny(json!({ "to": [{ "notPorts": [HTTP] }] })))?;
+        for server in &self.server {
+            self.gets("far", "bytes", SocketAddr::new(*server, PORT), "/", &[], "ECONNRESET")?;
+            self.gets("far", "HTTP/1.1", SocketAddr::new(*server, HTTP), "/", &[], "200")?;
         }
         self.apply(AUTHORIZATION, deny(json!({ "from": [{ "ipBlocks": blocks }] })))?;
         for server in &self.server {
@@ -185,6 +221,28 @@ impl<'a> Stage<'a> {
             })?;
         }
         Ok(())
+    }
+
+    fn modes_go_by_the_mesh_the_namespace_and_the_port(&self) -> Result<()> {
+        self.put(MESH, SYSTEM, json!({ "mtls": { "mode": "Strict" } }))?;
+        self.strangers(["ECONNREFUSED", "ECONNREFUSED"])?;
+        let ports = json!([{ "port": HTTP, "mode": "Permissive" }]);
+        self.put(MESH, SHOP, json!({ "mtls": { "ports": ports } }))?;
+        self.strangers(["ECONNREFUSED", "200"])?;
+        self.put(MESH, SHOP, json!({ "mtls": { "mode": "Permissive" } }))?;
+        self.strangers(["served", "200"])?;
+        for namespace in [SYSTEM, SHOP] {
+            self.cluster.kubectl(&["delete", "mpol/one", "--namespace", namespace])?;
+        }
+        // Everybody's, from the mesh's own namespace.
+        self.put(
+            AUTHORIZATION,
+            SYSTEM,
+            json!({ "action": "Deny", "rules": [{ "to": [{ "ports": [PORT] }] }] }),
+        )?;
+        self.each(["ECONNRESET", "200", "200", "200"], ["ECONNRESET", "200", "200", "200"])?;
+        self.cluster.kubectl(&["delete", "azpol/one", "--namespace", SYSTEM])?;
+        self.each(["served", "200", "200", "200"], ["served", "200", "200", "200"])
     }
 
     fn who_takes_no_plaintext_takes_probes_alone(&self) -> Result<()> {
@@ -260,8 +318,15 @@ impl<'a> Stage<'a> {
                 ensure!(asked["last"]["saw"]["headers"]["x-user"] == user, "{caller}: {asked}");
             }
         }
-        self.cluster.kubectl(&["delete", "mpol/one", "--namespace", SHOP])?;
-        Ok(())
+        for (claim, expected) in [("ann", "403"), ("bob", "200")] {
+            let when = json!([{ "claim": { "path": ["sub"], "values": [claim] } }]);
+            self.apply(AUTHORIZATION, json!({ "action": "Deny", "rules": [{ "when": when }] }))?;
+            for (caller, server) in ["near", "far"].iter().zip(&self.server) {
+                let to = SocketAddr::new(*server, HTTP);
+                self.gets(caller, "HTTP/2", to, "/", &["--header", &good], expected)?;
+            }
+        }
+        self.cluster.kubectl(&["delete", "azpol/one", "mpol/one", "--namespace", SHOP]).map(drop)
     }
 
     /// The server lets one account in, and then takes no plaintext besides.
@@ -308,11 +373,15 @@ impl<'a> Stage<'a> {
         if spec["targetRefs"].is_null() {
             spec["selector"] = json!({ "matchLabels": { "app": "server" } });
         }
-        let mut policy = policy(kind, SHOP, "{}")?;
+        self.put(kind, SHOP, spec)
+    }
+
+    fn put(&self, kind: &str, namespace: &str, spec: Value) -> Result<()> {
+        let mut policy = policy(kind, namespace, "{}")?;
         policy["spec"] = spec;
         self.cluster.apply(&policy.to_string())?;
         let name = if kind == MESH { "mpol" } else { "azpol" };
-        says(self.cluster, name, SHOP, ["Accepted", ""]).map(drop)
+        says(self.cluster, name, namespace, ["Accepted", ""]).map(drop)
     }
 
     /// Fails unless the callers in the mesh get this, on the node and on the other one, by each protocol and both families.

@@ -18,6 +18,7 @@ use undermesh_tests::cluster::{Cluster, Node};
 use undermesh_tests::lab::{Place, binary, eventually, in_netns, put_behind, run_here};
 use undermesh_tests::pki::{Authority, Leaf};
 
+use crate::access::NODE_PORTS;
 use crate::installed::{A_WHILE, LIMIT, PORT, SHOP, SYSTEM, counted};
 
 pub(crate) use impostor::{DENIED, SHUT};
@@ -96,7 +97,10 @@ impl<'a> Attacker<'a> {
     pub(crate) fn tries(&self) -> Result<()> {
         self.by_certificates()?;
         self.by_forged_packets(true)?;
+        let before = counted(self.cluster, KERNEL_REFUSED, &[("reason", "listener_dial")])?;
         self.by_codes()?;
+        let told = counted(self.cluster, KERNEL_REFUSED, &[("reason", "listener_dial")])? - before;
+        ensure!(told >= 16.0, "{told} of 16 were told of");
         self.by_loopback()?;
         self.in_the_friends_name(&SHUT)?;
         self.by_requests()
@@ -179,15 +183,12 @@ impl<'a> Attacker<'a> {
         let network = &self.networks[0];
         let via = self.server.iter().find(|address| address.is_ipv6()).context("no IPv6")?.to_string();
         let mut route = Command::new("ip");
-        route.args(["-6", "route", "add", "fd75:6d65:7368:1::/64", "via", &via]);
+        route.args(["-6", "route", "replace", "fd75:6d65:7368:1::/64", "via", &via]);
         in_netns(network, || run_here(route, LIMIT)?.success())?;
-        let before = counted(self.cluster, KERNEL_REFUSED, &[("reason", "listener_dial")])?;
         for code in 16..32 {
             let got = self.dial(network, &format!("[fd75:6d65:7368:1::{code:x}]:{PORT}"))?;
             ensure!(got == "ECONNREFUSED", "code {code}: {got}");
         }
-        let told = counted(self.cluster, KERNEL_REFUSED, &[("reason", "listener_dial")])? - before;
-        ensure!(told >= 16.0, "{told} of 16 were told of");
         Ok(())
     }
 
@@ -209,6 +210,8 @@ impl<'a> Attacker<'a> {
     pub(crate) fn tries_without_an_agent(&self) -> Result<()> {
         let node = &self.cluster.nodes()[0];
         let of_node = |script: &str| node.run(&["sh", "-c", script], A_WHILE)?.success();
+        let refused = || counted(self.cluster, KERNEL_REFUSED, &[]);
+        let before = refused()?;
         of_node("kill -STOP $(pidof kubelet)")?;
         let killed = of_node(
             "for pid in $(pidof undermesh); do
@@ -217,7 +220,13 @@ impl<'a> Attacker<'a> {
         let tried = self.every_way_is_refused();
         of_node("kill -CONT $(pidof kubelet)")?;
         ensure!(killed.lines().count() == 1, "killed: {killed:?}");
-        tried
+        tried?;
+        eventually(LONG, "the next agent tells of them", || {
+            // Three ports dialled from two pods and two from the node, by both families, four NodePorts and sixteen codes.
+            let told = refused()? - before;
+            ensure!(told >= 36.0, "{told} of 36");
+            Ok(())
+        })
     }
 
     fn every_way_is_refused(&self) -> Result<()> {
@@ -229,9 +238,19 @@ impl<'a> Attacker<'a> {
                     ensure!(got == "ECONNREFUSED", "{to}, port {port}, without an agent: {got}");
                 }
             }
-            let dial = node_dial(&self.cluster.nodes()[0], SocketAddr::new(*to, PORT))?;
-            ensure!(dial == "ECONNREFUSED", "{to} from the node itself, without an agent: {dial}");
+            // Probes come to the latter, from the kubelet alone.
+            for port in [PORT, 8080] {
+                let dial = node_dial(&self.cluster.nodes()[0], SocketAddr::new(*to, port))?;
+                ensure!(dial == "ECONNREFUSED", "{to}:{port} from the node itself, without an agent: {dial}");
+            }
         }
+        for node in self.cluster.nodes()[0].addresses() {
+            for port in NODE_PORTS {
+                let got = self.dial(&self.networks[1], &SocketAddr::new(node, port).to_string())?;
+                ensure!(got == "ECONNREFUSED", "by the NodePort {port} of {node}, without an agent: {got}");
+            }
+        }
+        self.by_codes()?;
         self.by_forwarding("ECONNREFUSED")?;
         self.by_a_taken_address("ECONNREFUSED")?;
         self.by_loopback()

@@ -220,6 +220,25 @@ fn requests_are_let_in_by_what_they_ask_for() -> Result<()> {
 }
 
 /// A connection that policies let in no more ends within a second, and so does one of which they would have to see requests.
+/// Who is told which policy it was, and how paths are compared, is the agents' to say.
+#[test]
+fn what_callers_are_told_and_how_paths_are_compared_can_be_set() -> Result<()> {
+    require!(Feature::Lab, Feature::Agent);
+    let flags = ["--name-policies", "--ignore-path-case", "--escaped-slashes", "decode"];
+    let stage = Stage::set("um-e2e-access-settings", &flags)?;
+    let deny = json!({ "action": "Deny", "rules": [{ "to": [{ "paths": ["/Admin/*"] }] }] });
+    in_force(&stage, &policy("no-admin", deny))?;
+    for path in ["/admin/x", "/ADMIN/x", "/admin%2Fx"] {
+        stage.check(path, ["403"; 3])?;
+    }
+    stage.check("/administrator", ["200"; 3])?;
+    let url = format!("http://{}/admin/x", SocketAddr::new(web(), 80));
+    let headers = ask(&stage.near, &url, &[])?.answered(403)?["headers"].clone();
+    let said = headers["proxy-status"].as_str().unwrap_or_default();
+    ensure!(said.contains("shop/no-admin"), "{headers}");
+    Ok(())
+}
+
 #[test]
 fn connections_end_that_are_let_in_no_more() -> Result<()> {
     require!(Feature::Lab, Feature::Agent);
