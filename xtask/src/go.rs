@@ -139,10 +139,7 @@ impl Module {
 
     fn copy_manifests(&self, into: &Path) -> Result<()> {
         let Some((name, module, folder)) = self.manifests else { return Ok(()) };
-        let mut list = self.go();
-        list.args(["list", "-m", "-f", "{{.Dir}}", module]);
-        let of_module = PathBuf::from(output(list, Duration::from_secs(120))?.trim());
-        let mut files = sources(&of_module.join(folder))?;
+        let mut files = sources(&self.folder_of(module, folder)?)?;
         files.retain(|file| file.extension().is_some_and(|extension| extension == "yaml"));
         files.sort();
         let mut all = String::new();
@@ -156,6 +153,13 @@ impl Module {
         fs::write(&new, all)?;
         fs::rename(new, into.join(name))?;
         Ok(())
+    }
+
+    /// Where a folder of a required module is.
+    pub fn folder_of(&self, module: &str, folder: &str) -> Result<PathBuf> {
+        let mut list = self.go();
+        list.args(["list", "-m", "-f", "{{.Dir}}", module]);
+        Ok(Path::new(output(list, Duration::from_secs(120))?.trim()).join(folder))
     }
 
     /// Without what only a debugger reads, and with the version, which a build of one's own would not tell.

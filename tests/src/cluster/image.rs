@@ -165,6 +165,19 @@ impl<W: Write> Layer<W> {
     }
 }
 
+/// The name of the image in a tar.
+pub fn name_of(tar: &Path) -> Result<String> {
+    let file = File::open(tar).with_context(|| format!("no {}", tar.display()))?;
+    for entry in tar::Archive::new(file).entries()? {
+        let entry = entry?;
+        if entry.path()? == Path::new("manifest.json") {
+            let manifest: Value = serde_json::from_reader(entry)?;
+            return Ok(manifest[0]["RepoTags"][0].as_str().unwrap_or_default().to_owned());
+        }
+    }
+    bail!("{} is no image", tar.display())
+}
+
 /// The digest as one writes it.
 pub fn sha256(bytes: &[u8]) -> String {
     HEXLOWER.encode(digest(&SHA256, bytes).as_ref())
@@ -249,6 +262,7 @@ mod tests {
         let layer = layer.directory("/tmp", 0o1777).unwrap().link("/bin/hi", "hello").unwrap();
         let path = tempfile::NamedTempFile::new().unwrap();
         Image::new("um.test/hello:1").layer(layer).entrypoint(&["/bin/hello"]).write(path.path()).unwrap();
+        assert_eq!(name_of(path.path()).unwrap(), "um.test/hello:1");
         fs::read(path.path()).unwrap()
     }
 }

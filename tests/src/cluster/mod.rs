@@ -1,7 +1,7 @@
 //! A real Kubernetes on this machine: a control plane and nodes, each in namespaces of its own.
 //!
-//! Everything is what a cluster is made of elsewhere: etcd, the API server with RBAC and admission, containerd with
-//! NRI, kubelets, CNI plugins, kube-proxy. Only what this machine cannot give a node is missing, and `node` says what.
+//! Everything is what a cluster is made of elsewhere: etcd, the API server with RBAC and admission, containerd or
+//! CRI-O with NRI, kubelets, CNI plugins, kube-proxy. Only what this machine cannot give a node is missing, and `node` says what.
 //! There is no registry and no way out: images are imported. As with a lab, all that a cluster makes is in its journal
 //! first, so that it can be swept when it was killed; the sweep is the lab's. It knows nothing of the mesh.
 
@@ -16,6 +16,7 @@ mod kube;
 mod node;
 pub mod product;
 mod relay;
+mod runtime;
 mod tools;
 
 use std::fs;
@@ -82,7 +83,7 @@ impl Cluster {
         for _ in 0..nodes {
             cluster.boot_node(&access)?;
         }
-        cluster.import_program(node::PAUSE_IMAGE, "pause")?;
+        cluster.import_program(runtime::PAUSE_IMAGE, "pause")?;
         cluster.import_program(dns::IMAGE, "coredns")?;
         cluster.wait_ready()?;
         cluster.start_dns()?;
@@ -230,11 +231,9 @@ impl Cluster {
     /// Gives all nodes an image of one of the static programs.
     fn import_program(&self, image: &str, program: &str) -> Result<()> {
         let layer = Layer::default().file(program, 0o755, &self.tools().program(program))?;
-        let tar = self.grounds.data().join(format!("{program}.tar"));
-        Image::new(image).layer(layer).entrypoint(&[&format!("/{program}")]).write(&tar)?;
-        self.import(&tar)?;
-        fs::remove_file(tar)?;
-        Ok(())
+        let tar = tempfile::NamedTempFile::new()?;
+        Image::new(image).layer(layer).entrypoint(&[&format!("/{program}")]).write(tar.path())?;
+        self.import(tar.path())
     }
 
     fn start_dns(&self) -> Result<()> {

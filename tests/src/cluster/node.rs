@@ -1,10 +1,11 @@
 //! A node: its configuration files, its first process, and ways to look into it.
 //!
-//! What runs on it is what runs on any node: containerd, kubelet and kube-proxy, configured by files at their usual
+//! What runs on it is what runs on any node: a container runtime, kubelet and kube-proxy, configured by files at their usual
 //! places. Where this machine cannot give a node all that it would have, the file says why.
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -17,14 +18,11 @@ use super::certificates::Subject;
 use super::control::Access;
 use super::dns;
 use super::grounds::{Grounds, PODS, node_addresses, part_of, pods_of};
+use super::image;
 use super::init::{PROGRAMS, Service, Spec};
+use super::runtime::Runtime;
 use crate::lab::process::Place;
 use crate::lab::{Output, Process, binary, cgroup, eventually, netns, run_here};
-
-/// The image of the containers that hold pods' namespaces.
-pub(super) const PAUSE_IMAGE: &str = "um.test/pause:1";
-
-const SOCKET: &str = "/run/containerd/containerd.sock";
 
 /// A node of the cluster; dropped, all its processes are killed.
 #[derive(Debug)]
@@ -72,7 +70,7 @@ impl Node {
         self.grounds.data().join(part_of(self.number))
     }
 
-    /// The log of one of its services: `containerd`, `kubelet` or `kube-proxy`.
+    /// The log of one of its services: `containerd` or `crio`, `kubelet`, `kube-proxy`.
     pub fn log(&self, service: &str) -> PathBuf {
         self.data().join("log").join(format!("{service}.log"))
     }
@@ -98,21 +96,25 @@ impl Node {
         run_here(command, limit)
     }
 
-    /// Imports images from a tar; pods then have them without pulling.
+    /// Imports an image from a tar; pods then have it without pulling.
     pub fn import(&self, tar: &Path) -> Result<()> {
-        let mut import = self.ctr();
-        import.args(["images", "import"]).arg(tar);
+        let import = self.importing(&image::name_of(tar)?, &tar.to_string_lossy())?;
         run_here(import, Duration::from_secs(120))?.success()?;
         Ok(())
     }
 
-    /// `ctr`, in the namespace of Kubernetes' containers.
-    pub fn ctr(&self) -> Command {
-        let mut ctr = Command::new(self.grounds.tools.program("ctr"));
-        ctr.arg("--address")
-            .arg(self.data().join(SOCKET.trim_start_matches('/')))
-            .args(["--namespace", "k8s.io"]);
-        ctr
+    /// What imports an image of this name from a tar that the node sees: what is below `/run`, `/var/lib` and `/var/log` on this
+    /// machine it does not.
+    pub fn importing(&self, name: &str, tar: &str) -> Result<Command> {
+        let words = self.runtime().import(name, tar);
+        let (program, args) = words.split_first().context("no program to run")?;
+        let mut command = self.command(program).with_context(|| format!("{} is down", self.name))?;
+        command.args(args);
+        Ok(command)
+    }
+
+    fn runtime(&self) -> Runtime {
+        Runtime::of(&self.grounds.tools)
     }
 
     /// As if its plug were pulled: every process on it is killed at once. What was on its disk stays.
@@ -140,17 +142,16 @@ impl Node {
     }
 
     fn wait_for_runtime(&mut self) -> Result<()> {
-        eventually(Duration::from_secs(60), "containerd answers", || {
+        let socket = self.data().join(self.runtime().socket().trim_start_matches('/'));
+        eventually(Duration::from_secs(60), "the container runtime answers", || {
             let ended = self.check_running();
             if ended.is_err() {
                 return Ok(ended);
             }
-            let mut version = self.ctr();
-            version.arg("version");
-            run_here(version, Duration::from_secs(10))?
-                .success()
+            UnixStream::connect(&socket)
                 .inspect_err(|_| std::thread::sleep(Duration::from_millis(100)))
                 .map(|_| Ok(()))
+                .with_context(|| format!("nobody at {}", socket.display()))
         })?
     }
 
@@ -177,9 +178,9 @@ impl Node {
         let kubeconfig = access.kubeconfig(&format!("proxy-{}", self.name), "system:kube-proxy", "")?;
         fs::copy(kubeconfig, lib.join("kubelet/proxy.kubeconfig"))?;
 
-        fs::write(lib.join("containerd.toml"), containerd_config(self.grounds.lacks_controllers()))?;
+        self.runtime().write_files(&lib, self.grounds.lacks_controllers())?;
         in_lib("cni/net.d/10-pods.conflist", &cni_config(self.number))?;
-        in_lib("kubelet/config.json", &kubelet_config())?;
+        in_lib("kubelet/config.json", &kubelet_config(self.runtime().socket()))?;
         in_lib("kubelet/proxy.json", &proxy_config(&self.name))?;
         // Whoever resolves names on the node resolves none: there is nobody to ask.
         fs::write(lib.join("kubelet/resolv.conf"), "")?;
@@ -203,10 +204,9 @@ fn services(node: &Node) -> Vec<Service> {
         Service { name: name.to_owned(), command, ready: None }
     };
     let [v4, v6] = node.addresses();
-    let containerd = Service {
-        ready: Some(SOCKET.into()),
-        ..service("containerd", &["--config=/var/lib/containerd.toml"])
-    };
+    let runtime = node.runtime();
+    let runtime =
+        Service { ready: Some(runtime.socket().into()), ..service(runtime.name(), runtime.arguments()) };
     let kubelet = service(
         "kubelet",
         &[
@@ -216,41 +216,7 @@ fn services(node: &Node) -> Vec<Service> {
             &format!("--node-ip={v4},{v6}"),
         ],
     );
-    vec![containerd, kubelet, service("kube-proxy", &["--config=/var/lib/kubelet/proxy.json"])]
-}
-
-/// As containerd comes, but for what this machine, or a node within it, has not.
-fn containerd_config(lacks_controllers: bool) -> String {
-    let runc = if lacks_controllers { "runc-partial" } else { "runc" };
-    let snapshotter = match fs::read_to_string("/proc/filesystems") {
-        Ok(known) if known.contains("\toverlay\n") => "overlayfs",
-        _ => "native",
-    };
-    format!(
-        r#"version = 3
-[grpc]
-address = "{SOCKET}"
-[plugins."io.containerd.internal.v1.opt"]
-path = "/var/lib/containerd/opt"
-[plugins."io.containerd.cri.v1.images"]
-snapshotter = "{snapshotter}"
-[plugins."io.containerd.cri.v1.images".pinned_images]
-sandbox = "{PAUSE_IMAGE}"
-[plugins."io.containerd.cri.v1.runtime"]
-# Not even root may lower the score where CAP_SYS_RESOURCE has been taken away.
-restrict_oom_score_adj = true
-# Profiles are the machine's, not a node's.
-disable_apparmor = true
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
-BinaryName = "{PROGRAMS}/{runc}"
-SystemdCgroup = false
-[plugins."io.containerd.cri.v1.runtime".cni]
-bin_dirs = ["{PROGRAMS}"]
-conf_dir = "/var/lib/cni/net.d"
-"#
-    )
+    vec![runtime, kubelet, service("kube-proxy", &["--config=/var/lib/kubelet/proxy.json"])]
 }
 
 fn cni_config(number: u8) -> Value {
@@ -264,7 +230,7 @@ fn cni_config(number: u8) -> Value {
     })
 }
 
-fn kubelet_config() -> Value {
+fn kubelet_config(runtime: &str) -> Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
         "authentication": {
@@ -273,7 +239,7 @@ fn kubelet_config() -> Value {
         "authorization": { "mode": "Webhook" },
         "tlsCertFile": "/var/lib/kubelet/pki/serving.crt",
         "tlsPrivateKeyFile": "/var/lib/kubelet/pki/serving.key",
-        "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
+        "containerRuntimeEndpoint": format!("unix://{runtime}"),
         "resolvConf": "/var/lib/kubelet/resolv.conf",
         "clusterDomain": "cluster.local", "clusterDNS": [dns::ADDRESS],
         "volumePluginDir": "/var/lib/kubelet/plugins-of-volumes",

@@ -18,6 +18,31 @@ use crate::build::Build;
 use crate::command::{cargo, run};
 use crate::{paths, say, setup};
 
+/// What a cluster is made of, where it is not the usual.
+#[derive(Args, Default)]
+struct With {
+    /// With the oldest Kubernetes that is supported instead of the newest.
+    #[arg(long)]
+    oldest: bool,
+    /// With CRI-O on its nodes instead of containerd.
+    #[arg(long, conflicts_with = "oldest")]
+    cri_o: bool,
+}
+
+impl With {
+    fn tools(&self) -> Result<Tools> {
+        setup::for_cluster()?;
+        if self.cri_o {
+            setup::for_cri_o()?;
+            return programs::ensure_cri_o();
+        }
+        match self.oldest {
+            true => programs::ensure_oldest(),
+            false => programs::ensure(),
+        }
+    }
+}
+
 /// The arguments of `cargo xtask cluster`.
 #[derive(Args)]
 pub struct ClusterTask {
@@ -30,9 +55,8 @@ pub struct ClusterTask {
     /// End once all nodes are ready: what is measured is the start.
     #[arg(long)]
     no_hold: bool,
-    /// Of the oldest Kubernetes that is supported instead of the newest.
-    #[arg(long)]
-    oldest: bool,
+    #[command(flatten)]
+    with: With,
     /// Only build the programs.
     #[arg(long)]
     build_only: bool,
@@ -50,7 +74,7 @@ impl ClusterTask {
         if self.sweep {
             return Cluster::sweep(&self.name);
         }
-        let tools = tools(self.oldest)?;
+        let tools = self.with.tools()?;
         if self.build_only {
             say::step(&format!("the programs are in {}", tools.dir().display()));
             return Ok(());
@@ -85,12 +109,11 @@ impl ClusterTask {
 pub struct E2e {
     /// Run only the tests whose names have this in them.
     filter: Option<String>,
-    /// On the oldest Kubernetes that is supported instead of the newest.
-    #[arg(long, conflicts_with = "kubeconfig")]
-    oldest: bool,
+    #[command(flatten)]
+    with: With,
     /// Install the mesh on the cluster of this kubeconfig instead, see that it works, and remove it again. By kubectl and helm of
     /// the PATH; the nodes must have the images of `--write-images`.
-    #[arg(long, value_name = "FILE", conflicts_with = "filter")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["filter", "oldest", "cri_o"])]
     kubeconfig: Option<PathBuf>,
     /// With `--kubeconfig`: a value of the chart; may be given several times.
     #[arg(long = "set", value_name = "NAME=VALUE", requires = "kubeconfig")]
@@ -109,24 +132,16 @@ impl E2e {
         if let Some(kubeconfig) = &self.kubeconfig {
             return on_existing(kubeconfig, &self.values);
         }
-        let tools = tools(self.oldest)?;
+        let tools = self.with.tools()?;
         build_init()?;
         let mut test = cargo();
         test.args(["test", "--package", "undermesh-tests", "--test", "cluster"]).args(&self.filter);
         test.args(["--", "--nocapture"]);
-        if self.oldest {
+        if self.with.oldest {
             say::step("without the Gateway API's own tests, whose definitions want a newer Kubernetes");
             test.args(["--skip", "conformance::"]);
         }
         run_on(&tools, test)
-    }
-}
-
-fn tools(oldest: bool) -> Result<Tools> {
-    setup::for_cluster()?;
-    match oldest {
-        true => programs::ensure_oldest(),
-        false => programs::ensure(),
     }
 }
 
@@ -152,7 +167,7 @@ fn on_existing(kubeconfig: &Path, values: &[String]) -> Result<()> {
 /// Measures the mesh in a cluster of many pods, and tries what takes too long for every day.
 pub fn scale() -> Result<()> {
     setup::for_build()?;
-    let tools = tools(false)?;
+    let tools = With::default().tools()?;
     Build { release: true }.run()?;
     let mut test = cargo();
     test.args(["test", "--release", "--package", "undermesh-tests", "--test", "cluster"]);
@@ -195,7 +210,7 @@ fn show(cluster: &Cluster) -> Result<()> {
             ),
         ),
         ("a shell on the first node, outside of its pods", crate::command::describe(&enter)),
-        ("give it an image", format!("{} images import TAR", crate::command::describe(&node.ctr()))),
+        ("give it an image", crate::command::describe(&node.importing("NAME", "TAR")?)),
         ("the logs", format!("ls {} {}", cluster.log_dir().display(), node.data().join("log").display())),
     ];
     for (what, command) in hints {

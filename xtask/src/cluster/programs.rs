@@ -5,6 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result};
 use undermesh_tests::cluster::{PROGRAMS, Tools};
 
+use crate::command::{command, run};
 use crate::go::{Module, Modules};
 
 const MODULES: Modules = Modules {
@@ -112,6 +113,25 @@ const MODULES: Modules = Modules {
     ],
 };
 
+/// What nodes have with CRI-O, beside containerd's, which lie idle.
+const CRI_O: Modules = Modules {
+    name: "cri-o",
+    notice: "building CRI-O (three minutes, once)",
+    modules: &[Module {
+        folder: "tests/cluster/cri-o",
+        programs: &[
+            ("crio", "github.com/cri-o/cri-o/cmd/crio"),
+            // It puts images where CRI-O has them.
+            ("copyimg", "github.com/cri-o/cri-o/test/copyimg"),
+        ],
+        told: None,
+        manifests: None,
+        // Without what wants libraries that nothing here uses.
+        tags: "seccomp,containers_image_openpgp,containers_image_ostree_stub,exclude_graphdriver_btrfs",
+        cgo: true,
+    }],
+};
+
 /// What is another one in a cluster of the oldest Kubernetes that is supported.
 const OLDEST: Modules = Modules {
     name: "kubernetes-oldest",
@@ -147,14 +167,33 @@ pub fn ensure() -> Result<Tools> {
 
 /// The same with the oldest Kubernetes that is supported.
 pub fn ensure_oldest() -> Result<Tools> {
-    let (all, oldest) = (MODULES.ensure()?, OLDEST.ensure()?);
-    for name in PROGRAMS.iter().filter(|name| !OLDEST.makes().any(|made| made == **name)) {
+    ensure_with(&OLDEST)
+}
+
+/// The same with CRI-O.
+pub fn ensure_cri_o() -> Result<Tools> {
+    let tools = ensure_with(&CRI_O)?;
+    let pinns = tools.program("pinns");
+    if !pinns.exists() {
+        // The one program of it that is in C: it holds namespaces.
+        let sources = CRI_O.modules[0].folder_of("github.com/cri-o/cri-o", "pinns/src")?;
+        let mut build = command("sh");
+        build.args(["-c", "exec cc -std=c99 -Os -static -o \"$0\" *.c"]).arg(&pinns).current_dir(sources);
+        run(build)?;
+    }
+    Ok(tools)
+}
+
+/// All programs, these instead of others of the same names or beside them.
+fn ensure_with(own: &Modules) -> Result<Tools> {
+    let (all, folder) = (MODULES.ensure()?, own.ensure()?);
+    for name in PROGRAMS.iter().filter(|name| !own.makes().any(|made| made == **name)) {
         // Anew each time, for the others change by themselves.
-        let _ = fs::remove_file(oldest.join(name));
-        fs::hard_link(all.join(name), oldest.join(name))
+        let _ = fs::remove_file(folder.join(name));
+        fs::hard_link(all.join(name), folder.join(name))
             .with_context(|| format!("{name} cannot be linked"))?;
     }
-    Tools::in_folder(&oldest)
+    Tools::in_folder(&folder)
 }
 
 /// The programs, if they are built.

@@ -68,6 +68,8 @@ const FOR_CLUSTER: Packages = &[
     ("busybox-static", "is what is in the pods of the tests"),
 ];
 
+const FOR_CRI_O: Packages = &[("conmon", "stands between CRI-O and a container")];
+
 const FOR_VM: Packages = &[
     ("qemu-system-x86", "runs another kernel"),
     ("qemu-system-common", "has virtiofsd, which shows this machine's files to it"),
@@ -114,6 +116,11 @@ pub fn for_tests() -> Result<OsString> {
 /// What a cluster needs beside Go.
 pub fn for_cluster() -> Result<()> {
     apt::ensure(&[FOR_CLUSTER])
+}
+
+/// What a cluster with CRI-O needs besides.
+pub fn for_cri_o() -> Result<()> {
+    apt::ensure(&[FOR_CRI_O])
 }
 
 /// What the fuzz targets need.

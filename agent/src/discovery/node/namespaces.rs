@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// Where runtimes pin the namespaces of pods: containerd and CRI-O, by their CNI libraries.
+/// Where runtimes pin the namespaces of pods: containerd by its CNI library, CRI-O by `pinns`.
 const PINS: &str = "/run/netns";
 
 /// Whether processes that are not our own can be looked at.
