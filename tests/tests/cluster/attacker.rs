@@ -103,7 +103,8 @@ impl<'a> Attacker<'a> {
         ensure!(told >= 16.0, "{told} of 16 were told of");
         self.by_loopback()?;
         self.in_the_friends_name(&SHUT)?;
-        self.by_requests()
+        self.by_requests()?;
+        self.by_changes()
     }
 
     /// The tunnel's port: who has no certificate, one of another authority or one that has expired is not let in, and who has one of

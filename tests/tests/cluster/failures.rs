@@ -54,6 +54,15 @@ fn a_new_root_and_absent_controllers_fail_nothing(cluster: &Cluster) -> Result<(
         ensure!(missed >= 2.0, "{missed} renewals failed");
         Ok(())
     })?;
+    // Its webhook is asked in vain, and blocks nobody.
+    cluster.kubectl(&[
+        "label",
+        "namespace",
+        SHOP,
+        "undermesh.io/mesh=on",
+        "--dry-run=server",
+        "--overwrite",
+    ])?;
     cluster.kubectl(&["scale", "deployment/undermesh-controller", "--namespace", SYSTEM, "--replicas=2"])?;
     let renewed = counted(cluster, RENEWALS, &[("result", "success")])?;
     eventually(A_WHILE, "the API server trusts the webhook", || {

@@ -257,7 +257,11 @@ fn traffic_goes_on_without_api_server_and_controller(cluster: &mut Cluster) -> R
     installed::rolled_out(cluster, "deployment/undermesh-controller")
 }
 
+/// A client's new connections go on meanwhile: nobody stops to take tunnels before those who would come through one know of it.
 pub(crate) fn running_pods_leave(cluster: &Kube) -> Result<()> {
+    let node = cluster.node_names()?.remove(0);
+    let far = format!("{}:{PORT}", servers(cluster)?[1].1);
+    start(cluster, "run-leaving", &node, &["run", "--clients", "2", "--pause-ms", "5", &far])?;
     cluster.kubectl(&["label", "namespace", SHOP, "undermesh.io/mesh-"])?;
     eventually(A_WHILE, "every pod says that it has left", || {
         let pods = cluster.get(&["pods", "--namespace", SHOP, "--selector=app=web"])?;
@@ -267,6 +271,8 @@ pub(crate) fn running_pods_leave(cluster: &Kube) -> Result<()> {
         }
         Ok(())
     })?;
+    let ran = ran(cluster, "run-leaving")?;
+    ensure!(ran["failed_in_all"] == 0 && ran["made"].as_u64() > Some(30), "{ran}");
     let servers = servers(cluster)?;
     // What was on its way when they left is still steered for a moment.
     eventually(A_WHILE, "the mesh carries nothing of theirs any more", || {

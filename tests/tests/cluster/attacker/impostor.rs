@@ -1,18 +1,19 @@
-//! In the name of another: of the friend, by what the friend's own kernel forwards and by the friend's address; and of others' accounts,
-//! before the authority.
+//! In the name of another: of the friend, by what the friend's own kernel forwards and by the friend's address; of others' accounts,
+//! before the authority; and of agents and controllers, before the API server.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
 use tonic::{Code, Status};
 use undermesh_tests::istiod::{self, Answer, Asked};
 use undermesh_tests::lab::{Place, binary, eventually, in_netns, run_at, run_here};
 use undermesh_tests::pki;
 
-use super::{Attacker, FRIEND, IDS, KERNEL_REFUSED, end, place};
+use super::{Attacker, FRIEND, IDS, KERNEL_REFUSED, MEMBER, end, place};
 use crate::installed::{A_WHILE, CONTROLLER, LIMIT, PORT, SHOP, SYSTEM, agents, counted, metrics};
 
 /// How the server is kept from those who prove no identity: what they get, and what counts it.
@@ -139,6 +140,63 @@ impl Attacker<'_> {
             .map(|result| told("undermesh_ca_token_reviews_total", &[("result", result)]));
         ensure!(reviews == [1.0, 4.0], "{reviews:?} tokens were refused and authenticated");
         self.are_in_the_log(cases.iter().map(|(reason, _, identity, _)| [*reason, *identity]))
+    }
+
+    /// What an agent's token, and the controller's, would let whoever has taken a node over change.
+    pub(super) fn by_changes(&self) -> Result<()> {
+        let [here, there] = self.cluster.nodes() else { bail!("not two nodes") };
+        let as_agent = [
+            format!("--as=system:serviceaccount:{SYSTEM}:{AGENTS}"),
+            format!("--as-user-extra=authentication.kubernetes.io/node-name={}", here.name()),
+        ];
+        let as_controller = [format!("--as=system:serviceaccount:{SYSTEM}:undermesh-controller")];
+        let pod = |name, mut change: Value| {
+            change["metadata"]["name"] = json!(name);
+            change["metadata"]["namespace"] = json!(SHOP);
+            (change, "Pod", &["--subresource=status"][..])
+        };
+        let node = |mut change: Value| {
+            change["metadata"]["name"] = json!(there.name());
+            (change, "Node", &[][..])
+        };
+        let condition = |name| json!({ "status": { "conditions": [{ "type": name, "status": "False" }] } });
+        let ours = condition("undermesh.io/enrolled");
+        let metadata = |what: &str| json!({ "metadata": { what: { "example.org/a": "b" } } });
+        let spec = |spec| json!({ "spec": spec });
+        let taint = json!({ "taints": [{ "key": "example.org/a", "effect": "NoSchedule" }] });
+        for (who, (mut object, kind, more), refusal) in [
+            (&as_agent[..], pod(FRIEND, ours.clone()), ""),
+            (&as_agent, pod(MEMBER, ours.clone()), "changes the pods of its own node only, which is"),
+            (&as_agent[..1], pod(FRIEND, ours), "its token is bound to no node"),
+            (&as_agent, pod(FRIEND, condition("Ready")), "changes no condition of a pod but"),
+            (&as_agent, pod(FRIEND, metadata("labels")), "changes no labels"),
+            (&as_agent, pod(FRIEND, metadata("annotations")), "changes no annotations but"),
+            (&as_agent, node(metadata("labels")), "cannot patch resource \"nodes\""),
+            (&as_controller, node(metadata("labels")), "changes nothing of a node but its taints"),
+            (
+                &as_controller,
+                node(spec(json!({ "unschedulable": true }))),
+                "changes nothing of a node but its taints",
+            ),
+            (
+                &as_controller,
+                node(spec(taint)),
+                "removes the taint undermesh.io/agent-not-ready and no other",
+            ),
+        ] {
+            (object["apiVersion"], object["kind"]) = (json!("v1"), json!(kind));
+            let file = self.folder.path().join("change.json").display().to_string();
+            fs::write(&file, object.to_string())?;
+            let apply =
+                ["apply", "--server-side", "--force-conflicts", "--validate=false", "--dry-run=server"];
+            let who = who.iter().map(String::as_str);
+            let words: Vec<_> =
+                apply.iter().chain(more).copied().chain(["--filename", &file]).chain(who).collect();
+            let told = self.cluster.try_kubectl(&words)?;
+            let is_right = told.status.success() == refusal.is_empty() && told.stderr.contains(refusal);
+            ensure!(is_right, "{object}: {told:?}, not `{refusal}`");
+        }
+        Ok(())
     }
 
     /// Fails unless the controllers' logs have a line for each reason, with the identity that was asked for.
