@@ -2,7 +2,7 @@
 
     caller.py ADDRESS [--certificate PEM] [--alpn NAME] [--tls12] WHAT [ARGUMENT...]
 
-Prints one line: how the other side took it.
+With --plain PORT it speaks to that port, without TLS, and asks for pages. Prints one line: how the other side took it.
 """
 
 import argparse
@@ -40,12 +40,19 @@ def connect_request(stream, authority, flags=END_HEADERS):
     return frame(HEADERS, flags, stream, literal(2, "CONNECT") + literal(1, authority))
 
 
+def page_request(stream, authority, flags=END_HEADERS):
+    """GET / over http, by the static table."""
+    return frame(HEADERS, flags | END_STREAM, stream, bytes([0x82, 0x84, 0x86]) + literal(1, authority))
+
+
 def dial(args):
-    return socket.create_connection((args.address, PORT), timeout=10)
+    return socket.create_connection((args.address, args.plain or PORT), timeout=10)
 
 
 def shake(args):
     """The handshake. In TLS 1.3 the server refuses a client only after it: the next read tells."""
+    if args.plain:
+        return dial(args)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -145,20 +152,21 @@ def hello(args):
 def flood(args):
     """KIND COUNT AUTHORITY: as many frames of a kind as it takes until the other side ends the connection."""
     kind, count, authority = args.arguments[0], int(args.arguments[1]), args.arguments[2]
+    request = page_request if args.plain else connect_request
     tls = shake(args)
     tls.sendall(PREFACE + frame(SETTINGS))
     if kind == "continuation":
-        tls.sendall(connect_request(1, authority, flags=0))
+        tls.sendall(request(1, authority, flags=0))
     if kind == "empty-data":
-        tls.sendall(connect_request(1, authority))
+        tls.sendall(request(1, authority))
     one = {
         "settings": lambda n: frame(SETTINGS, payload=struct.pack(">HI", 4, 65535 + n % 2)),
         "ping": lambda n: frame(PING, payload=struct.pack(">Q", n)),
         "continuation": lambda n: frame(CONTINUATION, 0, 1, bytes([0x0F, 0, 100]) + b"x" * 100),
-        "reset": lambda n: connect_request(2 * n + 1, authority) + frame(RST_STREAM, 0, 2 * n + 1, struct.pack(">I", 8)),
+        "reset": lambda n: request(2 * n + 1, authority) + frame(RST_STREAM, 0, 2 * n + 1, struct.pack(">I", 8)),
         "empty-data": lambda n: frame(DATA, 0, 1),
         "window": lambda n: frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1)),
-        "streams": lambda n: connect_request(2 * n + 1, authority),
+        "streams": lambda n: request(2 * n + 1, authority),
     }[kind]
     sent = 0
     tls.settimeout(5)
@@ -264,6 +272,7 @@ def main():
     parser.add_argument("--certificate")
     parser.add_argument("--alpn", default="h2")
     parser.add_argument("--tls12", action="store_true")
+    parser.add_argument("--plain", type=int)
     whats = {what.__name__: what for what in (ask, claim, hello, flood, silent, slow, garbage)}
     parser.add_argument("what", choices=whats)
     parser.add_argument("arguments", nargs="*")
