@@ -358,7 +358,18 @@ fn sessions_stay_with_their_endpoint_until_its_backend_leaves() -> Result<()> {
             Ok(())
         })?;
     }
-    Ok(())
+    // One that outlives the client is told for how long.
+    let permanent = json!({ "sessionName": "sid", "absoluteTimeout": "1h", "cookieConfig": { "lifetimeType": "Permanent" } });
+    stage
+        .route(&on_echo(json!([{ "sessionPersistence": permanent, "backendRefs": [backend("echo-v1")] }])))?;
+    eventually(SOON, "the cookie has an end", || {
+        let answer = stage.ask("echo", "/", &[])?.answered(200)?;
+        ensure!(
+            answer["headers"]["set-cookie"].as_str().is_some_and(|it| it.contains("; Max-Age=3600;")),
+            "{answer}"
+        );
+        Ok(())
+    })
 }
 
 #[test]
