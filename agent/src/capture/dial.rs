@@ -78,7 +78,7 @@ impl Dialer {
         let to = dial.to.ip();
         if let Some(source) = dial.source {
             bind(&socket, source)?;
-        } else if dial.from.addresses.contains(&to) {
+        } else if dial.on_behalf_of.is_some() && dial.from.addresses.contains(&to) {
             if to.is_ipv6() {
                 // A route alone does not make the address one that can be bound.
                 socket.set_freebind_v6(true)?;
