@@ -15,5 +15,6 @@ mod kustomize;
 mod mesh;
 mod pods;
 mod policies;
+mod restarts;
 mod scale;
 mod security;

@@ -17,7 +17,7 @@ use crate::installed::{
     self, A_WHILE, ENROLLED, OPENED, PORT, SHOP, SYSTEM, condition, container, counted, dial, join, ran,
     servers, start,
 };
-use crate::{kit, kustomize, policies, security};
+use crate::{kit, kustomize, policies, restarts, security};
 
 /// How soon running pods are to be in the mesh after their namespace has asked for it.
 const SOON: Duration = Duration::from_secs(2);
@@ -394,6 +394,6 @@ fn updating_the_agents_fails_no_connection() -> Result<()> {
             eprintln!("{name}: {} connections over five updates", ran["made"]);
             ensure!(ran["failed_in_all"] == 0 && ran["made"].as_u64() > Some(100), "{name}: {ran}");
         }
-        Ok(())
+        restarts::a_rolling_restart_loses_no_request(cluster)
     })
 }

@@ -22,9 +22,11 @@ use hyper::client::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_rustls::TlsAcceptor;
 
 #[derive(Args)]
@@ -44,7 +46,13 @@ pub struct Serve {
     /// Requests that it takes at a time on one connection of HTTP/2.
     #[arg(long)]
     streams: Option<u32>,
+    /// At SIGTERM it takes no new connection, answers what it has been asked, and ends.
+    #[arg(long)]
+    graceful: bool,
 }
+
+/// How long answers may take that are under way at SIGTERM.
+const GRACE: Duration = Duration::from_secs(10);
 
 impl Serve {
     pub async fn run(self) -> Result<()> {
@@ -57,23 +65,38 @@ impl Serve {
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
         });
+        let mut stop = self.graceful.then(|| signal(SignalKind::terminate())).transpose()?;
+        let stopped = async {
+            match &mut stop {
+                Some(stop) => stop.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut stopped = std::pin::pin!(stopped);
+        let under_way = GracefulShutdown::new();
         loop {
-            let (stream, peer) = listener.accept().await?;
+            let (stream, peer) = tokio::select! {
+                accepted = listener.accept() => accepted?,
+                _ = &mut stopped => break,
+            };
             stream.set_nodelay(true)?;
-            let server = server.clone();
+            let (server, watcher) = (server.clone(), under_way.watcher());
             let connection = server.connections.fetch_add(1, Ordering::Relaxed);
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
                 let Some(acceptor) = acceptor else {
-                    return server.serve(stream, Caller { peer, connection, asked_for: None }).await;
+                    return server.serve(stream, Caller { peer, connection, asked_for: None }, watcher).await;
                 };
                 // How a client begins and ends its connection is for the client to tell.
                 if let Ok(stream) = acceptor.accept(stream).await {
                     let asked_for = stream.get_ref().1.server_name().map(str::to_owned);
-                    server.serve(stream, Caller { peer, connection, asked_for }).await;
+                    server.serve(stream, Caller { peer, connection, asked_for }, watcher).await;
                 }
             });
         }
+        drop(listener);
+        let _ = tokio::time::timeout(GRACE, under_way.shutdown()).await;
+        Ok(())
     }
 }
 
@@ -137,6 +160,7 @@ impl Server {
         self: Arc<Self>,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         caller: Caller,
+        watcher: Watcher,
     ) {
         let mut builder = Builder::new(TokioExecutor::new());
         if let Some(streams) = self.streams {
@@ -146,7 +170,8 @@ impl Server {
             let (server, caller) = (self.clone(), caller.clone());
             async move { server.answer(request, caller).await }
         });
-        let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), answer).await;
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), answer);
+        let _ = watcher.watch(connection).await;
     }
 
     async fn answer(&self, request: Request<Incoming>, caller: Caller) -> Result<Response<Body>, Broken> {
