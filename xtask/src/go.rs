@@ -31,8 +31,8 @@ pub struct Module {
     pub programs: &'static [(&'static str, &'static str)],
     /// The required module whose version the programs are to tell, and the variables that hold it.
     pub told: Option<(&'static str, &'static [&'static str])>,
-    /// Files of its own of a required module: a file of this name here, of all manifests in this folder there.
-    pub manifests: Option<(&'static str, &'static str, &'static str)>,
+    /// Files of its own of required modules: a file of this name here, of all manifests of that module in this folder there.
+    pub manifests: &'static [(&'static str, &'static str, &'static str)],
     /// Build tags, and whether a C compiler is needed.
     pub tags: &'static str,
     pub cgo: bool,
@@ -134,11 +134,13 @@ impl Module {
             run(build)?;
             fs::rename(new, built)?;
         }
-        self.copy_manifests(into)
+        for (name, module, folder) in self.manifests {
+            self.copy_manifests(module, folder, &into.join(name))?;
+        }
+        Ok(())
     }
 
-    fn copy_manifests(&self, into: &Path) -> Result<()> {
-        let Some((name, module, folder)) = self.manifests else { return Ok(()) };
+    fn copy_manifests(&self, module: &str, folder: &str, into: &Path) -> Result<()> {
         let mut files = sources(&self.folder_of(module, folder)?)?;
         files.retain(|file| file.extension().is_some_and(|extension| extension == "yaml"));
         files.sort();
@@ -149,9 +151,9 @@ impl Module {
                 all += &format!("---\n{}\n", fs::read_to_string(&file)?);
             }
         }
-        let new = into.join(name).with_extension("new");
+        let new = into.with_extension("new");
         fs::write(&new, all)?;
-        fs::rename(new, into.join(name))?;
+        fs::rename(new, into)?;
         Ok(())
     }
 
@@ -186,7 +188,7 @@ impl Module {
     /// The names of the files that it makes.
     fn makes(&self) -> impl Iterator<Item = &'static str> {
         let programs = self.programs.iter().map(|(program, _)| *program);
-        programs.chain(self.manifests.map(|(name, _, _)| name))
+        programs.chain(self.manifests.iter().map(|(name, ..)| *name))
     }
 
     fn path(&self) -> PathBuf {

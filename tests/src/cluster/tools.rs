@@ -15,7 +15,7 @@ pub struct Tools {
 }
 
 /// What a cluster is made of, and what is run on it.
-pub const PROGRAMS: [&str; 23] = [
+pub const PROGRAMS: [&str; 24] = [
     "bridge",
     "conformance",
     "containerd",
@@ -25,6 +25,7 @@ pub const PROGRAMS: [&str; 23] = [
     "echo-client",
     "echo-server",
     "etcd",
+    "gateway-api-experimental.yaml",
     "gateway-api.yaml",
     "helm",
     "host-local",

@@ -14,7 +14,7 @@ use undermesh_tests::require;
 use undermesh_tests::require::Feature::Cluster as ACluster;
 
 use crate::installed::{self, A_WHILE};
-use crate::kit;
+use crate::{kit, status};
 
 /// Namespaces of the suite for gateways alone, in which its set-up waits for pods all the same (of 1.6.1).
 const WAITED_FOR: [&str; 2] = ["gateway-conformance-app-backend", "gateway-conformance-web-backend"];
@@ -105,29 +105,8 @@ fn a_routes_status_says_what_becomes_of_it(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the route's status says this, of its latest generation.
 fn says(cluster: &Cluster, expected: &[&str]) -> Result<()> {
-    eventually(A_WHILE, "the route's status says so", || {
-        let route = cluster.get(&["httproute", "web"])?;
-        let parents = route["status"]["parents"].as_array().into_iter().flatten();
-        let said: Vec<_> = parents.map(|parent| said(parent, &route["metadata"]["generation"])).collect();
-        ensure!(said == expected, "{}", route["status"]);
-        Ok(())
-    })
-}
-
-fn said(parent: &Value, generation: &Value) -> String {
-    let conditions = parent["conditions"].as_array().into_iter().flatten();
-    let conditions = conditions.map(|condition| {
-        let get = |key: &str| condition[key].as_str().unwrap_or_default();
-        match get("status") {
-            _ if condition["observedGeneration"] != *generation => "of another generation".to_owned(),
-            "True" => get("type").to_owned(),
-            _ => format!("not {} for {}", get("type"), get("reason")),
-        }
-    });
-    let name = parent["parentRef"]["name"].as_str().unwrap_or_default();
-    format!("{name}: {}", conditions.collect::<Vec<_>>().join(", "))
+    status::says(cluster, &["httproute", "web"], expected)
 }
 
 fn wait_where_nobody_is(cluster: &Cluster) -> Result<()> {

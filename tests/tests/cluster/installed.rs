@@ -186,22 +186,15 @@ pub(crate) fn service(cluster: &Kube) -> Result<String> {
 
 /// Connections from a pod of the shop, each of which must be served.
 pub(crate) fn dial(cluster: &Kube, from: &str, to: &str, count: usize) -> Result<()> {
-    let count = count.to_string();
-    let told = cluster.kubectl(&[
-        "exec",
-        "--namespace",
-        SHOP,
-        from,
-        "--",
-        TRAFFIC,
-        "dial",
-        "--count",
-        &count,
-        to,
-    ])?;
-    let told: Value = serde_json::from_str(&told).with_context(|| told.clone())?;
+    let told = told(cluster, from, &[TRAFFIC, "dial", "--count", &count.to_string(), to])?;
     ensure!(told["failed"].as_object().is_some_and(|failed| failed.is_empty()), "{from} to {to}: {told}");
     Ok(())
+}
+
+/// What a program of ours says that is run in a pod of the shop.
+pub(crate) fn told(cluster: &Kube, pod: &str, command: &[&str]) -> Result<Value> {
+    let told = cluster.kubectl(&[&["exec", "--namespace", SHOP, pod, "--"], command].concat())?;
+    serde_json::from_str(&told).with_context(|| told.clone())
 }
 
 /// Whoever writes a mark that means nothing is told so.

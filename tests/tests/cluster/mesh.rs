@@ -17,7 +17,7 @@ use crate::installed::{
     self, A_WHILE, ENROLLED, OPENED, PORT, SHOP, SYSTEM, condition, container, counted, dial, join, ran,
     servers, start,
 };
-use crate::{kit, kustomize, policies, restarts, security};
+use crate::{kinds, kit, kustomize, policies, restarts, security};
 
 /// How soon running pods are to be in the mesh after their namespace has asked for it.
 const SOON: Duration = Duration::from_secs(2);
@@ -374,6 +374,7 @@ fn jobs_call_before_they_begin_and_complete(cluster: &Cluster) -> Result<()> {
 fn updating_the_agents_fails_no_connection() -> Result<()> {
     require!(ACluster);
     kit::on_cluster("um-e2e-update", 2, |cluster| {
+        kinds::define(cluster)?;
         installed::install(cluster, &["agent.drainSeconds=5"])?;
         installed::open_shop(cluster)?;
         join(cluster)?;
@@ -394,6 +395,7 @@ fn updating_the_agents_fails_no_connection() -> Result<()> {
             eprintln!("{name}: {} connections over five updates", ran["made"]);
             ensure!(ran["failed_in_all"] == 0 && ran["made"].as_u64() > Some(100), "{name}: {ran}");
         }
-        restarts::a_rolling_restart_loses_no_request(cluster)
+        restarts::a_rolling_restart_loses_no_request(cluster)?;
+        kinds::each_is_in_force_and_told_of(cluster)
     })
 }
